@@ -1,0 +1,1 @@
+//! The control plane: storage, API, certificate authority and published maps.

@@ -1,0 +1,11 @@
+//! Who, where and may: ids, keys, addresses, the network map, names and API types.
+//!
+//! Everything here is plain data without IO. A value that exists is valid: text and bytes are
+//! parsed into these types at the edge and never looked at again as text.
+
+pub mod address;
+pub mod id;
+pub mod key;
+pub mod map;
+pub mod name;
+pub mod zone;

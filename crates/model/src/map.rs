@@ -1,0 +1,95 @@
+//! The network map: all that one node must know, and the only thing that control tells it.
+
+use std::{collections::BTreeMap, net::Ipv6Addr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    address::OrgPrefix,
+    id::{NodeId, OrgId},
+    key::PublicKey,
+    name::Label,
+};
+
+/// All that one node must know. A node that holds one works without the control plane.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct NetworkMap {
+    /// Grows with every change that the node can see.
+    pub serial: u64,
+    /// The node that the map was made for.
+    pub own: Own,
+    /// The organisations that the node may see: its own, or for a gateway all that it serves.
+    pub orgs: BTreeMap<OrgId, Org>,
+}
+
+/// The node that a map was made for.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Own {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    pub name: Label,
+    /// Its part in the network.
+    pub role: Role,
+}
+
+/// The part that a node plays.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Belongs to one organisation and reaches the others of it through a gateway.
+    Client,
+    /// Has a public endpoint and forwards between the nodes of each organisation it serves.
+    Gateway,
+}
+
+/// One organisation as a node sees it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Org {
+    /// Its name.
+    pub name: Label,
+    /// Its addresses.
+    pub prefix: OrgPrefix,
+    /// The gateway that forwards for it; `None` while it has none.
+    pub gateway: Option<Gateway>,
+    /// Its nodes.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Its services by name: who offers them, at which port.
+    pub services: BTreeMap<Label, Vec<Service>>,
+}
+
+/// How a client reaches its organisation's gateway.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Gateway {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    pub name: Label,
+    /// Its public key.
+    pub public_key: PublicKey,
+    /// `HOST:PORT` of its WireGuard socket; the host may be a name.
+    pub endpoint: String,
+}
+
+/// A node as others see it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Node {
+    /// Its name, unique in the organisation.
+    pub name: Label,
+    /// Its public key, unique in the installation.
+    pub public_key: PublicKey,
+    /// Its address, fixed for its life.
+    pub address: Ipv6Addr,
+}
+
+/// A port that a node publishes.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Service {
+    /// The node that offers it.
+    pub node: NodeId,
+    /// The TCP port, at the node's address.
+    pub port: u16,
+    /// `HOST:PORT` that the node connects to for each accepted connection, told to it alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}

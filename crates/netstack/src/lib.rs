@@ -1,0 +1,1 @@
+//! User-mode TCP, UDP and ICMP echo as a state machine without IO.

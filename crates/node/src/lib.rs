@@ -1,0 +1,1 @@
+//! One node's data plane: where a packet goes, names, forwards and discards.

@@ -1,0 +1,1 @@
+//! The machine: clock, randomness, TUN, UDP and netlink; the only unsafe code.

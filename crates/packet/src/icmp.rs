@@ -1,0 +1,1 @@
+//! ICMP for IPv4 (RFC 792) and IPv6 (RFC 4443).

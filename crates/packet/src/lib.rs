@@ -1,0 +1,10 @@
+//! Bytes on the wire: total parsers and exact emitters for IP, TCP, UDP and ICMP.
+//!
+//! A parser never panics and never reads outside its input; what it accepts, the emitter writes
+//! back unchanged. Nothing here has state.
+
+pub mod checksum;
+pub mod icmp;
+pub mod ip;
+pub mod tcp;
+pub mod udp;

@@ -1,0 +1,3 @@
+//! Runs the tasks of this repository: ci, test and bench.
+
+fn main() {}
