@@ -10,17 +10,20 @@ impl Sum {
     /// Adds `bytes`, which start at an even offset of the covered data.
     #[must_use]
     pub fn add(self, bytes: &[u8]) -> Self {
-        let mut sum = self.0;
+        // One's complement sums do not depend on byte order (RFC 1071, 2(B)): words are added as
+        // the machine holds them and swapped once, which lets the compiler vectorise the loop.
+        let mut sum = 0_u64;
         let mut chunks = bytes.chunks_exact(4);
         for chunk in &mut chunks {
-            let word = u32::from_be_bytes(chunk.try_into().expect("chunks of four bytes"));
+            let word = u32::from_ne_bytes(chunk.try_into().expect("chunks of four bytes"));
             sum += u64::from(word);
         }
         let mut tail = [0; 4];
         let rest = chunks.remainder();
         tail[..rest.len()].copy_from_slice(rest);
         // The sum stays below 2^64: a packet has at most 2^14 words of 32 bits.
-        Self(sum + u64::from(u32::from_be_bytes(tail)))
+        let folded = Self(sum + u64::from(u32::from_ne_bytes(tail))).fold();
+        Self(self.0 + u64::from(u16::from_be_bytes(folded.to_ne_bytes())))
     }
 
     /// Adds one 16-bit word.

@@ -128,6 +128,37 @@ pub fn parse(bytes: &[u8]) -> Result<Packet<'_>, Malformed> {
     }
 }
 
+/// Parses the beginning of a packet that an ICMP error quotes: its end may be missing.
+pub fn parse_quote(bytes: &[u8]) -> Result<Packet<'_>, Malformed> {
+    let addresses = match version(bytes)? {
+        4 => {
+            let header: &[u8; V4_HEADER] = prefix(bytes)?;
+            let header_length = usize::from(header[0] & 0x0f) * 4;
+            if header_length < V4_HEADER || bytes.len() < header_length {
+                return Err(Malformed::Length);
+            }
+            Addresses {
+                source: v4(header, 12),
+                destination: v4(header, 16),
+                length: bytes.len(),
+            }
+        }
+        _ => {
+            let header: &[u8; V6_HEADER] = prefix(bytes)?;
+            Addresses {
+                source: v6(header, 8),
+                destination: v6(header, 24),
+                length: bytes.len(),
+            }
+        }
+    };
+    if addresses.source.is_ipv4() {
+        Ok(parse_v4(addresses, bytes))
+    } else {
+        parse_v6(addresses, bytes)
+    }
+}
+
 /// Tells whether the checksum of an IPv4 header holds; true for IPv6, which has none.
 #[must_use]
 pub fn v4_checksum_holds(bytes: &[u8]) -> bool {

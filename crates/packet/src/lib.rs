@@ -4,6 +4,8 @@
 //! back unchanged. Nothing here has state.
 
 pub mod checksum;
+pub mod gro;
+pub mod gso;
 pub mod icmp;
 pub mod ip;
 pub mod tcp;
