@@ -1,1 +1,43 @@
 //! The WireGuard protocol as a state machine without IO.
+//!
+//! [`Device`] takes datagrams, packets and the time, and gives back datagrams, packets and events:
+//! one input, then drain [`Device::poll_transmit`] and [`Device::poll_event`], then sleep until
+//! [`Device::poll_timeout`]. It follows the whitepaper (Donenfeld, "WireGuard: Next Generation
+//! Kernel Network Tunnel"); where that is silent it does what Linux does.
+
+mod allowed;
+mod constants;
+mod cookie;
+mod crypto;
+mod device;
+mod discard;
+mod event;
+mod key;
+mod keylog;
+mod load;
+mod message;
+mod noise;
+mod peer;
+mod random;
+mod replay;
+mod session;
+mod table;
+mod tai64n;
+mod timers;
+mod unknown;
+
+#[cfg(test)]
+mod tests;
+
+pub use allowed::Prefix;
+pub use constants::*;
+pub use device::Device;
+pub use discard::Discard;
+pub use event::{Event, Received, Seal, Ticket, Transmit};
+pub use key::{KEY, PresharedKey, PublicKey, StaticSecret};
+pub use keylog::KeyLog;
+pub use message::{COOKIE_REPLY, INITIATION, KEEPALIVE, RESPONSE};
+pub use peer::{AddPeerError, PeerId, PeerStatus};
+pub use random::Random;
+pub use session::{Nonces, Opened, Opening, Sealing};
+pub use tai64n::Tai64n;
