@@ -1,0 +1,682 @@
+//! TCP sockets: listeners, connections, and who is to transmit.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use packet::{
+    ip,
+    tcp::{self, Flags, Header, Segment},
+};
+
+use super::{Due, PORTS_FIRST, PORTS_TRIED, Pending, Received, Stack, is_unicast, unspecified};
+use crate::{
+    CloseReason, ConnectError, ConnectionId, Discard, Event, ListenError, ListenerId, RecvError,
+    SendError, Stale, State,
+    secret::TableKey,
+    slab::Slab,
+    tcp::{
+        buffer::Budget,
+        connection::{Connection, Opening, signal},
+        sequence::Seq,
+    },
+};
+
+/// All TCP sockets of a stack.
+pub(super) struct Sockets {
+    pub(super) connections: Slab<ConnectionId, Box<Entry>>,
+    by_tuple: HashMap<(SocketAddr, SocketAddr), ConnectionId, TableKey>,
+    listeners: Slab<ListenerId, Listener>,
+    by_local: HashMap<SocketAddr, ListenerId, TableKey>,
+    /// Oldest first; ids that are gone are skipped.
+    time_wait: VecDeque<ConnectionId>,
+    /// Connections that may have something to transmit, each once.
+    ready: VecDeque<ConnectionId>,
+    pub(super) budget: Budget,
+}
+
+/// A connection and its place in the queues.
+pub(super) struct Entry {
+    pub(super) connection: Connection,
+    /// What its deadline in the queue of deadlines is.
+    armed: Option<Instant>,
+    ready: bool,
+    pending: bool,
+    time_waits: bool,
+    mapped: bool,
+    /// Who made it; until `accept` it belongs to its listener.
+    listener: Option<ListenerId>,
+}
+
+struct Listener {
+    local: SocketAddr,
+    backlog: usize,
+    /// Established and not accepted.
+    queue: VecDeque<ConnectionId>,
+    /// The latest that began to open; those that have gone on are skipped.
+    half_open: VecDeque<ConnectionId>,
+    pending: bool,
+}
+
+impl Sockets {
+    pub(super) fn new(key: TableKey, memory_bytes_max: usize) -> Self {
+        Self {
+            connections: Slab::new(),
+            by_tuple: HashMap::with_hasher(key),
+            listeners: Slab::new(),
+            by_local: HashMap::with_hasher(key),
+            time_wait: VecDeque::new(),
+            ready: VecDeque::new(),
+            budget: Budget {
+                used: 0,
+                max: memory_bytes_max,
+            },
+        }
+    }
+
+    pub(super) fn find(&self, local: SocketAddr, remote: SocketAddr) -> Option<ConnectionId> {
+        self.by_tuple.get(&(local, remote)).copied()
+    }
+
+    fn find_listener(&self, local: SocketAddr) -> Option<ListenerId> {
+        let any = SocketAddr::new(unspecified(local.ip()), local.port());
+        self.by_local
+            .get(&local)
+            .or_else(|| self.by_local.get(&any))
+            .copied()
+    }
+}
+
+impl Stack {
+    /// Begins to open a connection to `remote`; [`Event::Connected`] or [`Event::Closed`] follows.
+    pub fn connect(
+        &mut self,
+        now: Instant,
+        remote: SocketAddr,
+    ) -> Result<ConnectionId, ConnectError> {
+        if !is_unicast(remote.ip()) || remote.port() == 0 {
+            return Err(ConnectError::Address);
+        }
+        let address = self
+            .best_source(remote.ip())
+            .ok_or(ConnectError::NoAddress)?;
+        if !self.make_room(now) {
+            return Err(ConnectError::TooMany);
+        }
+        let local = (0..PORTS_TRIED).find_map(|_| {
+            let port = PORTS_FIRST | (self.secret.port_hint(remote) & 0x7fff) as u16;
+            let local = SocketAddr::new(address, port);
+            self.tcp.find(local, remote).is_none().then_some(local)
+        });
+        let local = local.ok_or(ConnectError::PortsExhausted)?;
+        let opening = self.opening(now, local, remote, None);
+        let connection = Connection::connect(now, opening);
+        Ok(self.insert_connection(now, connection, None))
+    }
+
+    fn opening(
+        &mut self,
+        now: Instant,
+        local: SocketAddr,
+        remote: SocketAddr,
+        floor: Option<Seq>,
+    ) -> Opening {
+        let epoch = self.epoch(now);
+        let uptime = now.saturating_duration_since(epoch);
+        let iss = Seq(self.secret.initial_sequence(local, remote, uptime));
+        let limits = &self.config.limits;
+        Opening {
+            local,
+            remote,
+            iss: floor.map_or(iss, |floor| floor.max(iss)),
+            mtu: self.config.mtu,
+            stamp_base: (epoch, self.secret.timestamp_offset(local, remote)),
+            send_bytes_max: limits.send_bytes_max,
+            receive_bytes_max: limits.receive_bytes_max,
+            user_timeout: limits.user_timeout,
+            connect_timeout: limits.connect_timeout,
+        }
+    }
+
+    fn insert_connection(
+        &mut self,
+        now: Instant,
+        connection: Connection,
+        listener: Option<ListenerId>,
+    ) -> ConnectionId {
+        let tuple = (connection.local(), connection.remote());
+        let id = self.tcp.connections.insert(Box::new(Entry {
+            connection,
+            armed: None,
+            ready: false,
+            pending: false,
+            time_waits: false,
+            mapped: true,
+            listener,
+        }));
+        self.tcp.by_tuple.insert(tuple, id);
+        self.settle(now, id);
+        id
+    }
+
+    /// Makes room for one more connection at the expense of the oldest in TIME-WAIT.
+    fn make_room(&mut self, now: Instant) -> bool {
+        while self.tcp.connections.len() >= self.config.limits.connections_max {
+            if !self.end_oldest_time_wait(now) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn end_oldest_time_wait(&mut self, now: Instant) -> bool {
+        let Some(id) = self.tcp.time_wait.pop_front() else {
+            return false;
+        };
+        if let Some(entry) = self.tcp.connections.get_mut(id)
+            && entry.connection.state == State::TimeWait
+        {
+            entry
+                .connection
+                .close(CloseReason::Finished, &mut self.tcp.budget);
+            self.settle(now, id);
+        }
+        true
+    }
+
+    /// Listens on `local`; an unspecified address stands for every own address of its family.
+    ///
+    /// At most `backlog` established connections wait for [`Stack::accept`]; further SYNs are
+    /// discarded.
+    pub fn listen(&mut self, local: SocketAddr, backlog: usize) -> Result<ListenerId, ListenError> {
+        if local.port() == 0 || !(local.ip().is_unspecified() || self.is_own(local.ip())) {
+            return Err(ListenError::Address);
+        }
+        if self.tcp.listeners.len() >= self.config.limits.listeners_max {
+            return Err(ListenError::TooMany);
+        }
+        if self.tcp.by_local.contains_key(&local) {
+            return Err(ListenError::InUse);
+        }
+        let id = self.tcp.listeners.insert(Listener {
+            local,
+            backlog: backlog.max(1),
+            queue: VecDeque::new(),
+            half_open: VecDeque::new(),
+            pending: false,
+        });
+        self.tcp.by_local.insert(local, id);
+        Ok(id)
+    }
+
+    /// Takes the next established connection out of the queue of a listener.
+    pub fn accept(&mut self, listener: ListenerId) -> Option<ConnectionId> {
+        loop {
+            let id = self.tcp.listeners.get_mut(listener)?.queue.pop_front()?;
+            if let Some(entry) = self.tcp.connections.get_mut(id) {
+                entry.listener = None;
+                // What has happened meanwhile is told now that there is somebody to tell.
+                if entry.connection.signals != 0 && !std::mem::replace(&mut entry.pending, true) {
+                    self.events.push_back(Pending::Connection(id));
+                }
+                return Some(id);
+            }
+        }
+    }
+
+    /// Stops listening and aborts the connections that wait in the queue.
+    pub fn release_listener(&mut self, now: Instant, listener: ListenerId) {
+        let Some(listener) = self.tcp.listeners.remove(listener) else {
+            return;
+        };
+        self.tcp.by_local.remove(&listener.local);
+        for id in listener.queue.into_iter().chain(listener.half_open) {
+            let Some(entry) = self.tcp.connections.get_mut(id) else {
+                continue;
+            };
+            if entry.listener.take().is_some() {
+                entry.connection.orphaned = true;
+                entry.connection.abort(&mut self.tcp.budget);
+                self.settle(now, id);
+            }
+        }
+    }
+
+    /// Takes as many bytes as there is room for and returns their number; zero means no room now,
+    /// and [`Event::Writable`] tells when there is some.
+    pub fn send(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        bytes: &[u8],
+    ) -> Result<usize, SendError> {
+        let budget = &mut self.tcp.budget;
+        let connection = owned(&mut self.tcp.connections, id).ok_or(SendError::Stale)?;
+        if let Some(reason) = connection.reason {
+            return Err(SendError::Closed(reason));
+        }
+        if connection.is_finishing() {
+            return Err(SendError::ShutDown);
+        }
+        let taken = connection.send(bytes, budget);
+        self.settle(now, id);
+        Ok(taken)
+    }
+
+    /// Moves received bytes to the front of `out`.
+    pub fn recv(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        out: &mut [u8],
+    ) -> Result<Received, RecvError> {
+        let budget = &mut self.tcp.budget;
+        let connection = owned(&mut self.tcp.connections, id).ok_or(RecvError::Stale)?;
+        if connection.readable() > 0 && !out.is_empty() {
+            let length = connection.recv(now, out, budget);
+            self.settle(now, id);
+            return Ok(Received::Bytes(length));
+        }
+        if connection.readable() == 0 && connection.is_at_end() {
+            return Ok(Received::End);
+        }
+        match connection.reason {
+            Some(reason) => Err(RecvError::Closed(reason)),
+            None => Ok(Received::WouldBlock),
+        }
+    }
+
+    /// Finishes our side: what was sent before is delivered, then the peer reads the end.
+    pub fn shutdown(&mut self, now: Instant, id: ConnectionId) {
+        if let Some(connection) = owned(&mut self.tcp.connections, id) {
+            connection.shutdown();
+            self.settle(now, id);
+        }
+    }
+
+    /// Ends the connection at once with a RST; the id stays until `release`.
+    pub fn abort(&mut self, now: Instant, id: ConnectionId) {
+        let budget = &mut self.tcp.budget;
+        if let Some(connection) = owned(&mut self.tcp.connections, id) {
+            connection.abort(budget);
+            self.settle(now, id);
+        }
+    }
+
+    /// Gives the id back; the stack finishes the close by itself.
+    ///
+    /// What was sent is still delivered. Bytes that were received and not read, or that come
+    /// later, reset the connection (RFC 1122, 4.2.2.13).
+    pub fn release(&mut self, now: Instant, id: ConnectionId) {
+        let budget = &mut self.tcp.budget;
+        if let Some(connection) = owned(&mut self.tcp.connections, id) {
+            connection.release(now, budget);
+            self.settle(now, id);
+        }
+    }
+
+    /// Returns the own address and port of a connection.
+    #[must_use]
+    pub fn local(&self, id: ConnectionId) -> Option<SocketAddr> {
+        self.connection(id).map(Connection::local)
+    }
+
+    /// Returns the peer's address and port.
+    #[must_use]
+    pub fn remote(&self, id: ConnectionId) -> Option<SocketAddr> {
+        self.connection(id).map(Connection::remote)
+    }
+
+    /// Returns the state of a connection.
+    #[must_use]
+    pub fn state(&self, id: ConnectionId) -> Option<State> {
+        self.connection(id).map(|connection| connection.state)
+    }
+
+    /// Returns how a connection ended; `None` while it has not.
+    #[must_use]
+    pub fn close_reason(&self, id: ConnectionId) -> Option<CloseReason> {
+        self.connection(id).and_then(|connection| connection.reason)
+    }
+
+    fn connection(&self, id: ConnectionId) -> Option<&Connection> {
+        let connection = &self.tcp.connections.get(id)?.connection;
+        (!connection.orphaned).then_some(connection)
+    }
+
+    /// Turns Nagle's algorithm (RFC 9293, 3.7.4) on or off; it is off in a new connection.
+    pub fn set_nagle(&mut self, now: Instant, id: ConnectionId, on: bool) -> Result<(), Stale> {
+        owned(&mut self.tcp.connections, id)
+            .ok_or(Stale)?
+            .set_nagle(on);
+        self.settle(now, id);
+        Ok(())
+    }
+
+    /// Asks the peer of an idle connection for a sign of life every `interval`; after three
+    /// questions without an answer the connection ends (RFC 9293, 3.8.4). Off when new.
+    pub fn set_keepalive(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        interval: Option<Duration>,
+    ) -> Result<(), Stale> {
+        owned(&mut self.tcp.connections, id)
+            .ok_or(Stale)?
+            .set_keepalive(interval);
+        self.settle(now, id);
+        Ok(())
+    }
+
+    /// Changes how long sent data may stay without acknowledgement (RFC 5482).
+    pub fn set_user_timeout(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        timeout: Duration,
+    ) -> Result<(), Stale> {
+        owned(&mut self.tcp.connections, id)
+            .ok_or(Stale)?
+            .set_user_timeout(timeout);
+        self.settle(now, id);
+        Ok(())
+    }
+
+    pub(super) fn handle_tcp(
+        &mut self,
+        now: Instant,
+        header: &ip::Header,
+        payload: &[u8],
+    ) -> Result<(), Discard> {
+        let (source, destination) = (header.source, header.destination);
+        let segment = tcp::parse(source, destination, payload).map_err(|why| match why {
+            tcp::Malformed::Truncated | tcp::Malformed::Length => Discard::TcpMalformed,
+            tcp::Malformed::Checksum => Discard::TcpChecksum,
+        })?;
+        let local = SocketAddr::new(destination, segment.header.destination_port);
+        let remote = SocketAddr::new(source, segment.header.source_port);
+        let mut floor = None;
+        if let Some(id) = self.tcp.find(local, remote) {
+            let entry = self
+                .tcp
+                .connections
+                .get_mut(id)
+                .expect("`by_tuple` names connections");
+            let connection = &mut entry.connection;
+            if !(begins(&segment.header) && connection.yields_to(&segment.header)) {
+                let budget = &mut self.tcp.budget;
+                let outcome = connection.handle_segment(now, &segment, budget);
+                self.settle(now, id);
+                if outcome == Err(Discard::TcpNoSocket) {
+                    self.answer_reset(local, remote, &segment);
+                }
+                return outcome;
+            }
+            // A new incarnation takes the place of one in TIME-WAIT (RFC 6191).
+            floor = Some(connection.next_iss());
+            connection.close(CloseReason::Finished, &mut self.tcp.budget);
+            self.settle(now, id);
+        }
+        let outcome = self.handle_opening(now, local, remote, &segment.header, floor);
+        if outcome == Err(Discard::TcpNoSocket) {
+            self.answer_reset(local, remote, &segment);
+        }
+        outcome
+    }
+
+    /// A segment without a connection: a SYN for a listener, or nothing (RFC 9293, 3.10.7.2).
+    fn handle_opening(
+        &mut self,
+        now: Instant,
+        local: SocketAddr,
+        remote: SocketAddr,
+        syn: &Header,
+        floor: Option<Seq>,
+    ) -> Result<(), Discard> {
+        let id = self.tcp.find_listener(local).ok_or(Discard::TcpNoSocket)?;
+        if !begins(syn) || remote.port() == 0 {
+            return Err(Discard::TcpNoSocket);
+        }
+        let listener = self
+            .tcp
+            .listeners
+            .get(id)
+            .expect("`by_local` names listeners");
+        if listener.queue.len() >= listener.backlog || !self.make_room(now) {
+            return Err(Discard::TcpBacklogFull);
+        }
+        self.end_oldest_half_open(now, id);
+        let opening = self.opening(now, local, remote, floor);
+        let connection = Connection::accept(now, opening, syn);
+        let connection = self.insert_connection(now, connection, Some(id));
+        if let Some(listener) = self.tcp.listeners.get_mut(id) {
+            listener.half_open.push_back(connection);
+        }
+        Ok(())
+    }
+
+    fn end_oldest_half_open(&mut self, now: Instant, id: ListenerId) {
+        let bound = self.config.limits.half_open_max.max(1);
+        let Some(listener) = self.tcp.listeners.get_mut(id) else {
+            return;
+        };
+        if listener.half_open.len() < bound {
+            return;
+        }
+        let Some(oldest) = listener.half_open.pop_front() else {
+            return;
+        };
+        if let Some(entry) = self.tcp.connections.get_mut(oldest)
+            && entry.connection.state == State::SynReceived
+        {
+            entry.connection.orphaned = true;
+            entry
+                .connection
+                .close(CloseReason::TimedOut, &mut self.tcp.budget);
+            self.settle(now, oldest);
+        }
+    }
+
+    /// RFC 9293, 3.10.7.1.
+    fn answer_reset(&mut self, local: SocketAddr, remote: SocketAddr, segment: &Segment<'_>) {
+        let refused = &segment.header;
+        let full = self.answers.len() >= self.config.limits.answers_max;
+        if refused.flags.has(Flags::RST) || full {
+            return;
+        }
+        let mut reset = Header {
+            source_port: local.port(),
+            destination_port: remote.port(),
+            ..Header::default()
+        };
+        if refused.flags.has(Flags::ACK) {
+            reset.sequence = refused.acknowledgement;
+            reset.flags = Flags::RST;
+        } else {
+            reset.acknowledgement = refused.sequence.wrapping_add(segment.sequence_length());
+            reset.flags = Flags::RST.with(Flags::ACK);
+        }
+        let header = super::header(local.ip(), remote.ip(), ip::TCP);
+        let mut packet = vec![0; ip::header_length(remote.ip()) + tcp::HEADER];
+        let at = ip::emit_header(&header, tcp::HEADER, &mut packet);
+        let reset = Segment {
+            header: reset,
+            payload: &[],
+        };
+        tcp::emit(local.ip(), remote.ip(), &reset, &mut packet[at..]);
+        self.answers.push_back(packet);
+    }
+
+    /// Brings everything around a connection up to date after it has changed.
+    pub(super) fn settle(&mut self, now: Instant, id: ConnectionId) {
+        let Some(entry) = self.tcp.connections.get_mut(id) else {
+            return;
+        };
+        if entry.listener.is_some() {
+            self.settle_unaccepted(id);
+        }
+        let Some(entry) = self.tcp.connections.get_mut(id) else {
+            return;
+        };
+        let connection = &mut entry.connection;
+        if connection.state == State::Closed {
+            if std::mem::take(&mut entry.mapped) {
+                self.tcp
+                    .by_tuple
+                    .remove(&(connection.local(), connection.remote()));
+            }
+            if connection.orphaned && !connection.owes_reset() {
+                self.remove(now, id);
+                return;
+            }
+        }
+        if connection.state == State::TimeWait && !std::mem::replace(&mut entry.time_waits, true) {
+            self.tcp.time_wait.push_back(id);
+        }
+        let told = connection.signals != 0 && entry.listener.is_none() && !connection.orphaned;
+        if told && !std::mem::replace(&mut entry.pending, true) {
+            self.events.push_back(Pending::Connection(id));
+        }
+        if !std::mem::replace(&mut entry.ready, true) {
+            self.tcp.ready.push_back(id);
+        }
+        let wanted = connection.poll_timeout();
+        self.deadlines
+            .arm(now, Due::Connection(id), &mut entry.armed, wanted);
+        while self.tcp.time_wait.len() > self.config.limits.time_wait_max {
+            self.end_oldest_time_wait(now);
+        }
+    }
+
+    /// A connection that belongs to a listener: it enters the queue, or ends unseen.
+    fn settle_unaccepted(&mut self, id: ConnectionId) {
+        let Some(entry) = self.tcp.connections.get_mut(id) else {
+            return;
+        };
+        let connection = &mut entry.connection;
+        if connection.state == State::Closed {
+            connection.orphaned = true;
+        } else if connection.signals & signal::ACCEPTED != 0 {
+            connection.signals &= !signal::ACCEPTED;
+            let Some(listener_id) = entry.listener else {
+                return;
+            };
+            let Some(listener) = self.tcp.listeners.get_mut(listener_id) else {
+                return;
+            };
+            listener.queue.push_back(id);
+            if !std::mem::replace(&mut listener.pending, true) {
+                self.events.push_back(Pending::Listener(listener_id));
+            }
+        }
+    }
+
+    fn remove(&mut self, now: Instant, id: ConnectionId) {
+        if let Some(mut entry) = self.tcp.connections.remove(id) {
+            entry.connection.free(&mut self.tcp.budget);
+            self.deadlines
+                .arm(now, Due::Connection(id), &mut entry.armed, None);
+        }
+    }
+
+    pub(super) fn handle_connection_timeout(&mut self, now: Instant, id: ConnectionId) {
+        if let Some(entry) = self.tcp.connections.get_mut(id) {
+            entry.armed = None;
+            entry.connection.handle_timeout(now, &mut self.tcp.budget);
+            self.settle(now, id);
+        }
+    }
+
+    pub(super) fn poll_connection_event(&mut self, id: ConnectionId) -> Option<Event> {
+        let entry = self.tcp.connections.get_mut(id)?;
+        let connection = &mut entry.connection;
+        entry.pending = false;
+        if connection.orphaned {
+            return None;
+        }
+        let first = connection.signals & connection.signals.wrapping_neg();
+        connection.signals &= !first;
+        if connection.signals != 0 {
+            entry.pending = true;
+            self.events.push_front(Pending::Connection(id));
+        }
+        match first {
+            signal::CONNECTED => Some(Event::Connected(id)),
+            signal::READABLE => Some(Event::Readable(id)),
+            signal::WRITABLE => Some(Event::Writable(id)),
+            signal::CLOSED => {
+                let reason = connection.reason.unwrap_or(CloseReason::Finished);
+                Some(Event::Closed(id, reason))
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn poll_listener_event(&mut self, id: ListenerId) -> Option<Event> {
+        let listener = self.tcp.listeners.get_mut(id)?;
+        listener.pending = false;
+        Some(Event::Accepted(id))
+    }
+
+    /// Lets every ready connection transmit in turn.
+    pub(super) fn transmit_tcp(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
+        while let Some(id) = self.tcp.ready.pop_front() {
+            let Some(entry) = self.tcp.connections.get_mut(id) else {
+                continue;
+            };
+            let connection = &mut entry.connection;
+            if connection.mtu() > self.config.mtu {
+                connection.set_mtu(self.config.mtu);
+            }
+            let (local, remote) = (connection.local().ip(), connection.remote().ip());
+            let at = ip::header_length(remote);
+            let budget = &self.tcp.budget;
+            let length = connection.poll_transmit(now, budget, &mut out[at..]);
+            self.operations += 1;
+            let Some(length) = length else {
+                entry.ready = false;
+                if connection.state == State::Closed && connection.orphaned {
+                    self.remove(now, id);
+                } else {
+                    let wanted = connection.poll_timeout();
+                    self.deadlines
+                        .arm(now, Due::Connection(id), &mut entry.armed, wanted);
+                }
+                continue;
+            };
+            self.tcp.ready.push_back(id);
+            tcp::fill_checksum(local, remote, &mut out[at..at + length]);
+            ip::emit_header(&super::header(local, remote, ip::TCP), length, out);
+            return Some(at + length);
+        }
+        None
+    }
+
+    /// Bytes that all send and receive buffers hold now; bounded by
+    /// [`Limits::memory_bytes_max`](crate::Limits::memory_bytes_max) and a floor per connection.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.tcp.budget.used
+    }
+
+    /// Connections of all kinds, those included that only finish their close.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.tcp.connections.len()
+    }
+}
+
+/// The connection of an id that has not been released.
+fn owned(
+    connections: &mut Slab<ConnectionId, Box<Entry>>,
+    id: ConnectionId,
+) -> Option<&mut Connection> {
+    let connection = &mut connections.get_mut(id)?.connection;
+    (!connection.orphaned).then_some(connection)
+}
+
+fn begins(header: &Header) -> bool {
+    header.flags.has(Flags::SYN) && !header.flags.has(Flags::ACK) && !header.flags.has(Flags::RST)
+}

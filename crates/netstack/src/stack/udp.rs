@@ -1,0 +1,270 @@
+//! UDP sockets (RFC 768).
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
+
+use packet::{
+    icmp::{Cause, Unreachable},
+    ip, udp,
+};
+
+use super::{PORTS_FIRST, PORTS_TRIED, Pending, Stack, is_unicast};
+use crate::{
+    BindError, Discard, Event, SendToError, UdpFailure, UdpId, secret::TableKey, slab::Slab,
+};
+
+/// All UDP sockets of a stack.
+pub(super) struct Sockets {
+    sockets: Slab<UdpId, Socket>,
+    by_local: HashMap<SocketAddr, UdpId, TableKey>,
+    transmit: VecDeque<Outgoing>,
+}
+
+struct Socket {
+    local: SocketAddr,
+    queue: VecDeque<Incoming>,
+    queued_bytes: usize,
+    readable: bool,
+    failure: Option<UdpFailure>,
+    pending: bool,
+}
+
+struct Incoming {
+    from: SocketAddr,
+    to: IpAddr,
+    payload: Vec<u8>,
+}
+
+struct Outgoing {
+    source: SocketAddr,
+    destination: SocketAddr,
+    payload: Vec<u8>,
+}
+
+impl Sockets {
+    pub(super) fn new(key: TableKey) -> Self {
+        Self {
+            sockets: Slab::new(),
+            by_local: HashMap::with_hasher(key),
+            transmit: VecDeque::new(),
+        }
+    }
+
+    fn find(&self, local: SocketAddr) -> Option<UdpId> {
+        let any = SocketAddr::new(super::unspecified(local.ip()), local.port());
+        self.by_local
+            .get(&local)
+            .or_else(|| self.by_local.get(&any))
+            .copied()
+    }
+}
+
+impl Stack {
+    /// Makes a UDP socket; port zero draws an ephemeral port, an unspecified address stands for
+    /// every own address of its family.
+    pub fn bind(&mut self, local: SocketAddr) -> Result<UdpId, BindError> {
+        if !local.ip().is_unspecified() && !self.is_own(local.ip()) {
+            return Err(BindError::Address);
+        }
+        if self.udp.sockets.len() >= self.config.limits.udp_sockets_max {
+            return Err(BindError::TooMany);
+        }
+        let local = if local.port() == 0 {
+            self.free_udp_port(local).ok_or(BindError::PortsExhausted)?
+        } else {
+            local
+        };
+        if self.udp.by_local.contains_key(&local) {
+            return Err(BindError::InUse);
+        }
+        let id = self.udp.sockets.insert(Socket {
+            local,
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            readable: false,
+            failure: None,
+            pending: false,
+        });
+        self.udp.by_local.insert(local, id);
+        Ok(id)
+    }
+
+    fn free_udp_port(&mut self, local: SocketAddr) -> Option<SocketAddr> {
+        (0..PORTS_TRIED).find_map(|_| {
+            let port = PORTS_FIRST | (self.secret.port_hint(local) & 0x7fff) as u16;
+            let candidate = SocketAddr::new(local.ip(), port);
+            (!self.udp.by_local.contains_key(&candidate)).then_some(candidate)
+        })
+    }
+
+    /// Returns the address and port of a UDP socket.
+    #[must_use]
+    pub fn udp_local(&self, id: UdpId) -> Option<SocketAddr> {
+        self.udp.sockets.get(id).map(|socket| socket.local)
+    }
+
+    /// Sends one datagram from the socket's address, or for an unspecified one from the best.
+    pub fn send_to(
+        &mut self,
+        id: UdpId,
+        remote: SocketAddr,
+        payload: &[u8],
+    ) -> Result<(), SendToError> {
+        self.send_from(id, None, remote, payload)
+    }
+
+    /// Sends one datagram from `source`, as an answer to a datagram that came to that address.
+    ///
+    /// `source` counts only for a socket whose own address is unspecified.
+    pub fn send_from(
+        &mut self,
+        id: UdpId,
+        source: Option<IpAddr>,
+        remote: SocketAddr,
+        payload: &[u8],
+    ) -> Result<(), SendToError> {
+        let local = self.udp_local(id).ok_or(SendToError::Stale)?;
+        let other_family = local.is_ipv4() != remote.is_ipv4();
+        if !is_unicast(remote.ip()) || remote.port() == 0 || other_family {
+            return Err(SendToError::Address);
+        }
+        let address = if local.ip().is_unspecified() {
+            let wanted = source.filter(|&source| self.is_own(source));
+            let wanted = wanted.filter(|source| source.is_ipv4() == remote.is_ipv4());
+            let best = wanted.or_else(|| self.best_source(remote.ip()));
+            best.ok_or(SendToError::NoAddress)?
+        } else {
+            local.ip()
+        };
+        let length = ip::header_length(remote.ip()) + udp::HEADER + payload.len();
+        if length > self.config.mtu {
+            return Err(SendToError::TooLong);
+        }
+        if self.udp.transmit.len() >= self.config.limits.udp_transmit_datagrams_max {
+            return Err(SendToError::QueueFull);
+        }
+        self.udp.transmit.push_back(Outgoing {
+            source: SocketAddr::new(address, local.port()),
+            destination: remote,
+            payload: payload.to_vec(),
+        });
+        Ok(())
+    }
+
+    /// Moves the oldest datagram to the front of `out`: its length, who sent it, and to which own
+    /// address. What exceeds `out` is cut off.
+    pub fn recv_from(&mut self, id: UdpId, out: &mut [u8]) -> Option<(usize, SocketAddr, IpAddr)> {
+        let socket = self.udp.sockets.get_mut(id)?;
+        let datagram = socket.queue.pop_front()?;
+        socket.queued_bytes -= datagram.payload.len();
+        if socket.queue.is_empty() {
+            socket.queue = VecDeque::new();
+        }
+        let length = datagram.payload.len().min(out.len());
+        out[..length].copy_from_slice(&datagram.payload[..length]);
+        Some((length, datagram.from, datagram.to))
+    }
+
+    /// Gives a UDP socket back; datagrams in its queue are dropped.
+    pub fn release_udp(&mut self, id: UdpId) {
+        if let Some(socket) = self.udp.sockets.remove(id) {
+            self.udp.by_local.remove(&socket.local);
+        }
+    }
+
+    /// Takes a UDP datagram; `packet` is what an ICMP error quotes, when it came in one piece.
+    pub(super) fn handle_udp(
+        &mut self,
+        now: Instant,
+        header: &ip::Header,
+        payload: &[u8],
+        packet: Option<&[u8]>,
+    ) -> Result<(), Discard> {
+        let datagram =
+            udp::parse(header.source, header.destination, payload).map_err(|why| match why {
+                udp::Malformed::Truncated => Discard::UdpMalformed,
+                udp::Malformed::Checksum => Discard::UdpChecksum,
+            })?;
+        let local = SocketAddr::new(header.destination, datagram.destination_port);
+        let Some(id) = self.udp.find(local) else {
+            let cause = Cause::Unreachable(Unreachable::Port);
+            self.answer_error(now, cause, header, packet);
+            return Err(Discard::UdpNoSocket);
+        };
+        let bound = self.config.limits.udp_receive_bytes_max;
+        let socket = self
+            .udp
+            .sockets
+            .get_mut(id)
+            .expect("`by_local` names sockets");
+        // Each datagram counts a little more than its data, so that empty ones are bounded too.
+        let length = datagram.payload.len();
+        if socket.queued_bytes + length > bound || socket.queue.len() >= bound / 64 {
+            return Err(Discard::UdpQueueFull);
+        }
+        socket.queued_bytes += length;
+        socket.queue.push_back(Incoming {
+            from: SocketAddr::new(header.source, datagram.source_port),
+            to: header.destination,
+            payload: datagram.payload.to_vec(),
+        });
+        socket.readable = true;
+        self.tell_udp(id);
+        Ok(())
+    }
+
+    /// Tells the socket that sent a datagram which did not arrive.
+    pub(super) fn handle_udp_error(
+        &mut self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        cause: Cause,
+    ) -> Result<(), Discard> {
+        let id = self.udp.find(local).ok_or(Discard::IcmpUnrelated)?;
+        let socket = self
+            .udp
+            .sockets
+            .get_mut(id)
+            .expect("`by_local` names sockets");
+        socket.failure = Some(UdpFailure { remote, cause });
+        self.tell_udp(id);
+        Ok(())
+    }
+
+    fn tell_udp(&mut self, id: UdpId) {
+        if let Some(socket) = self.udp.sockets.get_mut(id)
+            && !std::mem::replace(&mut socket.pending, true)
+        {
+            self.events.push_back(Pending::Udp(id));
+        }
+    }
+
+    pub(super) fn poll_udp_event(&mut self, id: UdpId) -> Option<Event> {
+        let socket = self.udp.sockets.get_mut(id)?;
+        socket.pending = false;
+        if let Some(failure) = socket.failure.take() {
+            if socket.readable {
+                self.tell_udp(id);
+            }
+            return Some(Event::UdpFailed(id, failure));
+        }
+        std::mem::take(&mut socket.readable).then_some(Event::UdpReadable(id))
+    }
+
+    pub(super) fn transmit_udp(&mut self, out: &mut [u8]) -> Option<usize> {
+        let datagram = self.udp.transmit.pop_front()?;
+        let (source, destination) = (datagram.source, datagram.destination);
+        let header = super::header(source.ip(), destination.ip(), ip::UDP);
+        let length = udp::HEADER + datagram.payload.len();
+        let at = ip::emit_header(&header, length, out);
+        let datagram = udp::Datagram {
+            source_port: source.port(),
+            destination_port: destination.port(),
+            payload: &datagram.payload,
+        };
+        Some(at + udp::emit(source.ip(), destination.ip(), &datagram, &mut out[at..]))
+    }
+}

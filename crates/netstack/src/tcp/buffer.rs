@@ -1,0 +1,360 @@
+//! Buffers that grow in chunks under one budget, and hold nothing when they are empty.
+
+use std::collections::VecDeque;
+
+use super::sequence::Seq;
+
+/// Bytes that a connection may hold each way even when the budget is used up, so that every
+/// connection moves on.
+pub(crate) const FLOOR: usize = 4096;
+
+/// The largest number of out-of-order ranges; data that would make one more is not taken.
+pub(crate) const RANGES_MAX: usize = 64;
+
+const CHUNK: usize = 4096;
+
+/// Bytes that all buffers of a stack hold together.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    pub(crate) used: usize,
+    pub(crate) max: usize,
+}
+
+impl Budget {
+    pub(crate) fn room(&self) -> usize {
+        self.max.saturating_sub(self.used)
+    }
+}
+
+/// A sparse byte sequence that is consumed from its front.
+#[derive(Debug, Default)]
+struct Chunks {
+    chunks: VecDeque<Option<Box<[u8]>>>,
+    /// Where in the first chunk the sequence begins.
+    head: usize,
+}
+
+impl Chunks {
+    fn write(&mut self, offset: usize, mut bytes: &[u8], budget: &mut Budget) {
+        let mut at = self.head + offset;
+        while !bytes.is_empty() {
+            let (index, start) = (at / CHUNK, at % CHUNK);
+            if index >= self.chunks.len() {
+                self.chunks.resize_with(index + 1, || None);
+            }
+            let chunk = self.chunks[index].get_or_insert_with(|| {
+                budget.used += CHUNK;
+                vec![0; CHUNK].into_boxed_slice()
+            });
+            let length = bytes.len().min(CHUNK - start);
+            chunk[start..start + length].copy_from_slice(&bytes[..length]);
+            bytes = &bytes[length..];
+            at += length;
+        }
+    }
+
+    fn read(&self, offset: usize, mut out: &mut [u8]) {
+        let mut at = self.head + offset;
+        while !out.is_empty() {
+            let (index, start) = (at / CHUNK, at % CHUNK);
+            let length = out.len().min(CHUNK - start);
+            let chunk = self.chunks[index]
+                .as_ref()
+                .expect("only what was written is read");
+            out[..length].copy_from_slice(&chunk[start..start + length]);
+            out = &mut out[length..];
+            at += length;
+        }
+    }
+
+    fn advance(&mut self, length: usize, budget: &mut Budget) {
+        self.head += length;
+        while self.head >= CHUNK {
+            self.head -= CHUNK;
+            if self.chunks.pop_front().flatten().is_some() {
+                budget.used -= CHUNK;
+            }
+        }
+    }
+
+    fn clear(&mut self, budget: &mut Budget) {
+        budget.used -= CHUNK * self.chunks.iter().flatten().count();
+        *self = Self::default();
+    }
+}
+
+/// What was given to `send` and is not acknowledged yet.
+#[derive(Debug, Default)]
+pub(crate) struct SendBuffer {
+    chunks: Chunks,
+    length: usize,
+}
+
+impl SendBuffer {
+    pub(crate) fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Takes what fits under `limit` and the budget, and returns how much that is.
+    pub(crate) fn push(&mut self, bytes: &[u8], limit: usize, budget: &mut Budget) -> usize {
+        let own = limit.saturating_sub(self.length);
+        let shared = budget.room().max(FLOOR.saturating_sub(self.length));
+        let length = bytes.len().min(own).min(shared);
+        self.chunks.write(self.length, &bytes[..length], budget);
+        self.length += length;
+        length
+    }
+
+    pub(crate) fn copy(&self, offset: usize, out: &mut [u8]) {
+        self.chunks.read(offset, out);
+    }
+
+    pub(crate) fn advance(&mut self, length: usize, budget: &mut Budget) {
+        self.length -= length;
+        if self.length == 0 {
+            self.chunks.clear(budget);
+        } else {
+            self.chunks.advance(length, budget);
+        }
+    }
+
+    pub(crate) fn clear(&mut self, budget: &mut Budget) {
+        self.length = 0;
+        self.chunks.clear(budget);
+    }
+}
+
+/// What became of received data.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Inserted {
+    /// So many bytes became readable.
+    Advanced(usize),
+    /// Kept until the gap before it is filled.
+    OutOfOrder,
+    /// Everything of it was there already.
+    Duplicate,
+    /// The ranges or the budget are used up.
+    NoRoom,
+}
+
+/// Received data: a readable front, and ranges behind gaps.
+#[derive(Debug, Default)]
+pub(crate) struct ReceiveBuffer {
+    chunks: Chunks,
+    readable: usize,
+    /// Sorted, disjoint, not adjacent; offsets count from the beginning of the stream.
+    ranges: Vec<Range>,
+    /// Offset of the first readable byte in the stream.
+    base: u64,
+    /// Counts insertions, to order ranges by how recent they are (RFC 2018, 4).
+    clock: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    start: u64,
+    end: u64,
+    touched: u32,
+}
+
+impl ReceiveBuffer {
+    pub(crate) fn readable(&self) -> usize {
+        self.readable
+    }
+
+    pub(crate) fn has_gaps(&self) -> bool {
+        !self.ranges.is_empty()
+    }
+
+    /// Stores `bytes`, which stand `offset` behind the readable front.
+    pub(crate) fn insert(&mut self, offset: usize, bytes: &[u8], budget: &mut Budget) -> Inserted {
+        let position = self.readable + offset;
+        // A chunk is allocated at most at either end of what is written.
+        if bytes.len() + CHUNK > budget.room() && position + bytes.len() > FLOOR {
+            return Inserted::NoRoom;
+        }
+        if offset == 0 && self.ranges.is_empty() {
+            self.chunks.write(position, bytes, budget);
+            self.readable += bytes.len();
+            return Inserted::Advanced(bytes.len());
+        }
+        let next = self.base + to_u64(self.readable);
+        let start = next + to_u64(offset);
+        let end = start + to_u64(bytes.len());
+        let first = self.ranges.partition_point(|range| range.end < start);
+        let last = self.ranges.partition_point(|range| range.start <= end);
+        let touching = &self.ranges[first..last];
+        if touching
+            .iter()
+            .any(|range| range.start <= start && end <= range.end)
+        {
+            return Inserted::Duplicate;
+        }
+        if touching.is_empty() && offset != 0 && self.ranges.len() >= RANGES_MAX {
+            return Inserted::NoRoom;
+        }
+        let merged_start = touching
+            .first()
+            .map_or(start, |range| range.start.min(start));
+        let merged_end = touching.last().map_or(end, |range| range.end.max(end));
+        self.chunks.write(position, bytes, budget);
+        self.clock = self.clock.wrapping_add(1);
+        if merged_start == next {
+            self.ranges.drain(first..last);
+            let advanced = usize::try_from(merged_end - next).expect("bounded by the window");
+            self.readable += advanced;
+            if self.ranges.is_empty() {
+                self.ranges = Vec::new();
+            }
+            return Inserted::Advanced(advanced);
+        }
+        let merged = Range {
+            start: merged_start,
+            end: merged_end,
+            touched: self.clock,
+        };
+        self.ranges.splice(first..last, [merged]);
+        Inserted::OutOfOrder
+    }
+
+    /// Returns up to `count` ranges behind gaps, the most recent first, where `rcv_nxt` is the
+    /// sequence number behind the readable front.
+    pub(crate) fn sack_blocks(&self, rcv_nxt: Seq, count: usize) -> Vec<(Seq, Seq)> {
+        let next = self.base + to_u64(self.readable);
+        let mut ranges: Vec<_> = self.ranges.iter().collect();
+        ranges.sort_unstable_by_key(|range| self.clock.wrapping_sub(range.touched));
+        let at = |offset: u64| {
+            let distance = u32::try_from(offset - next).expect("bounded by the window");
+            rcv_nxt + distance
+        };
+        let blocks = ranges.iter().take(count);
+        blocks
+            .map(|range| (at(range.start), at(range.end)))
+            .collect()
+    }
+
+    /// Moves readable bytes to the front of `out` and returns their number.
+    pub(crate) fn read(&mut self, out: &mut [u8], budget: &mut Budget) -> usize {
+        let length = self.readable.min(out.len());
+        self.chunks.read(0, &mut out[..length]);
+        self.readable -= length;
+        self.base += to_u64(length);
+        if self.readable == 0 && self.ranges.is_empty() {
+            self.chunks.clear(budget);
+        } else {
+            self.chunks.advance(length, budget);
+        }
+        length
+    }
+
+    pub(crate) fn clear(&mut self, budget: &mut Budget) {
+        self.chunks.clear(budget);
+        self.ranges = Vec::new();
+        self.readable = 0;
+    }
+}
+
+fn to_u64(length: usize) -> u64 {
+    u64::try_from(length).expect("a length fits 64 bits")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn budget() -> Budget {
+        Budget {
+            used: 0,
+            max: 1 << 20,
+        }
+    }
+
+    #[test]
+    fn an_empty_buffer_holds_no_memory() {
+        let mut budget = budget();
+        let mut send = SendBuffer::default();
+        assert_eq!(send.push(&[7; 10_000], 9_000, &mut budget), 9_000);
+        assert_eq!(budget.used, 3 * CHUNK);
+        send.advance(4_096, &mut budget);
+        assert_eq!(budget.used, 2 * CHUNK);
+        send.advance(4_904, &mut budget);
+        assert_eq!(budget.used, 0);
+    }
+
+    #[test]
+    fn at_the_budget_a_buffer_still_has_its_floor() {
+        let mut budget = Budget { used: 0, max: 0 };
+        let mut send = SendBuffer::default();
+        assert_eq!(send.push(&[7; 10_000], 1 << 20, &mut budget), FLOOR);
+        let mut receive = ReceiveBuffer::default();
+        let full = receive.insert(0, &[7; FLOOR], &mut budget);
+        assert_eq!(full, Inserted::Advanced(FLOOR));
+        assert_eq!(receive.insert(0, &[7], &mut budget), Inserted::NoRoom);
+    }
+
+    #[test]
+    fn sack_blocks_begin_with_the_most_recent_range() {
+        let mut budget = budget();
+        let mut buffer = ReceiveBuffer::default();
+        for offset in [10, 30, 50, 20] {
+            let inserted = buffer.insert(offset, &[1; 5], &mut budget);
+            assert_eq!(inserted, Inserted::OutOfOrder);
+        }
+        let blocks = buffer.sack_blocks(Seq(100), 3);
+        let expected = [(120, 125), (150, 155), (130, 135)];
+        assert_eq!(blocks, expected.map(|(a, b)| (Seq(a), Seq(b))));
+    }
+
+    #[test]
+    fn one_range_too_many_is_refused() {
+        let mut budget = budget();
+        let mut buffer = ReceiveBuffer::default();
+        for index in 0..RANGES_MAX {
+            buffer.insert(index * 10 + 10, &[1], &mut budget);
+        }
+        assert_eq!(buffer.insert(5, &[1], &mut budget), Inserted::NoRoom);
+        assert_eq!(buffer.insert(0, &[1], &mut budget), Inserted::Advanced(1));
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_in_any_order_make_the_stream(
+            pieces in proptest::collection::vec((0_usize..20_000, 1_usize..1_500), 1..80),
+        ) {
+            let stream: Vec<u8> = (0..22_000_u32).map(|at| (at * 7 + at / 251) as u8).collect();
+            let mut budget = budget();
+            let mut buffer = ReceiveBuffer::default();
+            let mut present = vec![false; stream.len()];
+            let mut read = Vec::new();
+            for (index, (start, length)) in pieces.into_iter().enumerate() {
+                let next = read.len() + buffer.readable();
+                let start = start.max(next);
+                let bytes = &stream[start..(start + length).max(start)  .min(stream.len())];
+                if bytes.is_empty() {
+                    continue;
+                }
+                match buffer.insert(start - next, bytes, &mut budget) {
+                    Inserted::NoRoom => {}
+                    Inserted::Advanced(_) | Inserted::OutOfOrder | Inserted::Duplicate => {
+                        present[start..start + bytes.len()].fill(true);
+                    }
+                }
+                if index % 3 == 0 {
+                    let mut out = vec![0; 700];
+                    let length = buffer.read(&mut out, &mut budget);
+                    read.extend_from_slice(&out[..length]);
+                }
+                let expected = present.iter().take_while(|&&there| there).count();
+                prop_assert_eq!(read.len() + buffer.readable(), expected);
+            }
+            let mut out = vec![0; buffer.readable()];
+            buffer.read(&mut out, &mut budget);
+            read.extend_from_slice(&out);
+            prop_assert_eq!(&read[..], &stream[..read.len()]);
+            buffer.clear(&mut budget);
+            prop_assert_eq!(budget.used, 0);
+        }
+    }
+}

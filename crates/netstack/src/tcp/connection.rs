@@ -1,0 +1,596 @@
+//! One connection: segments, time and calls in; segments out.
+
+mod receive;
+mod timeout;
+mod transmit;
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use packet::{icmp::Unreachable, ip, tcp};
+
+use super::{
+    CloseReason, State,
+    buffer::{Budget, FLOOR, ReceiveBuffer, SendBuffer},
+    congestion::Congestion,
+    rtt::Rtt,
+    scoreboard::Scoreboard,
+    sequence::Seq,
+};
+
+/// The shift that our windows have: 64 KiB << 7 covers buffers of 8 MiB.
+const WINDOW_SHIFT: u8 = 7;
+/// What a peer can take that does not say (RFC 9293, 3.7.1).
+const MSS_DEFAULT_V4: u32 = 536;
+const MSS_DEFAULT_V6: u32 = 1220;
+/// No path is believed to carry less: RFC 791 and the guard of Linux against absurd claims.
+const MSS_MIN: u32 = 88;
+/// Where buffers begin to grow from.
+const BUFFER_INITIAL: usize = 256 << 10;
+/// Two maximum segment lifetimes, as Linux counts them.
+const TIME_WAIT: Duration = Duration::from_secs(60);
+/// How long FIN-WAIT-2 lasts when nobody can read any more, as in Linux.
+const FIN_WAIT_2: Duration = Duration::from_secs(60);
+/// Longest delay of an acknowledgement: what Linux uses; RFC 9293, 3.8.6.3 allows 500 ms.
+const ACK_DELAY: Duration = Duration::from_millis(40);
+/// So many first data segments are acknowledged at once, to open the peer's window quickly.
+const QUICK_ACKS: u8 = 16;
+
+/// What the stack tells the owner of a connection, as bits.
+pub(crate) mod signal {
+    /// Established by an active open.
+    pub(crate) const CONNECTED: u8 = 1;
+    /// Established by a passive open.
+    pub(crate) const ACCEPTED: u8 = 2;
+    /// Bytes or the end of the stream can be read.
+    pub(crate) const READABLE: u8 = 4;
+    /// There is room to send again.
+    pub(crate) const WRITABLE: u8 = 8;
+    /// The connection has ended.
+    pub(crate) const CLOSED: u8 = 16;
+}
+
+/// What a connection is opened with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Opening {
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+    pub(crate) iss: Seq,
+    /// Path MTU in bytes of an IP packet.
+    pub(crate) mtu: usize,
+    /// The clock of timestamps: when it stood at the offset.
+    pub(crate) stamp_base: (Instant, u32),
+    pub(crate) send_bytes_max: usize,
+    pub(crate) receive_bytes_max: usize,
+    pub(crate) user_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
+}
+
+/// Whether an acknowledgement is owed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Ack {
+    None,
+    Delayed(Instant),
+    Now,
+}
+
+/// Where loss recovery stands; each ends when `snd_una` reaches its point.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Recovery {
+    Open,
+    /// Fast recovery with proportional rate reduction (RFC 6937).
+    Fast {
+        point: Seq,
+        flight: u32,
+        delivered: u32,
+        out: u32,
+    },
+    /// After a retransmission timeout.
+    Loss {
+        point: Seq,
+    },
+}
+
+/// A tail loss probe that is out (RFC 8985, 7.3).
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    end: Seq,
+    retransmits: bool,
+}
+
+/// What is needed to take a reduction back (RFC 3522, RFC 4015).
+#[derive(Clone, Copy, Debug)]
+struct Undo {
+    /// The timestamp of the first retransmission: an echo of an earlier one proves it needless.
+    stamp: u32,
+    cwnd: u32,
+    ssthresh: u32,
+}
+
+/// The timestamps option once both sides have agreed on it (RFC 7323).
+#[derive(Clone, Copy, Debug)]
+struct Stamps {
+    recent: u32,
+    recent_at: Instant,
+}
+
+/// One TCP connection (RFC 9293) without demultiplexing and IP.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    opening: Opening,
+    pub(crate) state: State,
+    pub(crate) reason: Option<CloseReason>,
+    /// Bits of [`signal`] that nobody has taken yet.
+    pub(crate) signals: u8,
+    /// Nobody can read or write any more; the close goes on.
+    pub(crate) orphaned: bool,
+    active: bool,
+
+    snd_una: Seq,
+    snd_nxt: Seq,
+    snd_wnd: u32,
+    snd_wnd_max: u32,
+    snd_wl1: Seq,
+    snd_wl2: Seq,
+    snd_scale: u8,
+    /// `shutdown` was called.
+    finishing: bool,
+    /// Sequence number of our FIN once it was transmitted.
+    fin: Option<Seq>,
+    send_buffer: SendBuffer,
+    /// `send` took less than it was given.
+    wants_room: bool,
+    nagle: bool,
+
+    irs: Seq,
+    rcv_nxt: Seq,
+    /// The right edge of the window that the peer was told; it never moves left.
+    rcv_adv: Seq,
+    rcv_scale: u8,
+    rcv_limit: usize,
+    /// Sequence number of the peer's FIN once it is known.
+    peer_fin: Option<Seq>,
+    receive_buffer: ReceiveBuffer,
+    /// When the current measurement of the reader began, and what it has read since.
+    read_round: (Option<Instant>, usize),
+    ack: Ack,
+    /// Octets received since our last acknowledgement, and the peer's segment size.
+    unacknowledged: u32,
+    peer_segment: u32,
+    quick_acks: u8,
+    last_ack_sent: Seq,
+    /// A range that arrived twice, to be reported (RFC 2883).
+    duplicate: Option<(Seq, Seq)>,
+    challenges: (Option<Instant>, u8),
+
+    sack: bool,
+    stamps: Option<Stamps>,
+    /// The smaller of what the peer takes and the path carries, without options.
+    mss: u32,
+    peer_mss: u32,
+    mtu: usize,
+
+    rtt: Rtt,
+    congestion: Congestion,
+    cwnd_limited: bool,
+    scoreboard: Scoreboard,
+    recovery: Recovery,
+    undo: Option<Undo>,
+    /// Duplicate acknowledgements of a peer without SACK.
+    duplicate_acks: u32,
+    /// One retransmission goes out whatever the window says.
+    force: bool,
+    /// A tail loss probe is due, and the end of the one that is out (RFC 8985, 7).
+    probe_due: bool,
+    probe_end: Option<Probe>,
+    /// A segment that only provokes an answer is due: zero-window probe or keepalive.
+    question_due: bool,
+
+    /// Since when the retransmission timer runs.
+    rto_base: Instant,
+    /// Since when nothing of what is outstanding was acknowledged.
+    una_since: Instant,
+    last_sent: Instant,
+    last_heard: Instant,
+    /// Since when the peer's window is of no use, and when that was last acted on.
+    blocked: Option<(Instant, Instant)>,
+    blocked_probes: u32,
+    keepalive: Option<Duration>,
+    keepalive_probes: u32,
+    /// End of TIME-WAIT or of an orphaned FIN-WAIT-2.
+    linger: Option<Instant>,
+    reset_due: bool,
+    soft_error: Option<Unreachable>,
+    user_timeout: Duration,
+}
+
+impl Connection {
+    /// Makes an active open; the SYN comes out of [`Connection::poll_transmit`].
+    pub(crate) fn connect(now: Instant, opening: Opening) -> Self {
+        let v4 = opening.remote.is_ipv4();
+        let peer_mss = if v4 { MSS_DEFAULT_V4 } else { MSS_DEFAULT_V6 };
+        let iss = opening.iss;
+        let rcv_limit = BUFFER_INITIAL.min(opening.receive_bytes_max);
+        let cwnd_max = u32::try_from(opening.send_bytes_max.saturating_mul(2)).unwrap_or(u32::MAX);
+        Self {
+            opening,
+            state: State::SynSent,
+            reason: None,
+            signals: 0,
+            orphaned: false,
+            active: true,
+            snd_una: iss,
+            snd_nxt: iss,
+            snd_wnd: 0,
+            snd_wnd_max: 0,
+            snd_wl1: Seq(0),
+            snd_wl2: Seq(0),
+            snd_scale: 0,
+            finishing: false,
+            fin: None,
+            send_buffer: SendBuffer::default(),
+            wants_room: false,
+            nagle: false,
+            irs: Seq(0),
+            rcv_nxt: Seq(0),
+            rcv_adv: Seq(0),
+            rcv_scale: 0,
+            rcv_limit,
+            peer_fin: None,
+            receive_buffer: ReceiveBuffer::default(),
+            read_round: (None, 0),
+            ack: Ack::None,
+            unacknowledged: 0,
+            peer_segment: 0,
+            quick_acks: QUICK_ACKS,
+            last_ack_sent: Seq(0),
+            duplicate: None,
+            challenges: (None, 0),
+            sack: false,
+            stamps: None,
+            mss: peer_mss,
+            peer_mss,
+            mtu: opening.mtu,
+            rtt: Rtt::new(),
+            congestion: Congestion::new(peer_mss, cwnd_max),
+            cwnd_limited: false,
+            scoreboard: Scoreboard::default(),
+            recovery: Recovery::Open,
+            undo: None,
+            duplicate_acks: 0,
+            force: false,
+            probe_due: false,
+            probe_end: None,
+            question_due: false,
+            rto_base: now,
+            una_since: now,
+            last_sent: now,
+            last_heard: now,
+            blocked: None,
+            blocked_probes: 0,
+            keepalive: None,
+            keepalive_probes: 0,
+            linger: None,
+            reset_due: false,
+            soft_error: None,
+            user_timeout: opening.user_timeout,
+        }
+    }
+
+    /// Makes a passive open from a SYN; the SYN-ACK comes out of [`Connection::poll_transmit`].
+    pub(crate) fn accept(now: Instant, opening: Opening, syn: &tcp::Header) -> Self {
+        let mut connection = Self::connect(now, opening);
+        connection.active = false;
+        connection.state = State::SynReceived;
+        connection.handle_syn(now, syn);
+        connection
+    }
+
+    pub(crate) fn local(&self) -> SocketAddr {
+        self.opening.local
+    }
+
+    pub(crate) fn remote(&self) -> SocketAddr {
+        self.opening.remote
+    }
+
+    pub(crate) fn mtu(&self) -> usize {
+        self.mtu
+    }
+
+    pub(crate) fn owes_reset(&self) -> bool {
+        self.reset_due
+    }
+
+    /// Takes bytes to send and returns how many.
+    pub(crate) fn send(&mut self, bytes: &[u8], budget: &mut Budget) -> usize {
+        let taken = self.send_buffer.push(bytes, self.send_limit(), budget);
+        self.wants_room |= taken < bytes.len();
+        taken
+    }
+
+    pub(crate) fn is_finishing(&self) -> bool {
+        self.finishing
+    }
+
+    /// Twice the congestion window: one flight on its way and one to follow.
+    fn send_limit(&self) -> usize {
+        let cwnd = usize::try_from(self.congestion.cwnd).unwrap_or(usize::MAX);
+        let wanted = cwnd.saturating_mul(2).max(BUFFER_INITIAL);
+        wanted.min(self.opening.send_bytes_max)
+    }
+
+    /// Moves received bytes to the front of `out` and returns their number.
+    pub(crate) fn recv(&mut self, now: Instant, out: &mut [u8], budget: &mut Budget) -> usize {
+        let length = self.receive_buffer.read(out, budget);
+        if length > 0 {
+            self.grow_window(now, length);
+            self.announce_window(budget);
+        }
+        length
+    }
+
+    pub(crate) fn readable(&self) -> usize {
+        self.receive_buffer.readable()
+    }
+
+    /// Tells whether everything that the peer will ever send has arrived.
+    pub(crate) fn is_at_end(&self) -> bool {
+        self.peer_fin.is_some_and(|fin| self.rcv_nxt.after(fin))
+    }
+
+    /// A reader that takes more than half a window in a round-trip time is held up by the window.
+    fn grow_window(&mut self, now: Instant, length: usize) {
+        let (began, read) = &mut self.read_round;
+        *read += length;
+        let round = self.rtt.smoothed().unwrap_or(Duration::from_millis(100));
+        let since = *began.get_or_insert(now);
+        if now.saturating_duration_since(since) >= round {
+            if *read > self.rcv_limit / 2 {
+                self.rcv_limit = (self.rcv_limit * 2).min(self.opening.receive_bytes_max);
+            }
+            self.read_round = (Some(now), 0);
+        } else if *read > self.rcv_limit / 2 {
+            self.rcv_limit = (self.rcv_limit * 2).min(self.opening.receive_bytes_max);
+            *read = 0;
+        }
+    }
+
+    /// Owes an acknowledgement when the window that the peer knows is nearly used up and ours is
+    /// wide again (RFC 9293, 3.8.6.2.2).
+    fn announce_window(&mut self, budget: &Budget) {
+        let known = self.rcv_adv.since(self.rcv_nxt);
+        let wide = self.receive_room(budget);
+        let worth = self.window_step().min(wide.saturating_sub(known));
+        if worth >= self.window_step() && wide / 2 >= known && self.can_receive() {
+            self.ack = Ack::Now;
+        }
+    }
+
+    fn window_step(&self) -> u32 {
+        let small = self.rcv_limit.min(FLOOR * 2) / 2;
+        self.local_mss()
+            .min(u32::try_from(small).unwrap_or(u32::MAX))
+    }
+
+    fn receive_room(&self, budget: &Budget) -> u32 {
+        let readable = self.receive_buffer.readable();
+        let room = self.rcv_limit.saturating_sub(readable).min(budget.room());
+        let room = room.max(FLOOR.min(self.rcv_limit).saturating_sub(readable));
+        u32::try_from(room).unwrap_or(u32::MAX)
+    }
+
+    /// Finishes our side after what was sent before.
+    pub(crate) fn shutdown(&mut self) {
+        self.finishing = true;
+    }
+
+    /// Ends the connection with a RST where the peer could still wait for something.
+    pub(crate) fn abort(&mut self, budget: &mut Budget) {
+        self.reset_due = match self.state {
+            State::SynReceived
+            | State::Established
+            | State::FinWait1
+            | State::FinWait2
+            | State::CloseWait => true,
+            State::SynSent | State::Closing | State::LastAck | State::TimeWait | State::Closed => {
+                false
+            }
+        };
+        self.close(CloseReason::Aborted, budget);
+    }
+
+    /// Lets the close go on without an owner.
+    pub(crate) fn release(&mut self, now: Instant, budget: &mut Budget) {
+        self.orphaned = true;
+        if self.state == State::SynSent || self.receive_buffer.readable() > 0 {
+            self.abort(budget);
+        }
+        self.shutdown();
+        if self.state == State::FinWait2 {
+            self.linger = Some(now + FIN_WAIT_2);
+        }
+    }
+
+    /// Ends the connection here; a RST that is due still goes out.
+    pub(crate) fn close(&mut self, reason: CloseReason, budget: &mut Budget) {
+        if self.state == State::Closed {
+            return;
+        }
+        self.state = State::Closed;
+        self.reason = Some(reason);
+        self.signals |= signal::CLOSED;
+        self.send_buffer.clear(budget);
+        if reason != CloseReason::Finished {
+            self.receive_buffer.clear(budget);
+        }
+        self.scoreboard = Scoreboard::default();
+        self.ack = Ack::None;
+        self.linger = None;
+    }
+
+    /// Gives all memory back to the budget.
+    pub(crate) fn free(&mut self, budget: &mut Budget) {
+        self.send_buffer.clear(budget);
+        self.receive_buffer.clear(budget);
+    }
+
+    pub(crate) fn set_nagle(&mut self, enabled: bool) {
+        self.nagle = enabled;
+    }
+
+    pub(crate) fn set_keepalive(&mut self, interval: Option<Duration>) {
+        self.keepalive = interval;
+    }
+
+    pub(crate) fn set_user_timeout(&mut self, timeout: Duration) {
+        self.user_timeout = timeout;
+    }
+
+    /// Follows the path MTU; what was too long is transmitted again in shorter segments.
+    pub(crate) fn set_mtu(&mut self, mtu: usize) {
+        self.mtu = mtu;
+        let before = self.mss;
+        self.update_mss();
+        if self.mss < before {
+            self.scoreboard.mark_longer_lost(self.segment_size());
+        }
+    }
+
+    /// Takes an ICMP error that quotes sequence number `quoted` of this connection, and returns
+    /// whether it was believed (RFC 5927, 4 and 5).
+    pub(crate) fn handle_unreachable(
+        &mut self,
+        quoted: Seq,
+        what: Unreachable,
+        budget: &mut Budget,
+    ) -> bool {
+        if !self.is_outstanding(quoted) {
+            return false;
+        }
+        if self.state == State::SynSent {
+            let reason = match what {
+                Unreachable::Port => CloseReason::Refused,
+                Unreachable::Network
+                | Unreachable::Host
+                | Unreachable::Prohibited
+                | Unreachable::Other(_) => CloseReason::Unreachable(what),
+            };
+            self.close(reason, budget);
+        } else {
+            // A synchronised connection only remembers it (RFC 5927, 5.2).
+            self.soft_error = Some(what);
+        }
+        true
+    }
+
+    /// Tells whether a quoted sequence number is one that we have on its way.
+    pub(crate) fn is_outstanding(&self, quoted: Seq) -> bool {
+        !quoted.before(self.snd_una) && quoted.before(self.snd_nxt)
+    }
+
+    /// Tells whether a SYN may take the place of this connection (RFC 6191, 2; RFC 9293, 3.6.1).
+    pub(crate) fn yields_to(&self, syn: &tcp::Header) -> bool {
+        if self.state != State::TimeWait {
+            return false;
+        }
+        match (self.stamps, syn.options.timestamps) {
+            (Some(stamps), Some(new)) if new.value != stamps.recent => {
+                Seq(new.value).after(Seq(stamps.recent))
+            }
+            (Some(_) | None, _) => Seq(syn.sequence).after(self.rcv_nxt),
+        }
+    }
+
+    /// The first sequence number that a next incarnation may use.
+    pub(crate) fn next_iss(&self) -> Seq {
+        self.snd_nxt + 1
+    }
+
+    fn can_receive(&self) -> bool {
+        match self.state {
+            State::Established | State::FinWait1 | State::FinWait2 => true,
+            State::SynSent
+            | State::SynReceived
+            | State::CloseWait
+            | State::Closing
+            | State::LastAck
+            | State::TimeWait
+            | State::Closed => false,
+        }
+    }
+
+    fn stamp(&self, now: Instant) -> u32 {
+        let (base, offset) = self.opening.stamp_base;
+        let millis = now.saturating_duration_since(base).as_millis() & u128::from(u32::MAX);
+        offset.wrapping_add(u32::try_from(millis).expect("masked to 32 bits"))
+    }
+
+    /// The largest segment that the path brings us, without options.
+    fn local_mss(&self) -> u32 {
+        let headers = ip::header_length(self.opening.remote.ip()) + tcp::HEADER;
+        u32::try_from(self.mtu.saturating_sub(headers))
+            .unwrap_or(u32::MAX)
+            .max(MSS_MIN)
+    }
+
+    fn update_mss(&mut self) {
+        self.mss = self.peer_mss.min(self.local_mss()).max(MSS_MIN);
+        self.congestion.set_mss(self.segment_size());
+    }
+
+    /// Octets of data in a full segment (RFC 6691).
+    fn segment_size(&self) -> u32 {
+        self.mss - if self.stamps.is_some() { 12 } else { 0 }
+    }
+
+    /// The sequence number of the first octet in the send buffer.
+    fn data_start(&self) -> Seq {
+        self.snd_una.max(self.opening.iss + 1)
+    }
+
+    /// Octets of data that were never transmitted.
+    fn unsent(&self) -> u32 {
+        let sent = self.snd_nxt.since(self.data_start()) - u32::from(self.fin_outstanding());
+        let length = u32::try_from(self.send_buffer.len()).expect("buffers are below 4 GiB");
+        length - sent
+    }
+
+    fn fin_outstanding(&self) -> bool {
+        self.fin.is_some_and(|fin| !self.snd_una.after(fin))
+    }
+
+    /// Data or a FIN waits for its first transmission.
+    fn owes_new(&self) -> bool {
+        match self.state {
+            State::Established
+            | State::CloseWait
+            | State::FinWait1
+            | State::Closing
+            | State::LastAck => self.unsent() > 0 || (self.finishing && self.fin.is_none()),
+            State::SynSent
+            | State::SynReceived
+            | State::FinWait2
+            | State::TimeWait
+            | State::Closed => false,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Connection {
+    /// Panics when an invariant does not hold.
+    pub(crate) fn assert_invariants(&self) {
+        assert!(!self.snd_una.after(self.snd_nxt), "snd_una <= snd_nxt");
+        assert!(self.congestion.cwnd >= self.segment_size() || self.state == State::Closed);
+        if self.state != State::Closed {
+            let owed = !self.scoreboard.is_empty() || self.owes_new();
+            assert!(
+                !owed || self.poll_timeout().is_some(),
+                "progress owed: {self:?}"
+            );
+        }
+    }
+}

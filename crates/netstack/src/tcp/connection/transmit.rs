@@ -1,0 +1,299 @@
+//! Segments out.
+
+use std::time::Instant;
+
+use packet::tcp::{self, Flags, Header, Options, Timestamps};
+
+use super::{Ack, Budget, Connection, MSS_MIN, Probe, Recovery, Seq, State, WINDOW_SHIFT};
+
+impl Connection {
+    /// Writes the next segment that may go out now to the front of `out`, with a checksum of
+    /// zero, and returns its length. `None` until time or an input changes something.
+    pub(crate) fn poll_transmit(
+        &mut self,
+        now: Instant,
+        budget: &Budget,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        match self.state {
+            State::Closed => {
+                let due = std::mem::take(&mut self.reset_due);
+                due.then(|| {
+                    let header = self.header(now, self.snd_nxt, Flags::RST.with(Flags::ACK));
+                    tcp::emit_header(&header, out)
+                })
+            }
+            State::SynSent | State::SynReceived => self.transmit_syn(now, budget, out),
+            State::Established
+            | State::FinWait1
+            | State::FinWait2
+            | State::CloseWait
+            | State::Closing
+            | State::LastAck
+            | State::TimeWait => {
+                let run = self.next_run(now);
+                if let Some((start, end)) = run {
+                    return Some(self.transmit_run(now, start, end, budget, out));
+                }
+                if std::mem::take(&mut self.question_due) {
+                    // Outside the window, so that it must be answered (RFC 9293, 3.8.4).
+                    let before = Seq(self.snd_una.0.wrapping_sub(1));
+                    return Some(self.transmit_empty(now, before, budget, out));
+                }
+                (self.ack == Ack::Now).then(|| self.transmit_empty(now, self.snd_nxt, budget, out))
+            }
+        }
+    }
+
+    fn transmit_syn(&mut self, now: Instant, budget: &Budget, out: &mut [u8]) -> Option<usize> {
+        let iss = self.opening.iss;
+        if self.snd_nxt == iss {
+            self.scoreboard.push(now, iss, iss + 1);
+            self.snd_nxt = iss + 1;
+            self.una_since = now;
+        } else if self.scoreboard.take_lost(now, 1).is_none() {
+            let due = self.ack == Ack::Now && self.state == State::SynReceived;
+            return due.then(|| self.transmit_empty(now, self.snd_nxt, budget, out));
+        }
+        self.rto_base = now;
+        self.last_sent = now;
+        let answers = self.state == State::SynReceived;
+        let flags = if answers {
+            Flags::SYN.with(Flags::ACK)
+        } else {
+            Flags::SYN
+        };
+        let mut header = self.header(now, iss, flags);
+        let mss = self.local_mss().max(MSS_MIN);
+        header.options = Options {
+            maximum_segment_size: Some(u16::try_from(mss).unwrap_or(u16::MAX)),
+            window_scale: (!answers || self.rcv_scale > 0).then_some(WINDOW_SHIFT),
+            sack_permitted: !answers || self.sack,
+            timestamps: (!answers || self.stamps.is_some()).then(|| self.timestamps(now)),
+            ..Options::default()
+        };
+        // The window of a SYN is never scaled (RFC 7323, 2.2).
+        let window = self.receive_room(budget).min(u32::from(u16::MAX));
+        header.window = u16::try_from(window).expect("at most 65,535");
+        if answers {
+            self.rcv_adv = self.rcv_adv.max(self.rcv_nxt + window);
+            self.ack = Ack::None;
+        }
+        Some(tcp::emit_header(&header, out))
+    }
+
+    /// Chooses what goes out: what was lost, a probe, or what is new.
+    fn next_run(&mut self, now: Instant) -> Option<(Seq, Seq)> {
+        let mss = self.segment_size();
+        let lost = self.scoreboard.peek_lost().min(mss);
+        if lost > 0 {
+            let pipe = self.pipe();
+            if !self.force && pipe > 0 && pipe + lost > self.congestion.cwnd {
+                return None;
+            }
+            self.force = false;
+            let run = self.scoreboard.take_lost(now, mss)?;
+            self.count_out(run);
+            if run.0 == self.snd_una {
+                // The timer stands for the oldest segment, and that has just gone out, as in
+                // Linux; else it expires while recovery is at work.
+                self.rto_base = now;
+            }
+            return Some(run);
+        }
+        self.force = false;
+        let probe = std::mem::take(&mut self.probe_due);
+        let mut run = self.next_new(now, probe);
+        if probe {
+            let retransmits = run.is_none();
+            run = run.or_else(|| self.scoreboard.take_last(now, mss));
+            self.probe_end = Some(Probe {
+                end: self.snd_nxt,
+                retransmits,
+            });
+        }
+        run
+    }
+
+    fn count_out(&mut self, (start, end): (Seq, Seq)) {
+        if let Recovery::Fast { out, .. } = &mut self.recovery {
+            *out += end - start;
+        }
+    }
+
+    /// Returns the next run of new data and FIN that windows, Nagle (RFC 9293, 3.7.4) and the
+    /// avoidance of silly windows (3.8.6.2.1) let out. A probe need not heed the cwnd.
+    fn next_new(&mut self, now: Instant, probe: bool) -> Option<(Seq, Seq)> {
+        if !self.owes_new() {
+            self.cwnd_limited = false;
+            return None;
+        }
+        let mss = self.segment_size();
+        let unsent = self.unsent();
+        let window = (self.snd_una + self.snd_wnd).since(self.snd_nxt);
+        let length = unsent.min(window).min(mss);
+        let fin = self.finishing && self.fin.is_none() && length == unsent && window > length;
+        let octets = length + u32::from(fin);
+        if octets == 0 {
+            self.block(now);
+            return None;
+        }
+        let pipe = self.pipe();
+        if !probe && pipe > 0 && pipe + octets > self.congestion.cwnd {
+            self.cwnd_limited = true;
+            return None;
+        }
+        if length < mss && length < unsent {
+            // The window is what cuts the segment short.
+            let overdue = self.blocked_probes > 0 && self.scoreboard.is_empty();
+            if length < self.snd_wnd_max / 2 && !overdue {
+                self.block(now);
+                return None;
+            }
+        }
+        if length < mss && !fin && self.nagle && !self.scoreboard.is_empty() {
+            return None;
+        }
+        self.blocked = None;
+        self.blocked_probes = 0;
+        if self.scoreboard.is_empty() {
+            let idle = now.saturating_duration_since(self.last_sent);
+            if idle > self.rtt.timeout() {
+                self.congestion.handle_idle(idle, self.rtt.timeout());
+            }
+            self.rto_base = now;
+            self.una_since = now;
+        }
+        let start = self.snd_nxt;
+        let end = start + octets;
+        if fin {
+            self.fin = Some(start + length);
+            self.enter_finishing_state();
+        }
+        self.scoreboard.push(now, start, end);
+        self.snd_nxt = end;
+        self.count_out((start, end));
+        Some((start, end))
+    }
+
+    /// The peer's window is closed or too small to be of use.
+    fn block(&mut self, now: Instant) {
+        self.cwnd_limited = false;
+        if self.scoreboard.is_empty() {
+            self.blocked.get_or_insert((now, now));
+        }
+    }
+
+    fn enter_finishing_state(&mut self) {
+        match self.state {
+            State::Established => self.state = State::FinWait1,
+            State::CloseWait => self.state = State::LastAck,
+            State::SynSent
+            | State::SynReceived
+            | State::FinWait1
+            | State::FinWait2
+            | State::Closing
+            | State::LastAck
+            | State::TimeWait
+            | State::Closed => {}
+        }
+    }
+
+    fn transmit_run(
+        &mut self,
+        now: Instant,
+        start: Seq,
+        end: Seq,
+        budget: &Budget,
+        out: &mut [u8],
+    ) -> usize {
+        let fin = self.fin.is_some_and(|fin| end.after(fin));
+        let length = usize::try_from(end - start - u32::from(fin)).expect("a segment fits memory");
+        let offset = start - self.data_start();
+        let offset = usize::try_from(offset).expect("a window fits memory");
+        let mut flags = Flags::ACK;
+        if offset + length == self.send_buffer.len() && length > 0 {
+            flags = flags.with(Flags::PSH);
+        }
+        if fin {
+            flags = flags.with(Flags::FIN);
+        }
+        let mut header = self.header(now, start, flags);
+        self.acknowledge(budget, &mut header, length == 0);
+        let at = tcp::emit_header(&header, out);
+        self.send_buffer.copy(offset, &mut out[at..at + length]);
+        self.last_sent = now;
+        at + length
+    }
+
+    fn transmit_empty(
+        &mut self,
+        now: Instant,
+        sequence: Seq,
+        budget: &Budget,
+        out: &mut [u8],
+    ) -> usize {
+        let mut header = self.header(now, sequence, Flags::ACK);
+        self.acknowledge(budget, &mut header, true);
+        tcp::emit_header(&header, out)
+    }
+
+    fn header(&self, now: Instant, sequence: Seq, flags: Flags) -> Header {
+        let mut header = Header {
+            source_port: self.opening.local.port(),
+            destination_port: self.opening.remote.port(),
+            sequence: sequence.0,
+            acknowledgement: if flags.has(Flags::ACK) {
+                self.rcv_nxt.0
+            } else {
+                0
+            },
+            flags,
+            ..Header::default()
+        };
+        if self.stamps.is_some() {
+            header.options.timestamps = Some(self.timestamps(now));
+        }
+        header
+    }
+
+    fn timestamps(&self, now: Instant) -> Timestamps {
+        Timestamps {
+            value: self.stamp(now),
+            echo: self.stamps.map_or(0, |stamps| stamps.recent),
+        }
+    }
+
+    /// Puts window and SACK blocks into a header; nothing is owed afterwards.
+    fn acknowledge(&mut self, budget: &Budget, header: &mut Header, empty: bool) {
+        let room = self.receive_room(budget);
+        let edge = self.rcv_nxt + room;
+        // The receiver's side of the silly window syndrome (RFC 9293, 3.8.6.2.2).
+        let gain = edge.since(self.rcv_adv);
+        if gain >= self.window_step() {
+            self.rcv_adv = self.rcv_adv.max(edge);
+        }
+        let window = self.rcv_adv.since(self.rcv_nxt);
+        // Rounded up, because a right edge that the peer knows must not move left.
+        let scaled = window
+            .div_ceil(1 << self.rcv_scale)
+            .min(u32::from(u16::MAX));
+        header.window = u16::try_from(scaled).expect("at most 65,535");
+        self.rcv_adv = self.rcv_adv.max(self.rcv_nxt + (scaled << self.rcv_scale));
+        self.ack = Ack::None;
+        self.unacknowledged = 0;
+        self.last_ack_sent = self.rcv_nxt;
+        let duplicate = self.duplicate.take();
+        if self.sack && (duplicate.is_some() || self.receive_buffer.has_gaps()) && empty {
+            // Beside data there might be no room for the option within the MSS.
+            let limit = if self.stamps.is_some() { 3 } else { 4 };
+            if let Some((left, right)) = duplicate {
+                header.options.sack.push(left.0, right.0);
+            }
+            let count = limit - header.options.sack.as_slice().len();
+            for (left, right) in self.receive_buffer.sack_blocks(self.rcv_nxt, count) {
+                header.options.sack.push(left.0, right.0);
+            }
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Stories in virtual time: two stacks and a link, or one stack and single segments.
+
+mod datagram;
+mod flood;
+mod pair;
+mod scale;
+mod scenario;
+mod transfer;

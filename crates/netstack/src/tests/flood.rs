@@ -1,0 +1,141 @@
+//! Random and mutated packets: no panic, and no change to what connections deliver.
+
+use std::{net::SocketAddr, time::Duration};
+
+use packet::{
+    ip,
+    tcp::{self, Flags, Header, Segment},
+};
+
+use super::pair::{A, B, Link, Pair, Seeded, address};
+use crate::Received;
+
+fn count(default: u64) -> u64 {
+    let given = std::env::var("MALFORMED_PACKETS").ok();
+    given
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(default)
+}
+
+/// Anything from noise to a nearly right segment of the watched connection's peer.
+fn malformed(random: &mut Seeded, ports: (u16, u16)) -> Vec<u8> {
+    let v6 = random.chance(500);
+    let (source, destination) = (address(A, v6), address(B, v6));
+    let length = usize::try_from(random.below(120)).unwrap();
+    let mut noise: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
+    if random.chance(100) {
+        return noise;
+    }
+    let next_header = [ip::TCP, ip::TCP, ip::UDP, ip::ICMP, ip::ICMPV6, 44, 0, 60];
+    let next_header = next_header[usize::try_from(random.below(8)).unwrap()];
+    let mut out = vec![0; 300];
+    let header = crate::stack::header(source, destination, next_header);
+    let at = ip::emit_header(&header, noise.len(), &mut out);
+    if next_header == ip::TCP && random.chance(700) {
+        let header = Header {
+            source_port: ports.0,
+            destination_port: if random.chance(500) { ports.1 } else { 80 },
+            sequence: random.next() as u32,
+            acknowledgement: random.next() as u32,
+            flags: Flags(random.next() as u8),
+            window: random.next() as u16,
+            ..Header::default()
+        };
+        noise.truncate(30);
+        let segment = Segment {
+            header,
+            payload: &noise,
+        };
+        let length = tcp::emit(source, destination, &segment, &mut out[at..]);
+        let header = crate::stack::header(source, destination, ip::TCP);
+        ip::emit_header(&header, length, &mut out);
+        out.truncate(at + length);
+    } else {
+        out.truncate(at);
+        out.extend_from_slice(&noise);
+    }
+    if random.chance(300) {
+        let index = usize::try_from(random.below(out.len() as u64)).unwrap();
+        out[index] ^= 1 << random.below(8);
+    }
+    out
+}
+
+#[test]
+fn a_flood_of_malformed_packets_changes_no_delivered_byte() {
+    let mut pair = Pair::new(3, Link::default());
+    let ids = pair.connect(true);
+    let local = pair.stacks[A].local(ids[A]).unwrap();
+    let mut random = Seeded(99);
+    let (mut sent, mut received) = (Vec::new(), Vec::new());
+    for round in 0..count(200_000) {
+        let packet = malformed(&mut random, (local.port(), 80));
+        // Whether it is discarded, and why, is not the question here.
+        let _ = pair.stacks[B].handle_packet(pair.now, &packet);
+        if round % 64 == 0 {
+            let bytes = round.to_le_bytes();
+            let taken = pair.stacks[A].send(pair.now, ids[A], &bytes).unwrap();
+            sent.extend_from_slice(&bytes[..taken]);
+            let mut out = [0; 4_096];
+            while let Received::Bytes(length) =
+                pair.stacks[B].recv(pair.now, ids[B], &mut out).unwrap()
+            {
+                received.extend_from_slice(&out[..length]);
+            }
+            pair.run_for(Duration::from_millis(3));
+            while pair.stacks[B].poll_event().is_some() {}
+        }
+    }
+    pair.run_for(Duration::from_secs(2));
+    let mut out = vec![0; 1 << 20];
+    if let Received::Bytes(length) = pair.stacks[B].recv(pair.now, ids[B], &mut out).unwrap() {
+        received.extend_from_slice(&out[..length]);
+    }
+    assert!(!sent.is_empty());
+    assert_eq!(received, sent);
+}
+
+#[test]
+fn a_flood_of_syns_is_bounded_and_an_honest_peer_still_connects() {
+    let mut pair = Pair::new(3, Link::default());
+    let (listener, remote) = pair.listen(false);
+    let destination = remote.ip();
+    let mut random = Seeded(5);
+    let mut out = [0; 1_500];
+    for _ in 0..100_000 {
+        let source = std::net::Ipv4Addr::from_bits(0x0b00_0000 | random.next() as u32 >> 8).into();
+        let header = Header {
+            source_port: random.next() as u16 | 1,
+            destination_port: remote.port(),
+            sequence: random.next() as u32,
+            flags: Flags::SYN,
+            ..Header::default()
+        };
+        let mut packet = vec![0; 40];
+        let segment = Segment {
+            header,
+            payload: &[],
+        };
+        tcp::emit(source, destination, &segment, &mut packet[20..]);
+        ip::emit_header(
+            &crate::stack::header(source, destination, ip::TCP),
+            20,
+            &mut packet,
+        );
+        // Whether it is discarded, and why, is not the question here.
+        let _ = pair.stacks[B].handle_packet(pair.now, &packet);
+        while pair.stacks[B].poll_transmit(pair.now, &mut out).is_some() {}
+    }
+    assert!(pair.stacks[B].connections() <= 1_024);
+    assert_eq!(pair.stacks[B].memory_bytes(), 0);
+    assert_eq!(pair.stacks[B].accept(listener), None);
+    let id = pair.stacks[A]
+        .connect(pair.now, SocketAddr::new(destination, 80))
+        .unwrap();
+    pair.run_for(Duration::from_millis(100));
+    assert_eq!(pair.events(A), [crate::Event::Connected(id)]);
+    assert!(pair.stacks[B].accept(listener).is_some());
+    // The others are given up.
+    pair.run_for(Duration::from_secs(60));
+    assert_eq!(pair.stacks[B].connections(), 1);
+}

@@ -1,0 +1,256 @@
+//! Two stacks, a link between them, and virtual time.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use crate::{Config, ConnectionId, Discard, Event, Limits, ListenerId, Stack};
+
+/// The beginning of virtual time.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "one base for virtual time; nothing depends on it"
+)]
+pub(crate) fn base() -> Instant {
+    Instant::now()
+}
+
+/// A seeded generator (SplitMix64).
+#[derive(Clone)]
+pub(crate) struct Seeded(pub(crate) u64);
+
+impl Seeded {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// True with a probability of `per_mille` in a thousand.
+    pub(crate) fn chance(&mut self, per_mille: u64) -> bool {
+        self.below(1000) < per_mille
+    }
+}
+
+/// What the link does to packets; probabilities per mille.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Link {
+    pub(crate) delay: Duration,
+    /// Up to so much is added, which reorders.
+    pub(crate) jitter: Duration,
+    pub(crate) loss: u64,
+    pub(crate) duplication: u64,
+    pub(crate) corruption: u64,
+    /// Bytes per second and bytes of its drop-tail queue; `None` is infinitely fast.
+    pub(crate) rate: Option<(u64, u64)>,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self {
+            delay: Duration::from_millis(10),
+            jitter: Duration::ZERO,
+            loss: 0,
+            duplication: 0,
+            corruption: 0,
+            rate: None,
+        }
+    }
+}
+
+pub(crate) const A: usize = 0;
+pub(crate) const B: usize = 1;
+
+type Arrival = Reverse<(Instant, u64, usize, Vec<u8>)>;
+
+/// Two stacks and the link between them.
+pub(crate) struct Pair {
+    pub(crate) now: Instant,
+    pub(crate) stacks: [Stack; 2],
+    pub(crate) link: Link,
+    pub(crate) random: Seeded,
+    pub(crate) discards: BTreeMap<Discard, u64>,
+    pub(crate) sent: [u64; 2],
+    pub(crate) watched: [Option<ConnectionId>; 2],
+    in_flight: BinaryHeap<Arrival>,
+    free_at: [Instant; 2],
+    serial: u64,
+}
+
+pub(crate) fn address(side: usize, v6: bool) -> IpAddr {
+    let host = if side == A { 1 } else { 2 };
+    if v6 {
+        Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, host).into()
+    } else {
+        Ipv4Addr::new(10, 0, 0, u8::try_from(host).unwrap()).into()
+    }
+}
+
+pub(crate) fn config(side: usize, seed: u64) -> Config {
+    let mut bytes = [u8::try_from(side).unwrap(); 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    Config {
+        addresses: vec![address(side, true), address(side, false)],
+        mtu: 1420,
+        seed: bytes,
+        limits: Limits::default(),
+    }
+}
+
+impl Pair {
+    pub(crate) fn new(seed: u64, link: Link) -> Self {
+        Self::with_limits(seed, link, Limits::default())
+    }
+
+    pub(crate) fn with_limits(seed: u64, link: Link, limits: Limits) -> Self {
+        let now = base();
+        let stack = |side| {
+            Stack::new(Config {
+                limits,
+                ..config(side, seed)
+            })
+        };
+        Self {
+            now,
+            stacks: [stack(A), stack(B)],
+            link,
+            random: Seeded(seed),
+            discards: BTreeMap::new(),
+            sent: [0; 2],
+            watched: [None; 2],
+            in_flight: BinaryHeap::new(),
+            free_at: [now; 2],
+            serial: 0,
+        }
+    }
+
+    /// Moves everything that the stacks want to transmit onto the link.
+    pub(crate) fn drain(&mut self) {
+        for side in [A, B] {
+            let mut out = [0; 1500];
+            while let Some(length) = self.stacks[side].poll_transmit(self.now, &mut out) {
+                assert!(length <= self.stacks[side].mtu());
+                self.sent[side] += 1;
+                self.carry(side, out[..length].to_vec());
+            }
+            if let Some(id) = self.watched[side] {
+                self.stacks[side].assert_invariants(id);
+            }
+        }
+    }
+
+    fn carry(&mut self, from: usize, mut packet: Vec<u8>) {
+        let link = self.link;
+        let mut at = self.now;
+        if let Some((rate, queue)) = link.rate {
+            let backlog = self.free_at[from].saturating_duration_since(self.now);
+            if backlog.as_nanos() * u128::from(rate) / 1_000_000_000 > u128::from(queue) {
+                return;
+            }
+            let nanos = packet.len() as u64 * 1_000_000_000 / rate;
+            at = self.free_at[from].max(self.now) + Duration::from_nanos(nanos);
+            self.free_at[from] = at;
+        }
+        if self.random.chance(link.loss) {
+            return;
+        }
+        if self.random.chance(link.corruption) {
+            let index = usize::try_from(self.random.below(packet.len() as u64)).unwrap();
+            packet[index] ^= 1 << self.random.below(8);
+        }
+        let copies = 1 + u64::from(self.random.chance(link.duplication));
+        for _ in 0..copies {
+            let nanos = u64::try_from(link.jitter.as_nanos()).unwrap();
+            let jitter = Duration::from_nanos(self.random.below(nanos + 1));
+            self.serial += 1;
+            let arrival = (
+                at + link.delay + jitter,
+                self.serial,
+                1 - from,
+                packet.clone(),
+            );
+            self.in_flight.push(Reverse(arrival));
+        }
+    }
+
+    /// Goes on to whatever happens next; false when nothing ever will.
+    pub(crate) fn step(&mut self) -> bool {
+        self.drain();
+        let arrival = self.in_flight.peek().map(|Reverse((at, ..))| *at);
+        let timeouts = self.stacks.iter().filter_map(Stack::poll_timeout).min();
+        let Some(next) = [arrival, timeouts].into_iter().flatten().min() else {
+            return false;
+        };
+        self.now = self.now.max(next);
+        while self
+            .in_flight
+            .peek()
+            .is_some_and(|Reverse((at, ..))| *at <= self.now)
+        {
+            let Reverse((_, _, side, packet)) = self.in_flight.pop().unwrap();
+            if let Err(discard) = self.stacks[side].handle_packet(self.now, &packet) {
+                *self.discards.entry(discard).or_default() += 1;
+            }
+        }
+        for stack in &mut self.stacks {
+            stack.handle_timeout(self.now);
+        }
+        self.drain();
+        true
+    }
+
+    pub(crate) fn run_for(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        loop {
+            self.drain();
+            let arrival = self.in_flight.peek().map(|Reverse((at, ..))| *at);
+            let timeouts = self.stacks.iter().filter_map(Stack::poll_timeout).min();
+            let next = [arrival, timeouts].into_iter().flatten().min();
+            if next.is_none_or(|next| next > end) {
+                self.now = end;
+                return;
+            }
+            self.step();
+        }
+    }
+
+    pub(crate) fn events(&mut self, side: usize) -> Vec<Event> {
+        std::iter::from_fn(|| self.stacks[side].poll_event()).collect()
+    }
+
+    pub(crate) fn listen(&mut self, v6: bool) -> (ListenerId, SocketAddr) {
+        let local = SocketAddr::new(address(B, v6), 80);
+        (self.stacks[B].listen(local, 1_000).unwrap(), local)
+    }
+
+    /// Opens a connection from A to B.
+    pub(crate) fn connect(&mut self, v6: bool) -> [ConnectionId; 2] {
+        let (listener, remote) = self.listen(v6);
+        let a = self.stacks[A].connect(self.now, remote).unwrap();
+        loop {
+            if let Some(b) = self.stacks[B].accept(listener) {
+                self.watched = [Some(a), Some(b)];
+                return [a, b];
+            }
+            assert!(self.step(), "the handshake stalled");
+        }
+    }
+
+    /// What is still on its way is forgotten.
+    pub(crate) fn cut(&mut self) {
+        self.in_flight.clear();
+    }
+
+    pub(crate) fn is_silent(&self) -> bool {
+        self.in_flight.is_empty() && self.stacks.iter().all(|s| s.poll_timeout().is_none())
+    }
+}

@@ -1,0 +1,195 @@
+//! Streams over bad links: every byte arrives, in order and once.
+
+use std::time::Duration;
+
+use super::pair::{A, B, Link, Pair, Seeded};
+use crate::{CloseReason, ConnectionId, Received, State};
+
+/// One direction: what is sent is a function of the position.
+struct Stream {
+    from: usize,
+    length: usize,
+    sent: usize,
+    received: usize,
+    ended: bool,
+    shut: bool,
+}
+
+fn byte(position: usize, from: usize) -> u8 {
+    let mixed = (position ^ (position >> 11)).wrapping_mul(167 + 2 * from) ^ (position >> 7);
+    u8::try_from(mixed & 0xff).unwrap()
+}
+
+impl Stream {
+    fn new(from: usize, length: usize) -> Self {
+        Self {
+            from,
+            length,
+            sent: 0,
+            received: 0,
+            ended: false,
+            shut: false,
+        }
+    }
+
+    fn pump(&mut self, pair: &mut Pair, ids: [ConnectionId; 2], pauses: u64) {
+        let mut buffer = [0; 16 * 1024];
+        while self.sent < self.length {
+            let chunk = buffer.len().min(self.length - self.sent);
+            for (at, out) in buffer[..chunk].iter_mut().enumerate() {
+                *out = byte(self.sent + at, self.from);
+            }
+            let stack = &mut pair.stacks[self.from];
+            let taken = stack
+                .send(pair.now, ids[self.from], &buffer[..chunk])
+                .unwrap();
+            if taken == 0 {
+                break;
+            }
+            self.sent += taken;
+        }
+        if self.sent == self.length && !self.shut {
+            self.shut = true;
+            pair.stacks[self.from].shutdown(pair.now, ids[self.from]);
+        }
+        let to = 1 - self.from;
+        while !self.ended && !pair.random.chance(pauses) {
+            match pair.stacks[to]
+                .recv(pair.now, ids[to], &mut buffer)
+                .unwrap()
+            {
+                Received::Bytes(length) => {
+                    for (at, got) in buffer[..length].iter().enumerate() {
+                        assert_eq!(
+                            *got,
+                            byte(self.received + at, self.from),
+                            "{}",
+                            self.received
+                        );
+                    }
+                    self.received += length;
+                }
+                Received::WouldBlock => break,
+                Received::End => {
+                    assert_eq!(self.received, self.length);
+                    self.ended = true;
+                }
+            }
+        }
+    }
+}
+
+/// Transfers so many bytes each way and closes; returns how long it took.
+fn transfer(pair: &mut Pair, lengths: [usize; 2], v6: bool, pauses: u64) -> Duration {
+    let began = pair.now;
+    let ids = pair.connect(v6);
+    let mut streams = [Stream::new(A, lengths[A]), Stream::new(B, lengths[B])];
+    for _ in 0..50_000_000_u64 {
+        for stream in &mut streams {
+            stream.pump(pair, ids, pauses);
+        }
+        if streams.iter().all(|stream| stream.ended) {
+            break;
+        }
+        if !pair.step() {
+            // The readers paused and nothing else is due: they wake up by themselves.
+            assert!(
+                pauses > 0,
+                "stalled at {:?}",
+                streams.map(|s| (s.sent, s.received))
+            );
+            pair.now += Duration::from_millis(1);
+        }
+    }
+    assert!(streams.iter().all(|stream| stream.ended), "too slow");
+    let took = pair.now - began;
+    pair.run_for(Duration::from_secs(300));
+    for side in [A, B] {
+        assert_eq!(
+            pair.stacks[side].close_reason(ids[side]),
+            Some(CloseReason::Finished)
+        );
+        assert_eq!(pair.stacks[side].state(ids[side]), Some(State::Closed));
+        pair.stacks[side].release(pair.now, ids[side]);
+        assert_eq!(pair.stacks[side].memory_bytes(), 0);
+    }
+    pair.run_for(Duration::from_secs(1));
+    assert!(pair.is_silent(), "silence: nothing owed");
+    assert_eq!(
+        pair.stacks.each_ref().map(|stack| stack.connections()),
+        [0, 0]
+    );
+    took
+}
+
+#[test]
+fn a_thousand_seeds_of_bad_links_deliver_every_byte_in_order_and_once() {
+    let seeds = std::env::var("SEEDS")
+        .ok()
+        .and_then(|seeds| seeds.parse().ok())
+        .unwrap_or(1_000);
+    for seed in 0..seeds {
+        let mut random = Seeded(seed ^ 0x5eed);
+        let millis = |random: &mut Seeded, bound| Duration::from_millis(random.below(bound));
+        let link = Link {
+            delay: millis(&mut random, 100),
+            jitter: millis(&mut random, 30),
+            loss: random.below(150),
+            duplication: random.below(100),
+            corruption: random.below(30),
+            rate: random.chance(300).then_some((1_000_000, 30_000)),
+        };
+        let lengths = [random.below(60_000), random.below(20_000)];
+        let lengths = lengths.map(|length| usize::try_from(length).unwrap());
+        let v6 = random.chance(500);
+        let pauses = if random.chance(300) { 900 } else { 0 };
+        let outcome = std::panic::catch_unwind(|| {
+            transfer(&mut Pair::new(seed, link), lengths, v6, pauses);
+        });
+        assert!(
+            outcome.is_ok(),
+            "seed {seed}: {link:?} {lengths:?} v6 {v6} pauses {pauses}"
+        );
+    }
+}
+
+#[test]
+fn a_hundred_megabytes_cross_a_link_that_loses_one_in_a_hundred() {
+    let link = Link {
+        loss: 10,
+        delay: Duration::from_millis(5),
+        ..Link::default()
+    };
+    transfer(&mut Pair::new(1, link), [100_000_000, 0], true, 0);
+}
+
+#[test]
+fn a_fast_link_is_filled_by_windows_that_grow() {
+    // 400 Mbit/s and 80 ms: 4 MB in flight.
+    let link = Link {
+        delay: Duration::from_millis(40),
+        rate: Some((50_000_000, 4_000_000)),
+        ..Link::default()
+    };
+    let took = transfer(&mut Pair::new(1, link), [200_000_000, 0], false, 0);
+    let rate = 200_000_000.0 / took.as_secs_f64();
+    assert!(rate > 0.75 * 50_000_000.0, "{rate} bytes per second");
+}
+
+#[test]
+fn a_drop_tail_queue_costs_little() {
+    // facts: 100 Mbit/s with a queue of 500 kB, where stacks without SACK collapse.
+    for (millis, share) in [(10, 0.8), (25, 0.8), (50, 0.7)] {
+        let link = Link {
+            delay: Duration::from_millis(millis),
+            rate: Some((12_500_000, 500_000)),
+            ..Link::default()
+        };
+        let took = transfer(&mut Pair::new(1, link), [100_000_000, 0], true, 0);
+        let rate = 100_000_000.0 / took.as_secs_f64();
+        assert!(
+            rate > share * 12_500_000.0,
+            "{millis} ms: {rate} bytes per second"
+        );
+    }
+}
