@@ -41,6 +41,13 @@ impl OrgPrefix {
         Self([0xfd, a, b, c, d, e])
     }
 
+    /// Returns the prefix that `address` lies in; `None` when it is no locally assigned ULA.
+    #[must_use]
+    pub fn of(address: Ipv6Addr) -> Option<Self> {
+        let [first, a, b, c, d, e, ..] = address.octets();
+        (first == 0xfd).then(|| Self::new([a, b, c, d, e]))
+    }
+
     /// Returns the address of `id` among those of `kind`.
     #[must_use]
     pub fn address(self, kind: Kind, id: u64) -> Ipv6Addr {
@@ -127,6 +134,8 @@ mod tests {
         let node = prefix.address(Kind::Node, 0xabcd_0000_0000_0001);
         assert_eq!(node.to_string(), "fd01:203:405:1:abcd::1");
         assert!(prefix.contains(node));
+        assert_eq!(OrgPrefix::of(node), Some(prefix));
+        assert_eq!(OrgPrefix::of("fc00::1".parse().expect("an address")), None);
         assert!(!OrgPrefix::new([1, 2, 3, 4, 6]).contains(node));
     }
 

@@ -4,8 +4,13 @@
 //! parsed into these types at the edge and never looked at again as text.
 
 pub mod address;
+pub mod api;
+pub mod config;
+pub mod endpoint;
 pub mod id;
 pub mod key;
 pub mod map;
 pub mod name;
+pub mod status;
+pub mod token;
 pub mod zone;

@@ -1,0 +1,538 @@
+//! What is said over the control plane's API under `/v1`: requests, replies and errors.
+//!
+//! Tokens travel in the `Authorization: Bearer` header. Lists come in pages.
+
+use std::{fmt, net::Ipv6Addr};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::{
+    address::OrgPrefix,
+    id::{NodeId, OrgId, ServiceId, TokenId, UserId},
+    key::PublicKey,
+    map::{self, NetworkMap},
+    name::Label,
+    token::{self, Token},
+};
+
+/// The longest that `GET /v1/map` waits for a change, in seconds.
+pub const MAP_WAIT_SECONDS_MAX: u64 = 55;
+
+/// Most items in a page, and how many come if the request does not say.
+pub const PAGE_ITEMS_MAX: u32 = 500;
+
+/// How long a new token is valid if the request does not say.
+pub const TOKEN_TTL_SECONDS_DEFAULT: u64 = 60 * 60;
+
+/// The longest that a token is valid.
+pub const TOKEN_TTL_SECONDS_MAX: u64 = 365 * 24 * 60 * 60;
+
+/// The longest host and port that a gateway or a service may name, in bytes (RFC 1035, 2.3.4).
+pub const ENDPOINT_LENGTH_MAX: usize = 253 + 6;
+
+/// A point in time: seconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, ToSchema)]
+#[serde(transparent)]
+pub struct Timestamp(pub i64);
+
+/// The body of every reply that is not a success.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct ErrorBody {
+    /// What went wrong, for programs; stable.
+    pub code: ErrorCode,
+    /// What went wrong, for people.
+    pub message: String,
+    /// Finds the request in the server's log.
+    pub request_id: String,
+}
+
+/// What went wrong, for programs.
+#[derive(
+    Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The request has no meaning (400).
+    MalformedRequest,
+    /// The token's time of validity is zero or too long (400).
+    TtlOutOfRange,
+    /// The name has a meaning of its own and cannot be given (400).
+    NameReserved,
+    /// No token came with the request (401).
+    TokenRequired,
+    /// The token is not of this server, or its text was damaged (401).
+    TokenUnknown,
+    /// The token's time is over (401).
+    TokenExpired,
+    /// The token was revoked (401).
+    TokenRevoked,
+    /// The token has been used as often as it may (401).
+    TokenUsed,
+    /// The node was removed (401).
+    NodeRemoved,
+    /// The token is of another kind than the request needs (403).
+    WrongTokenKind,
+    /// The request is for others to make (403).
+    NotPermitted,
+    /// It does not exist, or is none of the asker's business (404).
+    NotFound,
+    /// The path takes other methods (405).
+    MethodNotAllowed,
+    /// Another has the name (409).
+    NameTaken,
+    /// The public key is enrolled already (409).
+    KeyTaken,
+    /// The node offers another service at the port (409).
+    PortTaken,
+    /// The organisation still has nodes (409).
+    OrgNotEmpty,
+    /// The organisation cannot grow further (409).
+    LimitReached,
+    /// The body is too large (413).
+    TooLarge,
+    /// The server failed; its log has the cause under the request id (500).
+    Internal,
+    /// The server has too much to do, or its disk does not answer; try again (503).
+    Unavailable,
+}
+
+/// One page of a list.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct Page<T> {
+    /// The items, ordered by id.
+    pub items: Vec<T>,
+    /// The `after` of the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<i64>,
+}
+
+/// Asks for one page of a list, in the query.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct ListQuery {
+    /// Only what belongs to this organisation; all that the asker may see if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
+    pub org: Option<Label>,
+    /// Only what bears this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>)]
+    pub name: Option<Label>,
+    /// Only what comes after this id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<i64>,
+    /// How many items at most; 500 if absent or larger.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+}
+
+/// The server is alive.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct Health {
+    /// `ok`.
+    pub status: String,
+    /// The server's version.
+    pub version: String,
+}
+
+/// For whom the token of the request speaks.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct WhoAmI {
+    /// The kind of the token.
+    pub kind: token::Kind,
+    /// The organisation, if the token is bound to one.
+    #[schema(value_type = Option<String>)]
+    pub org: Option<Label>,
+    /// The node, if the token is bound to one.
+    pub node: Option<NodeId>,
+    /// The node's name.
+    #[schema(value_type = Option<String>)]
+    pub node_name: Option<Label>,
+    /// The person, if the token is a person's.
+    pub user: Option<UserId>,
+    /// The person's name.
+    #[schema(value_type = Option<String>)]
+    pub user_name: Option<Label>,
+    /// When the token ends; absent for a node, whose token lives as long as the node.
+    pub expires: Option<Timestamp>,
+}
+
+/// Enrols a machine (`POST /v1/join`) or a person's device (`POST /v1/login`).
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct EnrolRequest {
+    /// The name, unique in the organisation.
+    #[schema(value_type = String)]
+    pub name: Label,
+    /// The public key; its private key stays on the device.
+    #[schema(value_type = String)]
+    pub public_key: PublicKey,
+}
+
+/// A machine or device is enrolled.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct Enrolled {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: Label,
+    /// Its organisation.
+    #[schema(value_type = String)]
+    pub org: Label,
+    /// Its address, fixed for its life.
+    #[schema(value_type = String)]
+    pub address: Ipv6Addr,
+    /// Its credential, shown once.
+    #[schema(value_type = String)]
+    pub node_token: Token,
+    /// All that it must know.
+    #[schema(value_type = Object)]
+    pub map: NetworkMap,
+}
+
+/// A person has signed in on a device.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct LoggedIn {
+    /// The person.
+    pub user: UserId,
+    /// The person's name.
+    #[schema(value_type = String)]
+    pub user_name: Label,
+    /// The person's credential, shown once.
+    #[schema(value_type = String)]
+    pub session_token: Token,
+    /// When the session ends.
+    pub session_expires: Timestamp,
+    /// The device.
+    pub device: Enrolled,
+}
+
+/// Enrols a gateway (`POST /v1/gateways`).
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct GatewayRequest {
+    /// The name, unique among gateways.
+    #[schema(value_type = String)]
+    pub name: Label,
+    /// The public key; its private key stays on the gateway.
+    #[schema(value_type = String)]
+    pub public_key: PublicKey,
+    /// `HOST:PORT` of its WireGuard socket, as nodes reach it.
+    pub endpoint: String,
+}
+
+/// A gateway is enrolled.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct GatewayEnrolled {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: Label,
+    /// Its credential, shown once.
+    #[schema(value_type = String)]
+    pub node_token: Token,
+    /// All that it must know.
+    #[schema(value_type = Object)]
+    pub map: NetworkMap,
+}
+
+/// Asks for a map, in the query of `GET /v1/map`.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct MapQuery {
+    /// The serial of the map that the asker has; the reply waits until there is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<u64>,
+    /// How long to wait, in seconds; 55 if absent or larger. After that the reply is 204.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wait: Option<u64>,
+}
+
+/// The node of a public key, for a gateway that met the key in a handshake.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct NodeByKey {
+    /// Its organisation.
+    pub org: OrgId,
+    /// Its id.
+    pub id: NodeId,
+    /// The node as it stands in the gateway's map.
+    #[schema(value_type = Object)]
+    pub node: map::Node,
+}
+
+/// Makes an organisation.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct NewOrg {
+    /// Its name, unique in the installation.
+    #[schema(value_type = String)]
+    pub name: Label,
+}
+
+/// An organisation.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct Org {
+    /// Its id.
+    pub id: OrgId,
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: Label,
+    /// Its addresses.
+    #[schema(value_type = String)]
+    pub prefix: OrgPrefix,
+    /// The gateway that forwards for it.
+    pub gateway: Option<NodeId>,
+    /// How many nodes it has.
+    pub nodes: u32,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// A person.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct User {
+    /// The id.
+    pub id: UserId,
+    /// The name.
+    #[schema(value_type = String)]
+    pub name: Label,
+    /// When the person was added.
+    pub created: Timestamp,
+}
+
+/// A node as administrators see it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct Node {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: Label,
+    /// Its part in the network.
+    #[schema(value_type = String)]
+    pub role: map::Role,
+    /// Its organisation; a gateway has none.
+    #[schema(value_type = Option<String>)]
+    pub org: Option<Label>,
+    /// Its address; a gateway has none.
+    #[schema(value_type = Option<String>)]
+    pub address: Option<Ipv6Addr>,
+    /// Its public key.
+    #[schema(value_type = String)]
+    pub public_key: PublicKey,
+    /// The endpoint of a gateway.
+    pub endpoint: Option<String>,
+    /// Whose device it is; a machine has no person.
+    pub user: Option<UserId>,
+    /// When it was enrolled.
+    pub created: Timestamp,
+    /// When it last asked for its map since the server started.
+    pub seen: Option<Timestamp>,
+}
+
+/// Renames a node.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct NodeChange {
+    /// The new name.
+    #[schema(value_type = String)]
+    pub name: Label,
+}
+
+/// Makes a token.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct NewToken {
+    /// `join`, `gateway` or `admin`; the other kinds are made by enrolling and signing in.
+    pub kind: token::Kind,
+    /// The organisation that a join or admin token leads into; `default` if absent.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub org: Option<Label>,
+    /// How often it may be used; once if absent.
+    #[serde(default)]
+    pub uses_max: Option<u32>,
+    /// How long it is valid, in seconds; one hour if absent, one year at most.
+    #[serde(default)]
+    pub ttl_seconds: Option<u64>,
+}
+
+/// A token was made.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct CreatedToken {
+    /// What is stored of it.
+    pub entry: TokenEntry,
+    /// The token, shown once.
+    #[schema(value_type = String)]
+    pub token: Token,
+}
+
+/// What is stored of a token: all but the secret.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct TokenEntry {
+    /// Its id.
+    pub id: TokenId,
+    /// What it is for.
+    pub kind: token::Kind,
+    /// The organisation that it leads into.
+    #[schema(value_type = Option<String>)]
+    pub org: Option<Label>,
+    /// How often it was used.
+    pub uses: u32,
+    /// How often it may be used; absent for sessions.
+    pub uses_max: Option<u32>,
+    /// When it was made.
+    pub created: Timestamp,
+    /// When it ends.
+    pub expires: Timestamp,
+}
+
+/// Publishes a port of a node under a name.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct NewService {
+    /// The name; nodes that offer the same name stand for each other.
+    #[schema(value_type = String)]
+    pub name: Label,
+    /// The node; the asking node if absent.
+    #[serde(default)]
+    pub node: Option<NodeId>,
+    /// The TCP port at the node's address.
+    pub port: u16,
+    /// `HOST:PORT` that the node connects to; `127.0.0.1` and the port if absent.
+    #[serde(default)]
+    pub target: Option<String>,
+}
+
+/// A port that a node publishes.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct Service {
+    /// Its id.
+    pub id: ServiceId,
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: Label,
+    /// Its organisation.
+    #[schema(value_type = String)]
+    pub org: Label,
+    /// The node that offers it.
+    pub node: NodeId,
+    /// The node's name.
+    #[schema(value_type = String)]
+    pub node_name: Label,
+    /// The TCP port at the node's address.
+    pub port: u16,
+    /// `HOST:PORT` that the node connects to; told to administrators and to the node itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
+/// One change, who made it and when.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct AuditEntry {
+    /// Its id.
+    pub id: i64,
+    /// When it happened.
+    pub time: Timestamp,
+    /// Who did it, such as `user:1` or `node:7`.
+    pub actor: String,
+    /// What was done, such as `node_removed`.
+    pub action: String,
+    /// To whom, such as `node:7 web`.
+    pub subject: String,
+    /// The organisation, if it happened in one.
+    #[schema(value_type = Option<String>)]
+    pub org: Option<Label>,
+}
+
+impl ErrorCode {
+    /// Every code.
+    pub const ALL: [Self; 21] = [
+        Self::MalformedRequest,
+        Self::TtlOutOfRange,
+        Self::NameReserved,
+        Self::TokenRequired,
+        Self::TokenUnknown,
+        Self::TokenExpired,
+        Self::TokenRevoked,
+        Self::TokenUsed,
+        Self::NodeRemoved,
+        Self::WrongTokenKind,
+        Self::NotPermitted,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::NameTaken,
+        Self::KeyTaken,
+        Self::PortTaken,
+        Self::OrgNotEmpty,
+        Self::LimitReached,
+        Self::TooLarge,
+        Self::Internal,
+        Self::Unavailable,
+    ];
+
+    /// Returns the HTTP status that goes with the code.
+    #[must_use]
+    pub fn status(self) -> u16 {
+        match self {
+            Self::MalformedRequest | Self::TtlOutOfRange | Self::NameReserved => 400,
+            Self::TokenRequired
+            | Self::TokenUnknown
+            | Self::TokenExpired
+            | Self::TokenRevoked
+            | Self::TokenUsed
+            | Self::NodeRemoved => 401,
+            Self::WrongTokenKind | Self::NotPermitted => 403,
+            Self::NotFound => 404,
+            Self::MethodNotAllowed => 405,
+            Self::NameTaken
+            | Self::KeyTaken
+            | Self::PortTaken
+            | Self::OrgNotEmpty
+            | Self::LimitReached => 409,
+            Self::TooLarge => 413,
+            Self::Internal => 500,
+            Self::Unavailable => 503,
+        }
+    }
+}
+
+impl fmt::Display for ErrorBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_words_that_never_change() {
+        let words: Vec<String> = ErrorCode::ALL
+            .iter()
+            .map(|code| serde_json::to_string(code).expect("a code is a word"))
+            .collect();
+        assert_eq!(words[8], "\"node_removed\"");
+        let mut distinct = words.clone();
+        distinct.sort();
+        distinct.dedup();
+        assert_eq!(distinct.len(), words.len());
+    }
+
+    #[test]
+    fn a_reply_with_tokens_does_not_print_them() {
+        let created = CreatedToken {
+            entry: TokenEntry {
+                id: TokenId(1),
+                kind: token::Kind::Join,
+                org: None,
+                uses: 0,
+                uses_max: Some(1),
+                created: Timestamp(0),
+                expires: Timestamp(1),
+            },
+            token: Token::new(token::Kind::Join, [0; token::SECRET_LENGTH], None),
+        };
+        assert!(!format!("{created:?}").contains("aaaa"));
+        let text = serde_json::to_string(&created).expect("plain data");
+        assert!(text.contains("ginnel-join-aaaa"));
+    }
+}

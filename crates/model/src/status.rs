@@ -1,0 +1,121 @@
+//! What a node tells people about itself: the stable form of `ginnel status --json`.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{id::OrgId, key::PublicKey, map::Role, name::Label};
+
+/// The state of one node at one moment.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Status {
+    /// Its name; `None` with a plain configuration or before the first map.
+    #[serde(default)]
+    pub name: Option<Label>,
+    /// Its part in the network; `None` as above.
+    #[serde(default)]
+    pub role: Option<Role>,
+    /// Serial of the map it works by; `None` as above.
+    #[serde(default)]
+    pub serial: Option<u64>,
+    /// Its public key; `None` when a plain configuration has not been applied yet.
+    #[serde(default)]
+    pub public_key: Option<PublicKey>,
+    /// Its own addresses inside the network.
+    pub addresses: Vec<IpAddr>,
+    /// Its organisation, or for a gateway all that it serves.
+    pub orgs: Vec<Org>,
+    /// Its WireGuard peers, at most [`PEERS_MAX`], those with the latest handshake first.
+    pub peers: Vec<Peer>,
+    /// How many WireGuard peers it has in all.
+    pub peers_total: u64,
+    /// Packets that were not delivered, by reason; reasons that never occurred are left out.
+    pub discards: BTreeMap<String, u64>,
+    /// What keeps the node from working, most basic first; empty when nothing does.
+    pub problems: Vec<Problem>,
+}
+
+/// An organisation that the node belongs to or serves.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Org {
+    /// Its id.
+    pub id: OrgId,
+    /// Its name.
+    pub name: Label,
+    /// Its prefix as text.
+    pub prefix: String,
+    /// How many nodes it has.
+    pub nodes: u64,
+}
+
+/// A WireGuard peer.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Peer {
+    /// Name of the node behind it; `None` with a plain configuration.
+    #[serde(default)]
+    pub name: Option<Label>,
+    /// Its public key.
+    pub public_key: PublicKey,
+    /// Where its datagrams go; `None` while unknown.
+    #[serde(default)]
+    pub endpoint: Option<SocketAddr>,
+    /// Its allowed IPs as text.
+    pub allowed_ips: Vec<String>,
+    /// Whether a tunnel stands.
+    pub tunnel: Tunnel,
+    /// Age of the last handshake.
+    #[serde(default)]
+    pub last_handshake_seconds: Option<u64>,
+    /// Bytes received, with all headers of WireGuard.
+    pub received_bytes: u64,
+    /// Bytes sent, with all headers of WireGuard.
+    pub sent_bytes: u64,
+    /// Interval of persistent keepalives; `None` when off.
+    #[serde(default)]
+    pub persistent_keepalive_seconds: Option<u16>,
+}
+
+/// How a tunnel to a peer stands.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tunnel {
+    /// The last handshake is young enough for its keys to be used.
+    Up,
+    /// There is no key, and none was asked for lately.
+    Idle,
+    /// Initiations were sent, and nobody has answered them.
+    Unanswered,
+    /// The endpoint is a name that has not been resolved.
+    Unresolved,
+    /// It is not known where to send to: the peer has to begin.
+    NoEndpoint,
+}
+
+/// Something that a person has to know about, and what she can do.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Problem {
+    /// Where on the way it is.
+    pub hop: Hop,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it, in one line.
+    pub remedy: String,
+}
+
+/// A stretch of the way from a node to its goal.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hop {
+    /// The public DNS gives no address for an endpoint.
+    Dns,
+    /// A WireGuard handshake is not answered.
+    Handshake,
+    /// The network map lacks something that is needed.
+    Map,
+}
+
+/// A status lists no more peers than this; a gateway may have very many.
+pub const PEERS_MAX: usize = 1_000;
