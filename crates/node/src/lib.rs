@@ -1,1 +1,27 @@
-//! One node's data plane: where a packet goes, names, forwards and discards.
+//! One node's data plane: where a packet goes, names, published services and discards.
+//!
+//! [`Node`] composes the tunnel ([`wireguard::Device`]), the stack ([`netstack::Stack`]) and the
+//! network map. It takes datagrams, packets and maps, and gives datagrams, packets and events:
+//! one input, then drain [`Node::poll_transmit`], [`Node::poll_packet`] and [`Node::poll_event`],
+//! then sleep until [`Node::poll_timeout`].
+//!
+//! ```text
+//!   datagram ─► open ─► own address? ─► TUN or stack
+//!                 │         └► gateway: same org? ─► path ─► seal in place ─► datagram
+//!   TUN, stack ─► path ─► seal in place ─► datagram
+//! ```
+
+mod discard;
+mod forward;
+mod node;
+mod org;
+mod path;
+mod refusal;
+pub mod resolver;
+mod roster;
+mod service;
+mod status;
+
+pub use discard::{Counters, Discard, Reason};
+pub use node::{Attachment, Event, Node, Outcome};
+pub use service::Published;

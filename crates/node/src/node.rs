@@ -1,0 +1,882 @@
+//! One node: tunnel, stack and map together.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    net::{IpAddr, SocketAddr},
+    time::{Instant, SystemTime},
+};
+
+use model::{
+    config::Config,
+    endpoint::Endpoint,
+    id::{NodeId, OrgId},
+    key::{PublicKey, SecretKey},
+    map::{self, NetworkMap, Role},
+    zone::{Answer, Question, Zone},
+};
+use netstack::{Limits, ListenerId, Stack};
+use packet::ip;
+use wireguard::{
+    Device, HEADER, KeyLog, OVERHEAD, PeerId, Received, Seal, StaticSecret, Tai64n, Ticket,
+    Transmit, padded,
+};
+
+use crate::{
+    discard::{Counters, Discard, Reason},
+    forward::{self, Verdict},
+    org::Orgs,
+    path, refusal,
+    resolver::server::Server,
+    roster::{self, Roster},
+    service::{self, Published, Services},
+};
+
+/// Where packets come from that the node sends, and where those go that are for it.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub enum Attachment {
+    /// A TUN interface of the caller: [`Node::handle_packet`] and [`Outcome::Packet`].
+    Tun,
+    /// A stack inside the program. A gateway needs one to answer names.
+    Netstack {
+        /// The largest IP packet in bytes; at most [`Node::MTU_MAX`] counts.
+        mtu: usize,
+        /// The secret behind sequence numbers and ports; fresh random bytes for every node.
+        seed: [u8; 32],
+    },
+    /// Nothing: packets for the node itself are discarded.
+    None,
+}
+
+/// What a datagram or a packet turned into.
+#[derive(Debug, Eq, PartialEq)]
+pub enum Outcome<'a> {
+    /// Nothing to do at once; drain the `poll_` functions.
+    Nothing,
+    /// An IP packet for the TUN interface.
+    Packet(&'a mut [u8]),
+    /// A datagram to send.
+    Send {
+        /// Where it goes.
+        destination: SocketAddr,
+        /// The whole UDP payload.
+        datagram: &'a [u8],
+    },
+}
+
+/// Something that happened.
+#[derive(Debug, Eq, PartialEq)]
+pub enum Event {
+    /// A socket of the stack wants attention; never one of the resolver's.
+    Stack(netstack::Event),
+    /// The name of an endpoint is to be resolved: [`Node::set_endpoint`] takes the address.
+    ResolveEndpoint {
+        /// Whose endpoint.
+        public_key: PublicKey,
+        /// The name and port.
+        endpoint: Endpoint,
+    },
+    /// An initiation came from a key that the map does not hold. Ask control, then
+    /// [`Node::insert_node`] or [`Node::apply`] and [`Node::answer_unknown`], or
+    /// [`Node::forget_unknown`]. The key is claimed, not proven.
+    UnknownInitiator {
+        /// The claimed key.
+        public_key: PublicKey,
+        /// Where it came from.
+        source: SocketAddr,
+        /// Names the kept initiation.
+        ticket: Ticket,
+    },
+    /// A tunnel stands.
+    HandshakeCompleted {
+        /// With whom.
+        public_key: PublicKey,
+    },
+    /// Nobody answered for `REKEY_ATTEMPT_TIME`.
+    HandshakeAbandoned {
+        /// Who did not answer.
+        public_key: PublicKey,
+    },
+    /// A peer was heard from another address.
+    EndpointMoved {
+        /// Who.
+        public_key: PublicKey,
+        /// Where it is now.
+        endpoint: SocketAddr,
+    },
+    /// Keys for Wireshark.
+    KeyLog(KeyLog),
+}
+
+/// One node's data plane.
+pub struct Node {
+    pub(crate) device: Device,
+    pub(crate) attachment: Link,
+    pub(crate) roster: Roster,
+    pub(crate) orgs: Orgs,
+    pub(crate) source: Source,
+    pub(crate) counters: Counters,
+    asks_about_strangers: bool,
+    services: Services,
+    server: Server,
+    /// Packets of the node's own making, for peers; at most [`QUEUE_MAX`], further ones are not
+    /// made.
+    outgoing: VecDeque<(PeerId, Vec<u8>)>,
+    /// The same for the TUN interface.
+    incoming: VecDeque<Vec<u8>>,
+    /// Peers to begin a handshake with, one at each poll, so that a restart does not compute all
+    /// key agreements before it sends the first.
+    initiate: VecDeque<PeerId>,
+    /// Bounded by what one input yields: the caller drains after each.
+    events: VecDeque<Event>,
+    /// Takes a forwarded packet whose own buffer is too short for our padding.
+    scratch: Vec<u8>,
+    /// Limits ICMP errors to the own side.
+    errors: refusal::Bucket,
+}
+
+/// The attachment as it is.
+pub(crate) enum Link {
+    Tun,
+    // Boxed, because it is many times larger than the others.
+    Netstack(Box<Stack>),
+    None,
+}
+
+/// Where the node's knowledge comes from.
+pub(crate) enum Source {
+    Nothing,
+    Map(NetworkMap),
+    Config {
+        addresses: Vec<IpAddr>,
+        dns: Vec<IpAddr>,
+    },
+}
+
+/// Packets of the node's own making that wait to be polled.
+const QUEUE_MAX: usize = 256;
+
+impl Node {
+    /// The longest datagram over UDP (RFC 768 over IPv4): buffers of this length suit every call.
+    pub const DATAGRAM_MAX: usize = 65_507;
+
+    /// The largest MTU whose packets fit one datagram after padding and sealing.
+    pub const MTU_MAX: usize = (Self::DATAGRAM_MAX - OVERHEAD) / 16 * 16;
+
+    /// Makes a node that knows nobody; `wall` is the time of day at `now`.
+    #[must_use]
+    pub fn new(
+        now: Instant,
+        wall: SystemTime,
+        random: Box<dyn wireguard::Random + Send>,
+        private_key: &SecretKey,
+        attachment: Attachment,
+    ) -> Self {
+        let mut device = Device::new(now, wall, random);
+        let secret = StaticSecret::new(*private_key.expose());
+        device.set_private_key(now, Some(secret));
+        let attachment = match attachment {
+            Attachment::Tun => Link::Tun,
+            Attachment::Netstack { mtu, seed } => {
+                let mtu = mtu.min(Self::MTU_MAX);
+                device.set_mtu(mtu);
+                let config = netstack::Config {
+                    addresses: Vec::new(),
+                    mtu,
+                    seed,
+                    limits: Limits::default(),
+                };
+                Link::Netstack(Box::new(Stack::new(config)))
+            }
+            Attachment::None => Link::None,
+        };
+        Self {
+            device,
+            attachment,
+            roster: Roster::default(),
+            orgs: Orgs::default(),
+            source: Source::Nothing,
+            counters: Counters::default(),
+            asks_about_strangers: false,
+            services: Services::default(),
+            server: Server::default(),
+            outgoing: VecDeque::new(),
+            incoming: VecDeque::new(),
+            initiate: VecDeque::new(),
+            events: VecDeque::new(),
+            scratch: Vec::new(),
+            errors: refusal::Bucket::new(now),
+        }
+    }
+
+    /// Works by `map` from now on. Peers that are as they were are not disturbed; the session keys
+    /// of a peer that vanished are gone when this returns.
+    pub fn apply(&mut self, now: Instant, map: &NetworkMap) {
+        let former = match std::mem::replace(&mut self.source, Source::Nothing) {
+            Source::Map(former) => Some(former),
+            Source::Nothing | Source::Config { .. } => None,
+        };
+        let plan = roster::plan_of_map(map);
+        let names = self.roster.apply(now, &mut self.device, &plan);
+        self.ask_for(names);
+        self.orgs.apply(now, map, former.as_ref());
+        self.ask_about_strangers(map.own.role == Role::Gateway);
+        self.source = Source::Map(map.clone());
+        self.apply_to_stack(now);
+    }
+
+    /// Works by a plain configuration from now on; its listen port and mark are for the caller.
+    pub fn apply_config(&mut self, now: Instant, config: &Config) {
+        let secret = StaticSecret::new(*config.interface.private_key.expose());
+        self.device.set_private_key(now, Some(secret));
+        let plan = roster::plan_of_config(config);
+        let names = self.roster.apply(now, &mut self.device, &plan);
+        self.ask_for(names);
+        self.orgs.clear();
+        self.ask_about_strangers(false);
+        let addresses = config.interface.addresses.iter();
+        self.source = Source::Config {
+            addresses: addresses.map(|prefix| prefix.address).collect(),
+            dns: config.interface.dns.clone(),
+        };
+        if let Some(mtu) = config.interface.mtu {
+            let mtu = usize::from(mtu).min(Self::MTU_MAX);
+            self.device.set_mtu(mtu);
+            if let Link::Netstack(stack) = &mut self.attachment {
+                stack.set_mtu(mtu);
+            }
+        }
+        self.apply_to_stack(now);
+    }
+
+    /// Adds or changes one node of an organisation in the map that the node works by, as control
+    /// tells it about an unknown initiator; false when the map has no such organisation or the
+    /// node cannot be a peer.
+    pub fn insert_node(&mut self, now: Instant, org: OrgId, id: NodeId, node: &map::Node) -> bool {
+        let Source::Map(map) = &self.source else {
+            return false;
+        };
+        let mut changed = map.clone();
+        let Some(entry) = changed.orgs.get_mut(&org) else {
+            return false;
+        };
+        if roster::wanted_node(entry, node).is_none() {
+            return false;
+        }
+        entry.nodes.insert(id, node.clone());
+        self.apply(now, &changed);
+        self.roster.peer(&node.public_key).is_some()
+    }
+
+    /// Takes the address that the name of an endpoint stands for, and begins a handshake.
+    pub fn set_endpoint(&mut self, now: Instant, public_key: &PublicKey, endpoint: SocketAddr) {
+        let peer = self
+            .roster
+            .set_endpoint(&mut self.device, public_key, endpoint);
+        if let Some(peer) = peer {
+            self.device.initiate(now, peer);
+        }
+    }
+
+    /// Begins a handshake with a peer, so that the first packet need not wait for it.
+    pub fn initiate(&mut self, now: Instant, public_key: &PublicKey) {
+        if let Some(peer) = self.roster.peer(public_key) {
+            self.device.initiate(now, peer.id);
+        }
+    }
+
+    /// Returns where every peer is that has an endpoint, for [`Node::restore_endpoints`].
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<(PublicKey, SocketAddr)> {
+        let endpoint = |peer: wireguard::PeerStatus<'_>| {
+            peer.endpoint
+                .map(|endpoint| (PublicKey(peer.public_key.0), endpoint))
+        };
+        self.device.peers().filter_map(endpoint).collect()
+    }
+
+    /// Takes over where peers of the map were before a restart, and begins handshakes with them,
+    /// so that traffic flows before they notice. Call it after [`Node::apply`].
+    pub fn restore_endpoints(&mut self, endpoints: &[(PublicKey, SocketAddr)]) {
+        for (key, endpoint) in endpoints {
+            let peer = self.roster.set_endpoint(&mut self.device, key, *endpoint);
+            self.initiate.extend(peer);
+        }
+    }
+
+    /// Takes a datagram from the network.
+    ///
+    /// The outcome lies in `datagram`, or in the node where that is too short.
+    pub fn handle_datagram<'a>(
+        &'a mut self,
+        now: Instant,
+        source: SocketAddr,
+        datagram: &'a mut [u8],
+    ) -> Outcome<'a> {
+        let (peer, length) = match self.device.handle_datagram(now, source, &mut *datagram) {
+            Received::Packet { peer, packet } => (peer, packet.len()),
+            Received::Handled => {
+                self.pump(now);
+                return Outcome::Nothing;
+            }
+            Received::Discarded(discard) => {
+                self.counters.add(discard, 1);
+                return Outcome::Nothing;
+            }
+        };
+        if self.is_gateway() {
+            return self.forward(now, peer, datagram, length);
+        }
+        match &self.attachment {
+            Link::Tun => Outcome::Packet(&mut datagram[HEADER..HEADER + length]),
+            Link::Netstack(_) | Link::None => {
+                self.deliver(now, &datagram[HEADER..HEADER + length]);
+                Outcome::Nothing
+            }
+        }
+    }
+
+    /// Takes a packet of `length` bytes from the TUN interface.
+    ///
+    /// `slot` has [`wireguard::HEADER`] bytes of room in front of it, and behind it room for
+    /// padding to 16 and a tag of 16 bytes. The outcome lies in `slot`.
+    pub fn handle_packet<'a>(
+        &'a mut self,
+        now: Instant,
+        slot: &'a mut [u8],
+        length: usize,
+    ) -> Outcome<'a> {
+        match self.send(now, slot, length) {
+            Some((destination, length)) => Outcome::Send {
+                destination,
+                datagram: &slot[..length],
+            },
+            None => Outcome::Nothing,
+        }
+    }
+
+    /// Writes the next datagram to the front of `buffer`: where it goes, and its length.
+    ///
+    /// A buffer of [`Node::DATAGRAM_MAX`] bytes holds everything; what a shorter one does not hold
+    /// is discarded. Drain until `None`.
+    ///
+    /// # Panics
+    /// With a stack, when `buffer` is shorter than its MTU after padding and sealing.
+    pub fn poll_transmit(
+        &mut self,
+        now: Instant,
+        buffer: &mut [u8],
+    ) -> Option<(SocketAddr, usize)> {
+        loop {
+            if let Some(transmit) = self.device.poll_transmit() {
+                self.count_attempt(&transmit);
+                let length = transmit.datagram.len();
+                let Some(room) = buffer.get_mut(..length) else {
+                    self.counters.add(Reason::NoRoom, 1);
+                    continue;
+                };
+                room.copy_from_slice(&transmit.datagram);
+                return Some((transmit.destination, length));
+            }
+            if let Some(peer) = self.initiate.pop_front() {
+                self.device.initiate(now, peer);
+            } else if let Some((peer, packet)) = self.outgoing.pop_front() {
+                let sealed = self.seal_copy(now, peer, &packet, buffer);
+                if sealed.is_some() {
+                    return sealed;
+                }
+            } else if let Some(length) = self.poll_stack(now, buffer) {
+                let sealed = self.send(now, buffer, length);
+                if sealed.is_some() {
+                    return sealed;
+                }
+            } else if !self.pump(now) {
+                return None;
+            }
+        }
+    }
+
+    /// Returns the next packet of the node's own making for the TUN interface.
+    pub fn poll_packet(&mut self) -> Option<Vec<u8>> {
+        self.incoming.pop_front()
+    }
+
+    /// Returns the next event. Sockets of [`Node::stack`] report here, never by the stack itself.
+    pub fn poll_event(&mut self, now: Instant) -> Option<Event> {
+        if self.events.is_empty() {
+            self.pump(now);
+        }
+        self.events.pop_front()
+    }
+
+    /// Returns when [`Node::handle_timeout`] is next wanted.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let stack = match &self.attachment {
+            Link::Netstack(stack) => stack.poll_timeout(),
+            Link::Tun | Link::None => None,
+        };
+        let deadlines = [
+            self.device.poll_timeout(),
+            stack,
+            self.server.poll_timeout(),
+        ];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// Performs every action that is due at `now`. Calling it early, late or twice is harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.device.handle_timeout(now);
+        if let Link::Netstack(stack) = &mut self.attachment {
+            stack.handle_timeout(now);
+            self.server.handle_timeout(now, stack);
+        }
+        self.pump(now);
+    }
+
+    /// Returns the stack, to connect, listen, bind and ping; `None` with another attachment.
+    ///
+    /// Its packets and events come by the node: do not poll or feed it.
+    pub fn stack(&mut self) -> Option<&mut Stack> {
+        match &mut self.attachment {
+            Link::Netstack(stack) => Some(stack),
+            Link::Tun | Link::None => None,
+        }
+    }
+
+    /// Answers an initiation whose initiator the map holds by now; false when it is not kept any
+    /// more.
+    pub fn answer_unknown(&mut self, now: Instant, ticket: Ticket) -> bool {
+        let answered = self.device.answer_unknown(now, ticket);
+        self.pump(now);
+        answered
+    }
+
+    /// Forgets an initiation whose initiator is nobody.
+    pub fn forget_unknown(&mut self, ticket: Ticket) {
+        self.device.forget_unknown(ticket);
+    }
+
+    /// Answers a name for the node itself; `None` without a map that holds it.
+    #[must_use]
+    pub fn answer(&self, question: &Question, seed: u64) -> Option<Answer> {
+        let own = self.orgs.own().next()?;
+        Some(self.zone()?.answer(own, question, seed))
+    }
+
+    /// Returns the zone of the node's organisation; of a gateway's, that of the first.
+    #[must_use]
+    pub fn zone(&self) -> Option<&Zone> {
+        self.orgs.first().map(|(_, served)| &served.zone)
+    }
+
+    /// Returns the resolvers that are to be asked through the tunnel.
+    #[must_use]
+    pub fn dns_servers(&self) -> Vec<IpAddr> {
+        match &self.source {
+            Source::Nothing => Vec::new(),
+            Source::Map(_) => {
+                let prefixes = self.orgs.prefixes();
+                prefixes
+                    .map(|prefix| IpAddr::V6(prefix.resolver()))
+                    .collect()
+            }
+            Source::Config { dns, .. } => dns.clone(),
+        }
+    }
+
+    /// Returns the node's own addresses inside the network.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        match &self.source {
+            Source::Nothing => Vec::new(),
+            Source::Map(_) => self.orgs.own().map(IpAddr::V6).collect(),
+            Source::Config { addresses, .. } => addresses.clone(),
+        }
+    }
+
+    /// Returns the map that the node works by.
+    #[must_use]
+    pub fn map(&self) -> Option<&NetworkMap> {
+        match &self.source {
+            Source::Map(map) => Some(map),
+            Source::Nothing | Source::Config { .. } => None,
+        }
+    }
+
+    /// Returns what a listener of the stack publishes; `None` for a listener of the caller.
+    ///
+    /// [`netstack::Event::Accepted`] with such a listener asks the caller to accept, and to
+    /// connect to the target.
+    #[must_use]
+    pub fn published(&self, listener: ListenerId) -> Option<&Published> {
+        self.services.published(listener)
+    }
+
+    /// Lists the published ports that the stack listens on.
+    pub fn services(&self) -> impl Iterator<Item = (ListenerId, &Published)> {
+        self.services.all()
+    }
+
+    /// Returns how many packets were not delivered, by reason.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Switches [`Event::KeyLog`].
+    pub fn set_key_log(&mut self, enabled: bool) {
+        self.device.set_key_log(enabled);
+    }
+
+    /// Anchors the time of day anew.
+    pub fn set_wall_clock(&mut self, now: Instant, wall: SystemTime) {
+        self.device.set_wall_clock(now, wall);
+    }
+
+    /// Returns the newest handshake timestamp ever sent, to be kept on disk.
+    #[must_use]
+    pub fn timestamp_floor(&self) -> Tai64n {
+        self.device.timestamp_floor()
+    }
+
+    /// Makes every later handshake timestamp newer than `floor`, so that a clock that went back
+    /// does not lock the node out.
+    pub fn raise_timestamp_floor(&mut self, floor: Tai64n) {
+        self.device.raise_timestamp_floor(floor);
+    }
+
+    /// Switches [`Event::UnknownInitiator`]; a switch forgets the initiations that are kept, so
+    /// this is done only when the role changes.
+    fn ask_about_strangers(&mut self, wanted: bool) {
+        if std::mem::replace(&mut self.asks_about_strangers, wanted) != wanted {
+            self.device.set_unknown_initiators(wanted);
+        }
+    }
+
+    fn ask_for(&mut self, names: Vec<(PublicKey, Endpoint)>) {
+        for (public_key, endpoint) in names {
+            self.events.push_back(Event::ResolveEndpoint {
+                public_key,
+                endpoint,
+            });
+        }
+    }
+
+    /// Gives the stack its addresses, listeners and resolvers.
+    fn apply_to_stack(&mut self, now: Instant) {
+        let addresses = self.addresses();
+        let Link::Netstack(stack) = &mut self.attachment else {
+            return;
+        };
+        stack.set_addresses(&addresses);
+        let own: Vec<_> = self.orgs.own().collect();
+        let mut published = Default::default();
+        let mut resolvers = BTreeSet::new();
+        if let Source::Map(map) = &self.source {
+            match map.own.role {
+                Role::Client => published = service::published(map, &own),
+                Role::Gateway => resolvers = self.orgs.prefixes().collect(),
+            }
+        }
+        self.services.apply(now, stack, &published);
+        self.server.apply(now, stack, &resolvers);
+    }
+
+    fn is_gateway(&self) -> bool {
+        match &self.source {
+            Source::Map(map) => map.own.role == Role::Gateway,
+            Source::Nothing | Source::Config { .. } => false,
+        }
+    }
+
+    fn is_own(&self, address: IpAddr) -> bool {
+        match &self.source {
+            Source::Nothing => false,
+            Source::Map(_) => match address {
+                IpAddr::V4(_) => false,
+                IpAddr::V6(address) => self.orgs.is_own(address),
+            },
+            Source::Config { addresses, .. } => addresses.contains(&address),
+        }
+    }
+
+    /// Passes on a packet that `from` sealed: it lies behind the header in `datagram`.
+    fn forward<'a>(
+        &'a mut self,
+        now: Instant,
+        from: PeerId,
+        datagram: &'a mut [u8],
+        length: usize,
+    ) -> Outcome<'a> {
+        let packet = &mut datagram[HEADER..HEADER + length];
+        let Ok(addresses) = ip::addresses(packet) else {
+            self.counters.add(Reason::NotIp, 1);
+            return Outcome::Nothing;
+        };
+        let hop_limit = packet[HOP_LIMIT_V6];
+        let peer = match forward::decide(&self.orgs, &self.device, addresses, hop_limit) {
+            Verdict::Peer(peer) => peer,
+            Verdict::Local => {
+                self.deliver(now, &datagram[HEADER..HEADER + length]);
+                return Outcome::Nothing;
+            }
+            Verdict::Refused(reason) => {
+                self.counters.add(reason, 1);
+                self.refuse(now, from, reason, &datagram[HEADER..HEADER + length]);
+                return Outcome::Nothing;
+            }
+        };
+        packet[HOP_LIMIT_V6] = hop_limit - 1;
+        let room = OVERHEAD + padded(length);
+        let slot = if datagram.len() < room {
+            // A kernel pads only up to its MTU, so a full packet leaves no room for our padding.
+            self.scratch.resize(room.max(self.scratch.len()), 0);
+            self.scratch[HEADER..HEADER + length]
+                .copy_from_slice(&datagram[HEADER..HEADER + length]);
+            &mut self.scratch[..]
+        } else {
+            datagram
+        };
+        match self.device.seal_to(now, peer, slot, length) {
+            Seal::Sealed {
+                endpoint, length, ..
+            } => Outcome::Send {
+                destination: endpoint,
+                datagram: &slot[..length],
+            },
+            Seal::Staged { .. } => Outcome::Nothing,
+            Seal::Discarded(discard) => {
+                self.counters.add(discard, 1);
+                Outcome::Nothing
+            }
+        }
+    }
+
+    /// Seals the packet in `slot` for the peer on its path, or takes it to the own side.
+    fn send(
+        &mut self,
+        now: Instant,
+        slot: &mut [u8],
+        length: usize,
+    ) -> Option<(SocketAddr, usize)> {
+        let packet = slot.get(HEADER..HEADER + length);
+        let addresses = packet.map(ip::addresses);
+        let (Some(packet), Some(Ok(addresses))) = (packet, addresses) else {
+            self.counters.add(Reason::NotIp, 1);
+            return None;
+        };
+        if self.is_own(addresses.destination) {
+            self.deliver(now, packet);
+            return None;
+        }
+        let within = self.stays_within(addresses);
+        let peer = path::choose(&self.device, addresses.destination).filter(|_| within);
+        let Some(peer) = peer else {
+            let reason = if within {
+                Reason::NoPeer
+            } else {
+                Reason::OtherOrg
+            };
+            self.counters.add(reason, 1);
+            let source = self.addresses().into_iter();
+            let mut source = source.filter(|own| own.is_ipv4() == addresses.source.is_ipv4());
+            self.refuse_own(now, source.next(), reason, &slot[HEADER..HEADER + length]);
+            return None;
+        };
+        if slot.len() < OVERHEAD + padded(length) {
+            self.counters.add(Reason::NoRoom, 1);
+            return None;
+        }
+        self.sealed(now, peer, slot, length)
+    }
+
+    /// Tells whether a packet of a gateway's own stack stays within one organisation.
+    fn stays_within(&self, addresses: ip::Addresses) -> bool {
+        match (self.is_gateway(), addresses.destination) {
+            (false, _) => true,
+            (true, IpAddr::V4(_)) => false,
+            (true, IpAddr::V6(destination)) => {
+                let org = self.orgs.of(addresses.source);
+                org.is_some_and(|(prefix, _)| prefix.contains(destination))
+            }
+        }
+    }
+
+    fn sealed(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        slot: &mut [u8],
+        length: usize,
+    ) -> Option<(SocketAddr, usize)> {
+        match self.device.seal_to(now, peer, slot, length) {
+            Seal::Sealed {
+                endpoint, length, ..
+            } => Some((endpoint, length)),
+            Seal::Staged { .. } => None,
+            Seal::Discarded(discard) => {
+                self.counters.add(discard, 1);
+                None
+            }
+        }
+    }
+
+    fn seal_copy(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        packet: &[u8],
+        buffer: &mut [u8],
+    ) -> Option<(SocketAddr, usize)> {
+        if buffer.len() < OVERHEAD + padded(packet.len()) {
+            self.counters.add(Reason::NoRoom, 1);
+            return None;
+        }
+        buffer[HEADER..HEADER + packet.len()].copy_from_slice(packet);
+        self.sealed(now, peer, buffer, packet.len())
+    }
+
+    /// Gives a packet to the own side.
+    fn deliver(&mut self, now: Instant, packet: &[u8]) {
+        match &mut self.attachment {
+            Link::Tun => self.push_incoming(packet.to_vec()),
+            Link::Netstack(stack) => {
+                if let Err(discard) = stack.handle_packet(now, packet) {
+                    self.counters.add(Discard::from(discard), 1);
+                }
+                self.pump(now);
+            }
+            Link::None => self.counters.add(Reason::NoAttachment, 1),
+        }
+    }
+
+    fn push_incoming(&mut self, packet: Vec<u8>) {
+        if self.incoming.len() < QUEUE_MAX {
+            self.incoming.push_back(packet);
+        } else {
+            self.counters.add(Reason::QueueFull, 1);
+        }
+    }
+
+    /// Tells the peer `from` why its packet was refused, in the name of its resolver.
+    fn refuse(&mut self, now: Instant, from: PeerId, reason: Reason, packet: &[u8]) {
+        let (Some(cause), Ok(addresses)) = (forward::cause(reason), ip::addresses(packet)) else {
+            return;
+        };
+        let Some((prefix, served)) = self.orgs.of_mut(addresses.source) else {
+            return;
+        };
+        if self.outgoing.len() < QUEUE_MAX && served.errors.take(now) {
+            let source = IpAddr::V6(prefix.resolver());
+            let error = refusal::emit(source, cause, packet);
+            self.outgoing.extend(error.map(|error| (from, error)));
+        }
+    }
+
+    /// The same for a packet of the own side, in the node's own name.
+    fn refuse_own(&mut self, now: Instant, own: Option<IpAddr>, reason: Reason, packet: &[u8]) {
+        let (Some(cause), Some(own)) = (forward::cause(reason), own) else {
+            return;
+        };
+        if !self.errors.take(now) {
+            return;
+        }
+        let Some(error) = refusal::emit(own, cause, packet) else {
+            return;
+        };
+        match &mut self.attachment {
+            Link::Tun => self.push_incoming(error),
+            Link::Netstack(stack) => {
+                // An error that the stack cannot use was ours: it is no packet of anybody.
+                let _used = stack.handle_packet(now, &error).is_ok();
+            }
+            Link::None => {}
+        }
+    }
+
+    /// Lets the stack write its next packet behind the header of a slot.
+    fn poll_stack(&mut self, now: Instant, buffer: &mut [u8]) -> Option<usize> {
+        match &mut self.attachment {
+            Link::Netstack(stack) => {
+                let end = buffer.len().saturating_sub(OVERHEAD - HEADER);
+                stack.poll_transmit(now, &mut buffer[HEADER..end])
+            }
+            Link::Tun | Link::None => None,
+        }
+    }
+
+    /// Moves events of the parts to where they belong; true when the resolver did something.
+    fn pump(&mut self, now: Instant) -> bool {
+        while let Some(event) = self.device.poll_event() {
+            self.take_tunnel_event(event);
+        }
+        let mut resolved = false;
+        if let Link::Netstack(stack) = &mut self.attachment {
+            while let Some(event) = stack.poll_event() {
+                match self.server.handle_event(now, stack, &self.orgs, event) {
+                    Some(event) => self.events.push_back(Event::Stack(event)),
+                    None => resolved = true,
+                }
+            }
+        }
+        resolved
+    }
+
+    fn take_tunnel_event(&mut self, event: wireguard::Event) {
+        match event {
+            wireguard::Event::UnknownInitiator {
+                public_key,
+                source,
+                ticket,
+            } => self.events.push_back(Event::UnknownInitiator {
+                public_key: PublicKey(public_key.0),
+                source,
+                ticket,
+            }),
+            wireguard::Event::HandshakeCompleted { peer } => {
+                if let Some((public_key, peer)) = self.roster.by_id_mut(peer) {
+                    peer.attempts = 0;
+                    let event = Event::HandshakeCompleted { public_key };
+                    self.events.push_back(event);
+                }
+            }
+            wireguard::Event::HandshakeAbandoned { peer } => self.take_abandoned(peer),
+            wireguard::Event::EndpointMoved { peer, endpoint } => {
+                if let Some(public_key) = self.roster.key(peer) {
+                    self.events.push_back(Event::EndpointMoved {
+                        public_key,
+                        endpoint,
+                    });
+                }
+            }
+            wireguard::Event::SessionsZeroed { .. } => {}
+            wireguard::Event::KeyLog(log) => self.events.push_back(Event::KeyLog(log)),
+            wireguard::Event::Discarded { discard, count } => self.counters.add(discard, count),
+        }
+    }
+
+    /// The address behind a name may have changed, so it is asked for again.
+    fn take_abandoned(&mut self, peer: PeerId) {
+        let Some((public_key, peer)) = self.roster.by_id_mut(peer) else {
+            return;
+        };
+        let name = peer.wanted.endpoint.clone();
+        let name = name.filter(|endpoint| endpoint.socket_address().is_none());
+        let event = Event::HandshakeAbandoned { public_key };
+        self.events.push_back(event);
+        self.ask_for(name.map(|name| (public_key, name)).into_iter().collect());
+    }
+
+    fn count_attempt(&mut self, transmit: &Transmit) {
+        let initiation = transmit.datagram.len() == wireguard::INITIATION
+            && transmit.datagram.first() == Some(&1);
+        let peer = transmit.peer.filter(|_| initiation);
+        if let Some((_, peer)) = peer.and_then(|peer| self.roster.by_id_mut(peer)) {
+            peer.attempts = peer.attempts.saturating_add(1);
+        }
+    }
+}
+
+/// Where the hop limit lies in an IPv6 header (RFC 8200, 3): inside the shortest packet of either
+/// family, and looked at only when the packet is of this one.
+const HOP_LIMIT_V6: usize = 7;

@@ -1,0 +1,270 @@
+//! The WireGuard peers that a map or a configuration asks for, and their difference to those
+//! there are: a peer that is in both is not touched.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
+    time::Instant,
+};
+
+use model::{
+    config::Config,
+    endpoint::Endpoint,
+    key::{PublicKey, SecretKey},
+    map::{NetworkMap, Node, Org, Role},
+    name::Label,
+};
+use wireguard::{AddPeerError, Device, PeerId, Prefix, PresharedKey};
+
+/// A peer as it should be.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Wanted {
+    pub(crate) name: Option<Label>,
+    pub(crate) allowed: BTreeSet<Prefix>,
+    pub(crate) endpoint: Option<Endpoint>,
+    pub(crate) keepalive: Option<NonZeroU16>,
+    pub(crate) preshared_key: Option<SecretKey>,
+}
+
+/// All peers as they should be.
+pub(crate) type Plan = BTreeMap<PublicKey, Wanted>;
+
+/// A peer as it is.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) id: PeerId,
+    pub(crate) wanted: Wanted,
+    /// Whether its endpoint is a name that waits for the shell.
+    pub(crate) unresolved: bool,
+    /// Initiations sent since the last completed handshake.
+    pub(crate) attempts: u32,
+}
+
+/// The peers of the device.
+#[derive(Debug, Default)]
+pub(crate) struct Roster {
+    peers: BTreeMap<PublicKey, Peer>,
+    by_id: BTreeMap<PeerId, PublicKey>,
+    /// Peers that the device refused at the last change, by why.
+    refused: BTreeMap<PublicKey, AddPeerError>,
+}
+
+/// How often a client makes itself heard, so that mappings on the way stay open (facts B5).
+const CLIENT_KEEPALIVE: NonZeroU16 = NonZeroU16::new(25).expect("not zero");
+
+impl Roster {
+    /// Makes the device's peers those of `plan` and returns the names that have to be resolved.
+    ///
+    /// What vanished goes first: its keys are gone before anything else happens, and its addresses
+    /// are free for a successor with another key.
+    pub(crate) fn apply(
+        &mut self,
+        now: Instant,
+        device: &mut Device,
+        plan: &Plan,
+    ) -> Vec<(PublicKey, Endpoint)> {
+        let gone = |key: &&PublicKey| !plan.contains_key(key);
+        let gone: Vec<_> = self.peers.keys().filter(gone).copied().collect();
+        for key in gone {
+            self.remove(device, &key);
+        }
+        for (key, wanted) in plan {
+            if let Some(peer) = self.peers.get(key) {
+                for &prefix in peer.wanted.allowed.difference(&wanted.allowed) {
+                    device.disallow(peer.id, prefix);
+                }
+            }
+        }
+        self.refused.clear();
+        let mut names = Vec::new();
+        for (key, wanted) in plan {
+            names.extend(self.set(now, device, *key, wanted.clone()));
+        }
+        names
+    }
+
+    /// Adds or changes one peer and returns its endpoint when that has to be resolved.
+    pub(crate) fn set(
+        &mut self,
+        now: Instant,
+        device: &mut Device,
+        key: PublicKey,
+        wanted: Wanted,
+    ) -> Option<(PublicKey, Endpoint)> {
+        let (id, former) = match self.peers.get(&key) {
+            Some(peer) if peer.wanted == wanted => return None,
+            Some(peer) => (peer.id, peer.wanted.clone()),
+            None => (self.add(now, device, key)?, Wanted::default()),
+        };
+        for &prefix in former.allowed.difference(&wanted.allowed) {
+            device.disallow(id, prefix);
+        }
+        for &prefix in wanted.allowed.difference(&former.allowed) {
+            device.allow(id, prefix);
+        }
+        if wanted.preshared_key != former.preshared_key {
+            let secret = wanted.preshared_key.as_ref();
+            let secret = secret.map(|secret| PresharedKey::new(*secret.expose()));
+            device.set_preshared_key(id, secret);
+        }
+        let moved = wanted.endpoint != former.endpoint;
+        let address = wanted.endpoint.as_ref().and_then(Endpoint::socket_address);
+        if moved && (address.is_some() || wanted.endpoint.is_none()) {
+            // Only a change of the plan counts: a peer that roamed stays where it was heard.
+            device.set_endpoint(id, address);
+        }
+        if wanted.keepalive != former.keepalive {
+            device.set_persistent_keepalive(now, id, wanted.keepalive);
+        }
+        if moved && address.is_some() && wanted.keepalive.is_some() {
+            // Who keeps alive wants to be reachable before it has anything to send.
+            device.initiate(now, id);
+        }
+        let name = wanted
+            .endpoint
+            .clone()
+            .filter(|_| moved && address.is_none());
+        let unresolved = if moved {
+            name.is_some()
+        } else {
+            self.peers.get(&key).is_some_and(|peer| peer.unresolved)
+        };
+        let attempts = self.peers.get(&key).map_or(0, |peer| peer.attempts);
+        let peer = Peer {
+            id,
+            wanted,
+            unresolved,
+            attempts,
+        };
+        self.by_id.insert(id, key);
+        self.peers.insert(key, peer);
+        name.map(|name| (key, name))
+    }
+
+    fn add(&mut self, now: Instant, device: &mut Device, key: PublicKey) -> Option<PeerId> {
+        match device.add_peer(now, wireguard::PublicKey(key.0)) {
+            Ok(id) | Err(AddPeerError::Exists(id)) => Some(id),
+            Err(error @ (AddPeerError::OwnKey | AddPeerError::LowOrder | AddPeerError::Full)) => {
+                self.refused.insert(key, error);
+                None
+            }
+        }
+    }
+
+    /// Removes one peer; its session keys are gone when this returns.
+    pub(crate) fn remove(&mut self, device: &mut Device, key: &PublicKey) {
+        if let Some(peer) = self.peers.remove(key) {
+            self.by_id.remove(&peer.id);
+            device.remove_peer(peer.id);
+        }
+    }
+
+    /// Takes the address that the name of an endpoint stands for.
+    pub(crate) fn set_endpoint(
+        &mut self,
+        device: &mut Device,
+        key: &PublicKey,
+        endpoint: SocketAddr,
+    ) -> Option<PeerId> {
+        let peer = self.peers.get_mut(key)?;
+        peer.unresolved = false;
+        device.set_endpoint(peer.id, Some(endpoint));
+        Some(peer.id)
+    }
+
+    pub(crate) fn key(&self, id: PeerId) -> Option<PublicKey> {
+        self.by_id.get(&id).copied()
+    }
+
+    pub(crate) fn peer(&self, key: &PublicKey) -> Option<&Peer> {
+        self.peers.get(key)
+    }
+
+    pub(crate) fn by_id_mut(&mut self, id: PeerId) -> Option<(PublicKey, &mut Peer)> {
+        let key = *self.by_id.get(&id)?;
+        let peer = self.peers.get_mut(&key)?;
+        Some((key, peer))
+    }
+
+    pub(crate) fn refused(&self) -> &BTreeMap<PublicKey, AddPeerError> {
+        &self.refused
+    }
+}
+
+/// Returns the peers of a map: for a client its gateways, for a gateway the nodes of all
+/// organisations.
+pub(crate) fn plan_of_map(map: &NetworkMap) -> Plan {
+    let mut plan = Plan::new();
+    for org in map.orgs.values() {
+        match map.own.role {
+            Role::Client => plan_gateway(&mut plan, org),
+            Role::Gateway => {
+                for (id, node) in &org.nodes {
+                    if *id != map.own.id {
+                        plan_node(&mut plan, org, node);
+                    }
+                }
+            }
+        }
+    }
+    plan
+}
+
+fn plan_gateway(plan: &mut Plan, org: &Org) {
+    let Some(gateway) = &org.gateway else {
+        return;
+    };
+    let wanted = plan.entry(gateway.public_key).or_default();
+    wanted.name = Some(gateway.name.clone());
+    wanted.endpoint = gateway.endpoint.parse().ok();
+    wanted.keepalive = Some(CLIENT_KEEPALIVE);
+    let network = IpAddr::V6(org.prefix.network());
+    let prefix = Prefix::new(network, model::address::ORG_PREFIX_BITS);
+    wanted.allowed.extend(prefix);
+}
+
+/// Adds the peer of one node, unless its address lies outside its organisation or is the
+/// resolver's, or its key stands for another node already: isolation rests on all three.
+fn plan_node(plan: &mut Plan, org: &Org, node: &Node) {
+    if let Some((key, wanted)) = wanted_node(org, node) {
+        plan.entry(key).or_insert(wanted);
+    }
+}
+
+/// Returns how a gateway wants the peer of `node`; `None` when the node cannot be one.
+pub(crate) fn wanted_node(org: &Org, node: &Node) -> Option<(PublicKey, Wanted)> {
+    let usable = org.prefix.contains(node.address) && node.address != org.prefix.resolver();
+    usable.then(|| {
+        let wanted = Wanted {
+            name: Some(node.name.clone()),
+            allowed: BTreeSet::from([Prefix::host(IpAddr::V6(node.address))]),
+            ..Wanted::default()
+        };
+        (node.public_key, wanted)
+    })
+}
+
+/// Returns the peers of a configuration. A prefix of several peers belongs to the last (wg(8)).
+pub(crate) fn plan_of_config(config: &Config) -> Plan {
+    let mut owners = BTreeMap::new();
+    let mut plan = Plan::new();
+    for peer in &config.peers {
+        for allowed in &peer.allowed_ips {
+            if let Some(prefix) = Prefix::new(allowed.address, allowed.bits) {
+                owners.insert(prefix, peer.public_key);
+            }
+        }
+        let wanted = Wanted {
+            endpoint: peer.endpoint.clone(),
+            keepalive: peer.persistent_keepalive,
+            preshared_key: peer.preshared_key.clone(),
+            ..Wanted::default()
+        };
+        plan.insert(peer.public_key, wanted);
+    }
+    for (prefix, key) in owners {
+        plan.entry(key).or_default().allowed.insert(prefix);
+    }
+    plan
+}

@@ -1,0 +1,188 @@
+//! What a node says about itself: a snapshot for people and programs.
+
+use std::{net::IpAddr, time::Instant};
+
+use model::{
+    endpoint::Endpoint,
+    key::PublicKey,
+    map::Role,
+    status::{Hop, Org, PEERS_MAX, Peer, Problem, Status, Tunnel},
+};
+use wireguard::{PeerStatus, REJECT_AFTER_TIME};
+
+use crate::{
+    node::{Node, Source},
+    path, roster,
+};
+
+/// So many initiations without an answer are no accident: the first was repeated after 5 s.
+const ATTEMPTS_MAX: u32 = 2;
+
+impl Node {
+    /// Takes a snapshot. Its cost grows with the number of peers.
+    #[must_use]
+    pub fn status(&self, now: Instant) -> Status {
+        let map = self.map();
+        let mut peers: Vec<_> = self.device.peers().collect();
+        let peers_total = u64::try_from(peers.len()).expect("a length fits 64 bits");
+        peers.sort_by_key(|peer| std::cmp::Reverse(peer.last_handshake));
+        peers.truncate(PEERS_MAX);
+        let peers: Vec<_> = peers.iter().map(|peer| self.peer(now, peer)).collect();
+        let problems = self.problems(&peers);
+        Status {
+            name: map.map(|map| map.own.name.clone()),
+            role: map.map(|map| map.own.role),
+            serial: map.map(|map| map.serial),
+            public_key: self.device.public_key().map(|key| PublicKey(key.0)),
+            addresses: self.addresses(),
+            orgs: self.org_status(),
+            peers,
+            peers_total,
+            discards: self.counters.occurred(),
+            problems,
+        }
+    }
+
+    /// Shows the peer through which packets reach `destination`; `None` when nobody leads there.
+    #[must_use]
+    pub fn path(&self, now: Instant, destination: IpAddr) -> Option<Peer> {
+        let peer = path::choose(&self.device, destination)?;
+        let status = self.device.status(peer)?;
+        Some(self.peer(now, &status))
+    }
+
+    fn org_status(&self) -> Vec<Org> {
+        let orgs = self.map().into_iter().flat_map(|map| &map.orgs);
+        orgs.map(|(id, org)| Org {
+            id: *id,
+            name: org.name.clone(),
+            prefix: org.prefix.to_string(),
+            nodes: u64::try_from(org.nodes.len()).expect("a length fits 64 bits"),
+        })
+        .collect()
+    }
+
+    fn peer(&self, now: Instant, status: &PeerStatus<'_>) -> Peer {
+        let public_key = PublicKey(status.public_key.0);
+        let peer = self.roster.peer(&public_key);
+        let age = status
+            .last_handshake
+            .map(|then| now.saturating_duration_since(then));
+        let allowed = status.allowed_ips.iter();
+        Peer {
+            name: peer.and_then(|peer| peer.wanted.name.clone()),
+            public_key,
+            endpoint: status.endpoint,
+            allowed_ips: allowed
+                .map(|prefix| format!("{}/{}", prefix.address(), prefix.bits()))
+                .collect(),
+            tunnel: tunnel(now, status, peer),
+            last_handshake_seconds: age.map(|age| age.as_secs()),
+            received_bytes: status.received_bytes,
+            sent_bytes: status.sent_bytes,
+            persistent_keepalive_seconds: status.persistent_keepalive.map(Into::into),
+        }
+    }
+
+    /// Lists what keeps a client from its peers; a gateway's peers come and go as they like.
+    fn problems(&self, peers: &[Peer]) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        match &self.source {
+            Source::Nothing => problems.push(problem(
+                Hop::Map,
+                "there is no network map yet".to_owned(),
+                "wait for the control plane, or look at its address in the state directory",
+            )),
+            Source::Map(map) if map.own.role == Role::Gateway => return problems,
+            Source::Map(map) => {
+                for org in map.orgs.values() {
+                    match &org.gateway {
+                        None => problems.push(problem(
+                            Hop::Map,
+                            format!("the organisation {} has no gateway", org.name),
+                            "start one with `ginnel gateway`, or ask the operator to",
+                        )),
+                        Some(gateway) if gateway.endpoint.parse::<Endpoint>().is_err() => {
+                            problems.push(problem(
+                                Hop::Map,
+                                format!("the endpoint of gateway {} is malformed", gateway.name),
+                                "ask the operator to start the gateway with --public HOST:PORT",
+                            ));
+                        }
+                        Some(_) => {}
+                    }
+                }
+            }
+            Source::Config { .. } => {}
+        }
+        for (key, error) in self.roster.refused() {
+            problems.push(problem(
+                Hop::Map,
+                format!("the key {key} cannot be a peer: {error}"),
+                "enrol again, or correct the PublicKey of that peer",
+            ));
+        }
+        problems.extend(peers.iter().filter_map(|peer| self.tunnel_problem(peer)));
+        problems
+    }
+
+    fn tunnel_problem(&self, peer: &Peer) -> Option<Problem> {
+        let name = match &peer.name {
+            Some(name) => format!("gateway {name}"),
+            None => format!("peer {}", peer.public_key),
+        };
+        let wanted = self.roster.peer(&peer.public_key)?.wanted.endpoint.as_ref();
+        match (peer.tunnel, wanted, peer.endpoint) {
+            (Tunnel::Unresolved, Some(endpoint), _) => Some(problem(
+                Hop::Dns,
+                format!("the endpoint {endpoint} of {name} has no address yet"),
+                "see whether this machine resolves that name",
+            )),
+            (Tunnel::Unanswered, _, Some(endpoint)) => Some(problem(
+                Hop::Handshake,
+                format!("{name} at {endpoint} does not answer the WireGuard handshake"),
+                "UDP to that address may be blocked, it may be down, or a key is wrong: try \
+                 another network, then compare the public keys",
+            )),
+            (Tunnel::NoEndpoint, _, None) => Some(problem(
+                Hop::Handshake,
+                format!("{name} has no endpoint, and has not been heard"),
+                "give it an Endpoint, or wait until it begins",
+            )),
+            (
+                Tunnel::Up
+                | Tunnel::Idle
+                | Tunnel::Unresolved
+                | Tunnel::Unanswered
+                | Tunnel::NoEndpoint,
+                _,
+                _,
+            ) => None,
+        }
+    }
+}
+
+fn problem(hop: Hop, message: String, remedy: &str) -> Problem {
+    let remedy = remedy.to_owned();
+    Problem {
+        hop,
+        message,
+        remedy,
+    }
+}
+
+fn tunnel(now: Instant, status: &PeerStatus<'_>, peer: Option<&roster::Peer>) -> Tunnel {
+    let young = |then| now.saturating_duration_since(then) < REJECT_AFTER_TIME;
+    let attempts = peer.map_or(0, |peer| peer.attempts);
+    if status.last_handshake.is_some_and(young) {
+        Tunnel::Up
+    } else if peer.is_some_and(|peer| peer.unresolved) {
+        Tunnel::Unresolved
+    } else if status.endpoint.is_none() {
+        Tunnel::NoEndpoint
+    } else if attempts >= ATTEMPTS_MAX {
+        Tunnel::Unanswered
+    } else {
+        Tunnel::Idle
+    }
+}

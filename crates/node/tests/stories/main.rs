@@ -1,0 +1,8 @@
+//! Stories of real nodes in virtual time: two organisations, their nodes and one gateway.
+
+mod isolation;
+mod map_change;
+mod names;
+mod plain;
+mod reach;
+mod world;

@@ -1,0 +1,303 @@
+//! Stories of nodes that reach each other through a gateway.
+
+use std::{net::SocketAddr, time::Duration};
+
+use model::{
+    key::PublicKey,
+    status::{Hop, Tunnel},
+};
+use netstack::{CloseReason, ConnectionId, Received};
+use node::{Discard, Event, Reason};
+
+use crate::world::{GATEWAY, Installation, World, endpoint, ip, netstack, public_key};
+
+/// Bytes under way from one host to another.
+pub(crate) struct Transfer {
+    from: (u8, ConnectionId),
+    to: u8,
+    accepted: Option<ConnectionId>,
+    total: usize,
+    sent: usize,
+    pub(crate) received: usize,
+    pub(crate) closed: Option<CloseReason>,
+}
+
+impl Transfer {
+    /// Opens a connection to a port that `to` publishes.
+    pub(crate) fn begin(world: &mut World, from: u8, to: u8, port: u16, total: usize) -> Self {
+        let now = world.now;
+        let remote = SocketAddr::new(ip(to), port);
+        let id = world.stack(from).connect(now, remote).expect("a free port");
+        Self {
+            from: (from, id),
+            to,
+            accepted: None,
+            total,
+            sent: 0,
+            received: 0,
+            closed: None,
+        }
+    }
+
+    /// Does on both sides what the shell would.
+    pub(crate) fn pump(&mut self, world: &mut World) {
+        let now = world.now;
+        let (from, id) = self.from;
+        while self.sent < self.total {
+            let length = (self.total - self.sent).min(16_384);
+            let bytes: Vec<_> = (self.sent..self.sent + length).map(byte).collect();
+            match world.stack(from).send(now, id, &bytes) {
+                Ok(0) => break,
+                Ok(length) => self.sent += length,
+                Err(_) => break,
+            }
+            if self.sent == self.total {
+                world.stack(from).shutdown(now, id);
+            }
+        }
+        self.closed = self.closed.or(world.stack(from).close_reason(id));
+        if self.accepted.is_none() {
+            let listener = world
+                .node(self.to)
+                .services()
+                .map(|(listener, _)| listener)
+                .next();
+            let listener = listener.expect("a published port");
+            self.accepted = world.stack(self.to).accept(listener);
+        }
+        if let Some(id) = self.accepted {
+            let mut bytes = [0; 16_384];
+            while let Ok(Received::Bytes(length)) = world.stack(self.to).recv(now, id, &mut bytes) {
+                for (at, &got) in (self.received..).zip(&bytes[..length]) {
+                    assert_eq!(got, byte(at), "byte {at}");
+                }
+                self.received += length;
+            }
+        }
+    }
+
+    pub(crate) fn run(&mut self, world: &mut World, duration: Duration) {
+        let end = world.now + duration;
+        self.pump(world);
+        while self.received < self.total && world.step(end) {
+            self.pump(world);
+        }
+    }
+
+    pub(crate) fn done(&self) -> bool {
+        self.received == self.total
+    }
+}
+
+fn byte(at: usize) -> u8 {
+    u8::try_from(at % 251).expect("smaller than 251")
+}
+
+pub(crate) fn ping(world: &mut World, from: u8, to: u8) -> bool {
+    let now = world.now;
+    world.take(from, |_| None::<()>);
+    world
+        .stack(from)
+        .ping(now, ip(to), 1, 32)
+        .expect("room for a request");
+    world.run(Duration::from_secs(2));
+    let reply = |event: &Event| {
+        if let Event::Stack(netstack::Event::EchoReply { from, .. }) = event {
+            Some(*from)
+        } else {
+            None
+        }
+    };
+    world.take(from, reply) == [ip(to)]
+}
+
+#[test]
+fn clients_of_one_organisation_ping_each_other_through_the_gateway() {
+    let mut world = World::standing(&Installation::new(), &[11, 12, 21, 22]);
+    for (from, to) in [(11, 12), (12, 11), (21, 22)] {
+        assert!(ping(&mut world, from, to), "{from} to {to}");
+    }
+}
+
+#[test]
+fn a_transfer_passes_through_the_gateway_to_a_published_service() {
+    let mut installation = Installation::new();
+    installation.publish(12, "files", 8080);
+    let mut world = World::standing(&installation, &[11, 12]);
+    let (_, published) = world.node(12).services().next().expect("a listener");
+    assert_eq!(published.name.as_str(), "files");
+    assert_eq!(published.target.as_deref(), Some("127.0.0.1:8080"));
+
+    let mut transfer = Transfer::begin(&mut world, 11, 12, 8080, 2_000_000);
+    transfer.run(&mut world, Duration::from_secs(60));
+    assert!(transfer.done(), "{} bytes", transfer.received);
+
+    // A service that is withdrawn is refused from then on.
+    installation.org(1).services.clear();
+    world.publish(&installation);
+    assert_eq!(world.node(12).services().count(), 0);
+    let now = world.now;
+    let remote = SocketAddr::new(ip(12), 8080);
+    let id = world.stack(11).connect(now, remote).expect("a free port");
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.stack(11).close_reason(id), Some(CloseReason::Refused));
+}
+
+#[test]
+fn a_destination_that_nobody_has_is_answered_at_once_and_counted() {
+    let mut installation = Installation::new();
+    let mut world = World::standing(&installation, &[11, 12]);
+    installation.remove(13);
+    world.publish(&installation);
+    let now = world.now;
+    world.take(11, |_| None::<()>);
+    world
+        .stack(11)
+        .ping(now, ip(13), 7, 8)
+        .expect("room for a request");
+    world.run(Duration::from_millis(100));
+    let failed = |event: &Event| {
+        if let Event::Stack(netstack::Event::EchoFailed { from, .. }) = event {
+            Some(*from)
+        } else {
+            None
+        }
+    };
+    let resolver = crate::world::prefix(1).resolver();
+    assert_eq!(world.take(11, failed), [std::net::IpAddr::V6(resolver)]);
+    let counters = world.node(GATEWAY).counters();
+    assert_eq!(counters.count(Discard::Node(Reason::NoPeer)), 1);
+}
+
+#[test]
+fn a_gateway_that_does_not_answer_is_named_in_the_status() {
+    let installation = Installation::new();
+    let mut world = World::new();
+    world.add(11, netstack(11));
+    world.publish(&installation);
+    world.run(Duration::from_secs(20));
+    let now = world.now;
+    let status = world.node(11).status(now);
+    let [peer] = &status.peers[..] else {
+        panic!("one peer");
+    };
+    assert_eq!(peer.tunnel, Tunnel::Unanswered);
+    let [problem] = &status.problems[..] else {
+        panic!("one problem: {:?}", status.problems);
+    };
+    assert_eq!(problem.hop, Hop::Handshake);
+    assert!(
+        problem.message.contains("gateway gate"),
+        "{}",
+        problem.message
+    );
+    assert!(
+        problem.message.contains("192.0.2.200:51820"),
+        "{}",
+        problem.message
+    );
+
+    // As soon as the gateway is there the problem is gone, with nobody doing anything.
+    world.add(GATEWAY, netstack(GATEWAY));
+    world.publish(&installation);
+    world.run(Duration::from_secs(20));
+    let now = world.now;
+    let status = world.node(11).status(now);
+    assert_eq!(status.problems, []);
+    assert_eq!(status.peers[0].tunnel, Tunnel::Up);
+    assert_eq!(status.peers[0].endpoint, Some(endpoint(GATEWAY)));
+}
+
+#[test]
+fn a_gateway_that_restarts_with_its_endpoints_carries_traffic_again_within_three_seconds() {
+    let installation = Installation::new();
+    let mut world = World::standing(&installation, &[11, 12]);
+    assert!(ping(&mut world, 11, 12));
+    let endpoints = world.node(GATEWAY).endpoints();
+    assert_eq!(endpoints.len(), 2);
+
+    world.hosts.remove(&GATEWAY);
+    world.run(Duration::from_secs(30));
+    world.add(GATEWAY, netstack(GATEWAY));
+    world.publish(&installation);
+    world.node(GATEWAY).restore_endpoints(&endpoints);
+    world.run(Duration::from_millis(900));
+    assert!(ping(&mut world, 11, 12), "within 3 seconds of virtual time");
+}
+
+#[test]
+fn an_unknown_initiator_is_answered_on_the_same_initiation() {
+    let mut installation = Installation::new();
+    let full = installation.clone();
+    installation.remove(12);
+    let mut world = World::standing(&installation, &[11]);
+    world.add(12, netstack(12));
+    let now = world.now;
+    world.node(12).apply(now, &full.map_of(12));
+    world.run(Duration::from_millis(100));
+    let unknown = |event: &Event| {
+        if let Event::UnknownInitiator {
+            public_key, ticket, ..
+        } = event
+        {
+            Some((*public_key, *ticket))
+        } else {
+            None
+        }
+    };
+    let unknown = world.take(GATEWAY, unknown);
+    let [(key, ticket)] = unknown[..] else {
+        panic!("one unknown initiator: {unknown:?}");
+    };
+    assert_eq!(key, public_key(12));
+
+    let (id, node) = crate::world::member(12, "db");
+    let now = world.now;
+    assert!(
+        world
+            .node(GATEWAY)
+            .insert_node(now, model::id::OrgId(1), id, &node)
+    );
+    assert!(world.node(GATEWAY).answer_unknown(now, ticket));
+    assert!(
+        !world.node(GATEWAY).answer_unknown(now, ticket),
+        "answered once"
+    );
+    world.run(Duration::from_millis(100));
+    let completed = |event: &Event| {
+        if let Event::HandshakeCompleted { public_key } = event {
+            Some(*public_key)
+        } else {
+            None
+        }
+    };
+    // Long before the client would have initiated again, which takes 5 s.
+    assert_eq!(world.take(12, completed), [public_key(GATEWAY)]);
+    assert!(ping(&mut world, 11, 12));
+}
+
+#[test]
+fn a_stranger_gets_nothing() {
+    let mut world = World::standing(&Installation::new(), &[11]);
+    let mut stranger = Installation::new();
+    let (id, mut node) = crate::world::member(14, "stranger");
+    node.public_key = PublicKey(public_key(14).0);
+    stranger.org(1).nodes.insert(id, node);
+    world.add(14, netstack(14));
+    let now = world.now;
+    world.node(14).apply(now, &stranger.map_of(14));
+    world.run(Duration::from_millis(500));
+    let ticket = |event: &Event| {
+        if let Event::UnknownInitiator { ticket, .. } = event {
+            Some(*ticket)
+        } else {
+            None
+        }
+    };
+    for ticket in world.take(GATEWAY, ticket) {
+        world.node(GATEWAY).forget_unknown(ticket);
+    }
+    assert!(!ping(&mut world, 14, 11));
+    let now = world.now;
+    assert_eq!(world.node(14).status(now).peers[0].received_bytes, 0);
+}
