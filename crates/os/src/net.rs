@@ -1,0 +1,309 @@
+//! Addresses, routes and state of interfaces, by rtnetlink.
+
+use std::{collections::BTreeMap, io, net::IpAddr};
+
+use futures_util::TryStreamExt as _;
+use rtnetlink::{
+    Handle, LinkUnspec, RouteMessageBuilder,
+    packet_route::{
+        AddressFamily,
+        address::{AddressAttribute, AddressMessage},
+        link::LinkAttribute,
+        route::{RouteAddress, RouteAttribute, RouteMessage},
+    },
+};
+
+/// An address or the destination of a route, with the length of its prefix in bits.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Network {
+    /// The address; in a route its bits behind the prefix are zero.
+    pub address: IpAddr,
+    /// At most 32 or 128.
+    pub bits: u8,
+}
+
+/// A route of the main table.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Route {
+    /// Where it leads.
+    pub destination: Network,
+    /// The interface it leaves by; empty for a route without one.
+    pub interface: String,
+    /// The router, if the destination is not on the link.
+    pub gateway: Option<IpAddr>,
+    /// Lower ones win among equal destinations.
+    pub metric: u32,
+}
+
+/// An address of an interface.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Address {
+    /// The interface's name.
+    pub interface: String,
+    /// The address and the length of its subnet's prefix.
+    pub network: Network,
+}
+
+/// A connection to the kernel's network configuration, within a tokio runtime.
+///
+/// Dumps are not atomic; run one at a time.
+#[derive(Debug)]
+pub struct Netlink {
+    handle: Handle,
+    connection: tokio::task::JoinHandle<()>,
+}
+
+impl Netlink {
+    /// Opens the connection.
+    pub fn open() -> io::Result<Self> {
+        let (connection, handle, _messages) = rtnetlink::new_connection()?;
+        let connection = tokio::spawn(connection);
+        Ok(Self { handle, connection })
+    }
+
+    /// Takes the interface up or down.
+    pub async fn set_up(&self, interface: &str, up: bool) -> io::Result<()> {
+        let link = LinkUnspec::new_with_index(index(interface)?);
+        let link = if up { link.up() } else { link.down() };
+        let request = self.handle.link().set(link.build());
+        request.execute().await.map_err(into_io)
+    }
+
+    /// Sets the MTU in bytes.
+    pub async fn set_mtu(&self, interface: &str, mtu: u32) -> io::Result<()> {
+        let link = LinkUnspec::new_with_index(index(interface)?).mtu(mtu);
+        let request = self.handle.link().set(link.build());
+        request.execute().await.map_err(into_io)
+    }
+
+    /// Adds an address; one that is there already is fine.
+    pub async fn add_address(&self, interface: &str, network: Network) -> io::Result<()> {
+        let address = self.handle.address();
+        let request = address.add(index(interface)?, network.address, network.bits);
+        request.replace().execute().await.map_err(into_io)
+    }
+
+    /// Removes an address; false if it was not there.
+    pub async fn remove_address(&self, interface: &str, network: Network) -> io::Result<bool> {
+        let index = index(interface)?;
+        let address = self.handle.address();
+        let mut dump = address.get().set_link_index_filter(index).execute();
+        let mut found = None;
+        while let Some(message) = dump.try_next().await.map_err(into_io)? {
+            if message.header.index == index && network_of(&message) == Some(network) {
+                found = Some(message);
+            }
+        }
+        let Some(message) = found else {
+            return Ok(false);
+        };
+        let request = self.handle.address().del(message);
+        request.execute().await.map_err(into_io)?;
+        Ok(true)
+    }
+
+    /// Makes a route of `destination` through the interface; one that is there is replaced.
+    pub async fn add_route(&self, interface: &str, destination: Network) -> io::Result<()> {
+        let route = route_message(interface, destination)?;
+        let request = self.handle.route().add(route).replace();
+        request.execute().await.map_err(into_io)
+    }
+
+    /// Removes the route of `destination` through the interface; false if there was none.
+    pub async fn remove_route(&self, interface: &str, destination: Network) -> io::Result<bool> {
+        let route = route_message(interface, destination)?;
+        match self.handle.route().del(route).execute().await {
+            Ok(()) => Ok(true),
+            Err(error) => match into_io(error) {
+                absent if absent.raw_os_error() == Some(libc::ESRCH) => Ok(false),
+                other => Err(other),
+            },
+        }
+    }
+
+    /// Lists the addresses of all interfaces, in order.
+    pub async fn addresses(&self) -> io::Result<Vec<Address>> {
+        let names = self.names().await?;
+        let mut dump = self.handle.address().get().execute();
+        let mut addresses = Vec::new();
+        while let Some(message) = dump.try_next().await.map_err(into_io)? {
+            let interface = names.get(&message.header.index);
+            if let (Some(interface), Some(network)) = (interface, network_of(&message)) {
+                addresses.push(Address {
+                    interface: interface.clone(),
+                    network,
+                });
+            }
+        }
+        addresses.sort();
+        Ok(addresses)
+    }
+
+    /// Lists the unicast routes of the main table, both families, in order.
+    pub async fn routes(&self) -> io::Result<Vec<Route>> {
+        let names = self.names().await?;
+        let mut routes = Vec::new();
+        let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
+        let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
+        for family in [v4, v6] {
+            let mut dump = self.handle.route().get(family).execute();
+            while let Some(message) = dump.try_next().await.map_err(into_io)? {
+                routes.extend(route_of(&message, &names));
+            }
+        }
+        routes.sort();
+        Ok(routes)
+    }
+
+    async fn names(&self) -> io::Result<BTreeMap<u32, String>> {
+        let mut dump = self.handle.link().get().execute();
+        let mut names = BTreeMap::new();
+        while let Some(message) = dump.try_next().await.map_err(into_io)? {
+            for attribute in message.attributes {
+                if let LinkAttribute::IfName(name) = attribute {
+                    names.insert(message.header.index, name);
+                }
+            }
+        }
+        Ok(names)
+    }
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+fn route_message(interface: &str, destination: Network) -> io::Result<RouteMessage> {
+    Ok(RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(destination.address, destination.bits)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?
+        .output_interface(index(interface)?)
+        .build())
+}
+
+fn network_of(message: &AddressMessage) -> Option<Network> {
+    // On a point-to-point link ADDRESS is the other end and LOCAL is ours.
+    let mut address = None;
+    for attribute in &message.attributes {
+        if let AddressAttribute::Local(local) = attribute {
+            address = Some(*local);
+        } else if let AddressAttribute::Address(other) = attribute {
+            address = address.or(Some(*other));
+        }
+    }
+    Some(Network {
+        address: address?,
+        bits: message.header.prefix_len,
+    })
+}
+
+fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Route> {
+    use rtnetlink::packet_route::route::{RouteHeader, RouteType};
+    if message.header.table != RouteHeader::RT_TABLE_MAIN
+        || message.header.kind != RouteType::Unicast
+    {
+        return None;
+    }
+    let mut route = Route {
+        destination: Network {
+            address: if message.header.address_family == AddressFamily::Inet {
+                std::net::Ipv4Addr::UNSPECIFIED.into()
+            } else {
+                std::net::Ipv6Addr::UNSPECIFIED.into()
+            },
+            bits: message.header.destination_prefix_length,
+        },
+        interface: String::new(),
+        gateway: None,
+        metric: 0,
+    };
+    for attribute in &message.attributes {
+        if let RouteAttribute::Destination(to) = attribute {
+            route.destination.address = ip(to)?;
+        } else if let RouteAttribute::Gateway(by) = attribute {
+            route.gateway = ip(by);
+        } else if let RouteAttribute::Oif(index) = attribute {
+            route.interface = names.get(index).cloned().unwrap_or_default();
+        } else if let RouteAttribute::Priority(metric) = attribute {
+            route.metric = *metric;
+        }
+    }
+    Some(route)
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    if let RouteAddress::Inet(address) = address {
+        Some((*address).into())
+    } else if let RouteAddress::Inet6(address) = address {
+        Some((*address).into())
+    } else {
+        None
+    }
+}
+
+fn index(interface: &str) -> io::Result<u32> {
+    crate::link::index(interface).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
+}
+
+fn into_io(error: rtnetlink::Error) -> io::Error {
+    if let rtnetlink::Error::NetlinkError(message) = &error {
+        return message.to_io();
+    }
+    io::Error::other(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tun::{OpenError, Options, Tun};
+
+    #[tokio::test]
+    async fn an_interface_is_configured_listed_and_cleared() {
+        let name = format!("gn{}", std::process::id());
+        let options = Options {
+            name: &name,
+            offload: false,
+            multi_queue: false,
+        };
+        let _tun = match Tun::open(&options) {
+            Err(OpenError::Denied | OpenError::NoDevice) => {
+                println!("SKIPPED: no right to make a TUN");
+                return;
+            }
+            opened => opened.unwrap(),
+        };
+        let netlink = Netlink::open().unwrap();
+        netlink.set_mtu(&name, 1380).await.unwrap();
+        netlink.set_up(&name, true).await.unwrap();
+        assert_eq!(crate::link::mtu(&name).unwrap(), 1380);
+        assert!(crate::link::is_up(&name).unwrap());
+        let ours: Network = Network {
+            address: "198.51.100.1".parse().unwrap(),
+            bits: 24,
+        };
+        netlink.add_address(&name, ours).await.unwrap();
+        netlink.add_address(&name, ours).await.unwrap();
+        let listed =
+            |all: Vec<Address>| all.iter().any(|a| a.interface == name && a.network == ours);
+        assert!(listed(netlink.addresses().await.unwrap()));
+        for destination in ["203.0.113.0", "fd12:3456::"] {
+            let destination = Network {
+                address: destination.parse().unwrap(),
+                bits: 32,
+            };
+            netlink.add_route(&name, destination).await.unwrap();
+            let routes = netlink.routes().await.unwrap();
+            let ours = |r: &&Route| r.interface == name && r.destination == destination;
+            assert_eq!(routes.iter().filter(ours).count(), 1);
+            assert!(netlink.remove_route(&name, destination).await.unwrap());
+            assert!(!netlink.remove_route(&name, destination).await.unwrap());
+        }
+        assert!(netlink.remove_address(&name, ours).await.unwrap());
+        assert!(!netlink.remove_address(&name, ours).await.unwrap());
+        assert!(!listed(netlink.addresses().await.unwrap()));
+        let absent = netlink.set_up("absent0", true).await.unwrap_err();
+        assert_eq!(absent.raw_os_error(), Some(libc::ENODEV));
+    }
+}

@@ -1,0 +1,197 @@
+//! UDP sockets that read and write many datagrams with one system call (udp(7), UDP_SEGMENT).
+
+mod control;
+mod receive;
+mod send;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use socket2::{Domain, Protocol, Type};
+
+pub use receive::{Batch, Datagram};
+pub use send::SendError;
+
+/// How to set a socket up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// The firewall mark of outgoing packets (SO_MARK); zero sets none. Others need
+    /// CAP_NET_ADMIN.
+    pub mark: u32,
+    /// Bytes that the kernel may queue in each direction; zero leaves the system's default. What
+    /// exceeds the system's limit is granted to root only.
+    pub buffer_bytes: usize,
+    /// Several sockets share the port, each with its part of the senders (SO_REUSEPORT).
+    pub reuse_port: bool,
+}
+
+/// A UDP socket of one family; it does not block.
+#[derive(Debug)]
+pub struct Socket {
+    socket: socket2::Socket,
+    local: SocketAddr,
+    /// Set once the kernel or the network card refused UDP_SEGMENT.
+    segmentation_broken: AtomicBool,
+}
+
+/// A socket for each family on the same port; a family that this machine lacks has none.
+#[derive(Debug)]
+pub struct Pair {
+    /// The socket for IPv4.
+    pub v4: Option<Socket>,
+    /// The socket for IPv6, and for IPv6 only.
+    pub v6: Option<Socket>,
+}
+
+impl Socket {
+    /// Binds to `local`; port zero takes a free one.
+    pub fn bind(local: SocketAddr, options: &Options) -> io::Result<Self> {
+        let domain = Domain::for_address(local);
+        let socket = socket2::Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_nonblocking(true)?;
+        if local.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        if options.reuse_port {
+            socket.set_reuse_port(true)?;
+        }
+        if options.mark != 0 {
+            socket.set_mark(options.mark)?;
+        }
+        if options.buffer_bytes != 0 {
+            set_buffers(&socket, options.buffer_bytes)?;
+        }
+        control::request_source_and_runs(&socket, local.is_ipv6());
+        socket.bind(&local.into())?;
+        let local = socket
+            .local_addr()?
+            .as_socket()
+            .ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self {
+            socket,
+            local,
+            segmentation_broken: AtomicBool::new(false),
+        })
+    }
+
+    /// Returns the bound address with its port.
+    #[must_use]
+    pub fn local_address(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Sets the firewall mark of outgoing packets; zero removes it.
+    pub fn set_mark(&self, mark: u32) -> io::Result<()> {
+        self.socket.set_mark(mark)
+    }
+
+    /// Tells whether runs still leave with one system call.
+    #[must_use]
+    pub fn segments(&self) -> bool {
+        !self.segmentation_broken.load(Ordering::Relaxed)
+    }
+
+    /// Switches segmentation by the kernel on or off.
+    pub fn set_segments(&self, on: bool) {
+        self.segmentation_broken.store(!on, Ordering::Relaxed);
+    }
+}
+
+impl Pair {
+    /// Binds both families to `port` on all addresses; zero takes one that both have free.
+    ///
+    /// Fails if a family that this machine has cannot be bound, or if it has neither.
+    pub fn bind(port: u16, options: &Options) -> io::Result<Self> {
+        let mut attempts = if port == 0 { ATTEMPTS } else { 1 };
+        loop {
+            attempts -= 1;
+            match Self::bind_once(port, options) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts > 0 => {}
+                bound => return bound,
+            }
+        }
+    }
+
+    fn bind_once(port: u16, options: &Options) -> io::Result<Self> {
+        let any = (Ipv4Addr::UNSPECIFIED, port);
+        let v4 = unless_absent(Socket::bind(any.into(), options))?;
+        let port = v4.as_ref().map_or(port, |socket| socket.local.port());
+        let any = (Ipv6Addr::UNSPECIFIED, port);
+        let v6 = unless_absent(Socket::bind(any.into(), options))?;
+        if v4.is_none() && v6.is_none() {
+            return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
+        }
+        Ok(Self { v4, v6 })
+    }
+
+    /// Returns the port that both are bound to.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.sockets()
+            .map(|socket| socket.local.port())
+            .next()
+            .expect("`bind` made at least one")
+    }
+
+    /// Returns the sockets that there are.
+    pub fn sockets(&self) -> impl Iterator<Item = &Socket> {
+        self.v4.iter().chain(&self.v6)
+    }
+
+    /// Returns the socket that reaches `destination`.
+    #[must_use]
+    pub fn towards(&self, destination: SocketAddr) -> Option<&Socket> {
+        if destination.is_ipv4() {
+            self.v4.as_ref()
+        } else {
+            self.v6.as_ref()
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Socket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+fn unless_absent(bound: io::Result<Socket>) -> io::Result<Option<Socket>> {
+    match bound {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL) => Ok(None),
+            Some(_) | None => Err(error),
+        },
+    }
+}
+
+fn set_buffers(socket: &socket2::Socket, bytes: usize) -> io::Result<()> {
+    // The forced sizes are root's; what everyone may have is set first and always works.
+    socket.set_recv_buffer_size(bytes)?;
+    socket.set_send_buffer_size(bytes)?;
+    for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
+        control::set_option(
+            socket,
+            libc::SOL_SOCKET,
+            option,
+            i32::try_from(bytes).unwrap_or(i32::MAX),
+        )
+        .ok();
+    }
+    Ok(())
+}
+
+/// How often a free port of IPv4 is tried that may be taken in IPv6.
+const ATTEMPTS: u32 = 100;

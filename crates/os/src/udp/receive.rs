@@ -1,0 +1,177 @@
+//! Reading: many datagrams at once, those of one sender joined by the kernel (UDP_GRO).
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsRawFd as _,
+    ptr,
+};
+
+use super::{
+    Socket,
+    control::{self, Control},
+};
+
+/// Datagrams read in one go; keeps its memory of half a megabyte.
+pub struct Batch {
+    payload: Box<[u8]>,
+    runs: Vec<Run>,
+    truncated: u64,
+}
+
+/// A datagram in a [`Batch`].
+#[derive(Debug)]
+pub struct Datagram<'a> {
+    /// Who sent it.
+    pub source: SocketAddr,
+    /// The address it was sent to, from which an answer should go.
+    pub local: Option<IpAddr>,
+    /// The payload, to be changed in place.
+    pub bytes: &'a mut [u8],
+}
+
+/// Datagrams of one sender that lie one behind the other in one buffer.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    source: SocketAddr,
+    local: Option<IpAddr>,
+    length: usize,
+    /// All but the last have this size.
+    segment: usize,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            payload: vec![0; MESSAGES * BUFFER].into_boxed_slice(),
+            runs: Vec::with_capacity(MESSAGES),
+            truncated: 0,
+        }
+    }
+}
+
+impl Batch {
+    /// Yields the datagrams in the order of their arrival; empty ones are left out.
+    pub fn datagrams(&mut self) -> impl Iterator<Item = Datagram<'_>> {
+        let buffers = self.payload.chunks_mut(BUFFER);
+        self.runs.iter().zip(buffers).flat_map(|(run, buffer)| {
+            let segments = buffer[..run.length].chunks_mut(run.segment);
+            segments.map(|bytes| Datagram {
+                source: run.source,
+                local: run.local,
+                bytes,
+            })
+        })
+    }
+
+    /// Returns how many datagrams were lost so far because they did not fit a buffer.
+    #[must_use]
+    pub fn truncated(&self) -> u64 {
+        self.truncated
+    }
+}
+
+impl Socket {
+    /// Reads what has arrived into `batch`, in place of what was there; `WouldBlock` if nothing
+    /// has. Returns how many runs were read: fewer than [`Socket::RUNS_MAX`] means that the
+    /// socket is empty.
+    pub fn recv_batch(&self, batch: &mut Batch) -> io::Result<usize> {
+        batch.runs.clear();
+        // SAFETY: all zeros is a valid value of these three types of plain data.
+        let mut addresses: [libc::sockaddr_storage; MESSAGES] = unsafe { std::mem::zeroed() };
+        // SAFETY: as above.
+        let mut vectors: [libc::iovec; MESSAGES] = unsafe { std::mem::zeroed() };
+        // SAFETY: as above.
+        let mut headers: [libc::mmsghdr; MESSAGES] = unsafe { std::mem::zeroed() };
+        let mut controls = [Control::EMPTY; MESSAGES];
+        let buffers = batch.payload.chunks_mut(BUFFER);
+        let places = addresses.iter_mut().zip(&mut vectors).zip(&mut controls);
+        for ((header, buffer), ((address, vector), control)) in
+            headers.iter_mut().zip(buffers).zip(places)
+        {
+            vector.iov_base = buffer.as_mut_ptr().cast();
+            vector.iov_len = buffer.len();
+            let header = &mut header.msg_hdr;
+            header.msg_name = ptr::from_mut(address).cast();
+            header.msg_namelen = crate::link::socklen::<libc::sockaddr_storage>();
+            header.msg_iov = vector;
+            header.msg_iovlen = 1;
+            header.msg_control = control.0.as_mut_ptr().cast();
+            header.msg_controllen = control.0.len();
+        }
+        let count = receive(self, &mut headers)?;
+        for (header, address) in headers.iter().zip(&addresses).take(count) {
+            // SAFETY: recvmmsg has filled this header, and `controls` still lives.
+            let beside = unsafe { control::parse(&header.msg_hdr) };
+            let length = usize::try_from(header.msg_len).expect("32 bits fit");
+            let segment = beside.segment.unwrap_or(length).max(1);
+            let cut = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
+            batch.truncated += u64::from(cut);
+            // The end of what was cut is no whole datagram.
+            let whole = if cut {
+                length / segment * segment
+            } else {
+                length
+            };
+            let whole = if cut && beside.segment.is_none() {
+                0
+            } else {
+                whole
+            };
+            if let Some(source) = socket_address(address) {
+                batch.runs.push(Run {
+                    source,
+                    local: beside.local,
+                    length: whole,
+                    segment,
+                });
+            }
+        }
+        Ok(count)
+    }
+
+    /// The most runs that one call of [`Socket::recv_batch`] reads.
+    pub const RUNS_MAX: usize = MESSAGES;
+}
+
+fn receive(socket: &Socket, headers: &mut [libc::mmsghdr; MESSAGES]) -> io::Result<usize> {
+    let room = libc::c_uint::try_from(MESSAGES).expect("a small number");
+    // SAFETY: each header points to an address, a vector with its buffer, and a control buffer,
+    // all exclusively borrowed by the caller through the call; no timeout is given.
+    let count = unsafe {
+        libc::recvmmsg(
+            socket.as_raw_fd(),
+            headers.as_mut_ptr(),
+            room,
+            libc::MSG_DONTWAIT,
+            ptr::null_mut(),
+        )
+    };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+fn socket_address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
+    match i32::from(storage.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the family says that a sockaddr_in lies in the storage, which is larger.
+            let address = unsafe { &*ptr::from_ref(storage).cast::<libc::sockaddr_in>() };
+            let ip = address.sin_addr.s_addr.to_ne_bytes();
+            Some((ip, u16::from_be(address.sin_port)).into())
+        }
+        libc::AF_INET6 => {
+            // SAFETY: the family says that a sockaddr_in6 lies in the storage, which is larger.
+            let address = unsafe { &*ptr::from_ref(storage).cast::<libc::sockaddr_in6>() };
+            // The flow label belongs to a packet, not to a sender.
+            let ip = address.sin6_addr.s6_addr.into();
+            let port = u16::from_be(address.sin6_port);
+            let scope = address.sin6_scope_id;
+            Some(std::net::SocketAddrV6::new(ip, port, 0, scope).into())
+        }
+        _ => None,
+    }
+}
+
+/// Runs in one system call: more gain nothing once each is 64 KiB.
+const MESSAGES: usize = 8;
+/// The most that the kernel joins, and more than any UDP payload.
+const BUFFER: usize = 65_536;

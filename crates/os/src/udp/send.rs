@@ -1,0 +1,242 @@
+//! Writing: single datagrams, and runs that the kernel or the network card cuts (UDP_SEGMENT).
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsRawFd as _,
+    ptr,
+};
+
+use thiserror::Error;
+
+use super::{
+    Socket,
+    control::{self, Control},
+};
+
+/// Why a datagram was not sent.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+pub enum SendError {
+    /// The socket's queue is full; wait until it is writable.
+    #[error("the socket's queue is full")]
+    WouldBlock,
+    /// The system has no memory for it now (ENOBUFS, ENOMEM).
+    #[error("no buffer space")]
+    NoBuffers,
+    /// It is larger than the path or UDP can carry (EMSGSIZE).
+    #[error("datagram too long for the path")]
+    TooLong,
+    /// No route, no neighbour, or no network (ENETUNREACH, EHOSTUNREACH, ENETDOWN).
+    #[error("destination unreachable")]
+    Unreachable,
+    /// The destination has no such port (ECONNREFUSED).
+    #[error("connection refused")]
+    Refused,
+    /// A firewall or a policy forbids it (EPERM, EACCES).
+    #[error("not permitted")]
+    Denied,
+    /// The address it should leave from is no longer ours; choose none and send again.
+    #[error("source address is gone")]
+    SourceGone,
+    /// Another error, by its number.
+    #[error("error {0}")]
+    Failed(i32),
+}
+
+impl Socket {
+    /// Sends one datagram; `from` chooses our address, otherwise routing does.
+    pub fn send(
+        &self,
+        to: SocketAddr,
+        from: Option<IpAddr>,
+        bytes: &[u8],
+    ) -> Result<(), SendError> {
+        self.send_message(to, from, bytes, None)
+            .map_err(|errno| classify(errno, from))
+    }
+
+    /// Sends `bytes` as datagrams of `segment` bytes each, of which the last may be shorter.
+    ///
+    /// Returns how many bytes are on their way, a multiple of `segment` unless all are; call again
+    /// with the rest. If the kernel or the card refuses to cut, this socket never asks again, and
+    /// the refused run is sent datagram by datagram: it is not lost.
+    pub fn send_run(
+        &self,
+        to: SocketAddr,
+        from: Option<IpAddr>,
+        bytes: &[u8],
+        segment: usize,
+    ) -> Result<usize, SendError> {
+        let segment = segment.max(1);
+        let mut sent = 0;
+        while sent < bytes.len() {
+            let rest = &bytes[sent..];
+            let result = if rest.len() > segment && self.segments() {
+                self.send_segmented(to, from, rest, segment)
+            } else {
+                self.send_each(to, from, rest, segment)
+            };
+            match result {
+                Ok(length) => sent += length,
+                Err(errno) if sent == 0 => return Err(classify(errno, from)),
+                Err(_) => break,
+            }
+        }
+        Ok(sent)
+    }
+
+    fn send_segmented(
+        &self,
+        to: SocketAddr,
+        from: Option<IpAddr>,
+        bytes: &[u8],
+        segment: usize,
+    ) -> Result<usize, i32> {
+        let count = (RUN_BYTES_MAX / segment).min(SEGMENTS_MAX);
+        let (Ok(size), true) = (u16::try_from(segment), count > 1) else {
+            return self.send_each(to, from, bytes, segment);
+        };
+        let run = &bytes[..bytes.len().min(count * segment)];
+        match self.send_message(to, from, run, Some(size)) {
+            Ok(()) => Ok(run.len()),
+            Err(errno) if refuses_segmentation(errno) => {
+                let sent = self.send_each(to, from, run, segment)?;
+                // A path with a small MTU says EMSGSIZE: there, single datagrams are fragmented
+                // while runs to others still work.
+                if errno != libc::EMSGSIZE {
+                    self.set_segments(false);
+                }
+                Ok(sent)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn send_message(
+        &self,
+        to: SocketAddr,
+        from: Option<IpAddr>,
+        bytes: &[u8],
+        segment: Option<u16>,
+    ) -> Result<(), i32> {
+        let address = socket2::SockAddr::from(to);
+        let mut control = Control::EMPTY;
+        let mut vector = vector_of(bytes);
+        // SAFETY: all zeros is a valid msghdr.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        address_to(&mut header, &address, &mut vector);
+        control::emit(&mut header, &mut control, from, segment);
+        loop {
+            // SAFETY: the header points to `address`, `vector`, `bytes` and `control`, which live
+            // through the call and are only read.
+            let sent = unsafe { libc::sendmsg(self.as_raw_fd(), &raw const header, FLAGS) };
+            if sent >= 0 {
+                return Ok(());
+            }
+            match last_errno() {
+                libc::EINTR => {}
+                errno => return Err(errno),
+            }
+        }
+    }
+
+    /// Sends up to `SEGMENTS_MAX` datagrams with one call that does not need segmentation.
+    fn send_each(
+        &self,
+        to: SocketAddr,
+        from: Option<IpAddr>,
+        bytes: &[u8],
+        segment: usize,
+    ) -> Result<usize, i32> {
+        if bytes.len() <= segment {
+            return self
+                .send_message(to, from, bytes, None)
+                .map(|()| bytes.len());
+        }
+        let address = socket2::SockAddr::from(to);
+        let mut control = Control::EMPTY;
+        // SAFETY: all zeros is a valid mmsghdr.
+        let mut first: libc::mmsghdr = unsafe { std::mem::zeroed() };
+        control::emit(&mut first.msg_hdr, &mut control, from, None);
+        let mut vectors: Vec<_> = bytes
+            .chunks(segment)
+            .take(SEGMENTS_MAX)
+            .map(vector_of)
+            .collect();
+        let mut headers: Vec<_> = vectors
+            .iter_mut()
+            .map(|vector| {
+                let mut header = first;
+                address_to(&mut header.msg_hdr, &address, vector);
+                header
+            })
+            .collect();
+        let count = libc::c_uint::try_from(headers.len()).expect("at most `SEGMENTS_MAX`");
+        // SAFETY: each header points to `address`, its vector, a part of `bytes` and `control`
+        // (one for all), which live through the call and are only read.
+        let sent = unsafe { libc::sendmmsg(self.as_raw_fd(), headers.as_mut_ptr(), count, FLAGS) };
+        match usize::try_from(sent) {
+            Ok(sent) => Ok(bytes.len().min(sent * segment)),
+            Err(_) => Err(last_errno()),
+        }
+    }
+}
+
+fn vector_of(bytes: &[u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    }
+}
+
+fn address_to(header: &mut libc::msghdr, to: &socket2::SockAddr, vector: &mut libc::iovec) {
+    header.msg_name = to.as_ptr().cast_mut().cast();
+    header.msg_namelen = to.len();
+    header.msg_iov = vector;
+    header.msg_iovlen = 1;
+}
+
+/// EIO: the card has no checksum offload; EINVAL: the kernel or the socket cannot; EMSGSIZE: the
+/// path's MTU is smaller than a segment (`udp_send_skb`, net/ipv4/udp.c).
+fn refuses_segmentation(errno: i32) -> bool {
+    [libc::EIO, libc::EINVAL, libc::EOPNOTSUPP, libc::EMSGSIZE].contains(&errno)
+}
+
+fn classify(errno: i32, from: Option<IpAddr>) -> SendError {
+    match errno {
+        libc::EAGAIN => SendError::WouldBlock,
+        libc::ENOBUFS | libc::ENOMEM => SendError::NoBuffers,
+        libc::EMSGSIZE => SendError::TooLong,
+        libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::ENODEV
+            if from.is_none() =>
+        {
+            SendError::Unreachable
+        }
+        // Routing by a source that has moved fails in any of these ways.
+        libc::ENETUNREACH
+        | libc::EHOSTUNREACH
+        | libc::ENETDOWN
+        | libc::ENODEV
+        | libc::EINVAL
+        | libc::EADDRNOTAVAIL
+            if from.is_some() =>
+        {
+            SendError::SourceGone
+        }
+        libc::ECONNREFUSED => SendError::Refused,
+        libc::EPERM | libc::EACCES => SendError::Denied,
+        other => SendError::Failed(other),
+    }
+}
+
+fn last_errno() -> i32 {
+    io::Error::last_os_error()
+        .raw_os_error()
+        .unwrap_or(libc::EIO)
+}
+
+const FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+/// `UDP_MAX_SEGMENTS` of Linux before 6.9, which allows 128.
+const SEGMENTS_MAX: usize = 64;
+/// The payload of the largest UDP packet over IPv4, less the room of IPv6's header.
+const RUN_BYTES_MAX: usize = 65_507 - 20;

@@ -1,0 +1,178 @@
+//! Datagrams over the loopback interface.
+
+use std::{net::SocketAddr, os::fd::AsFd as _, time::Duration};
+
+use super::*;
+use crate::poll::{Interest, wait_for};
+
+fn pair(localhost: &str) -> (Socket, Socket) {
+    let address: SocketAddr = format!("{localhost}:0").parse().unwrap();
+    let bind = || Socket::bind(address, &Options::default()).unwrap();
+    (bind(), bind())
+}
+
+/// Reads until `count` datagrams have come.
+fn collect(socket: &Socket, count: usize) -> Vec<Vec<u8>> {
+    let mut batch = Batch::default();
+    let mut all = Vec::new();
+    while all.len() < count {
+        let readable = wait_for(socket.as_fd(), Interest::READ, Duration::from_secs(5));
+        assert!(readable.unwrap(), "{} of {count} came", all.len());
+        socket.recv_batch(&mut batch).unwrap();
+        all.extend(batch.datagrams().map(|datagram| datagram.bytes.to_vec()));
+    }
+    all
+}
+
+fn numbered(count: usize, size: usize, last: usize) -> Vec<u8> {
+    let whole = (0..count).flat_map(|n| vec![u8::try_from(n % 251).unwrap(); size]);
+    let length = (count - 1) * size + last;
+    whole.take(length).collect()
+}
+
+#[track_caller]
+fn check_run(
+    localhost: &str,
+    count: usize,
+    size: usize,
+    last: usize,
+    prepare: fn(&Socket),
+) -> bool {
+    let (sender, receiver) = pair(localhost);
+    prepare(&sender);
+    let bytes = numbered(count, size, last);
+    let mut sent = 0;
+    let mut received = Vec::new();
+    let mut expected: Vec<Vec<u8>> = bytes.chunks(size).map(<[u8]>::to_vec).collect();
+    while sent < bytes.len() {
+        let length = sender
+            .send_run(receiver.local_address(), None, &bytes[sent..], size)
+            .unwrap();
+        received.extend(collect(&receiver, length.div_ceil(size)));
+        sent += length;
+    }
+    assert_eq!(received.len(), expected.len());
+    received.sort();
+    expected.sort();
+    assert!(received == expected, "contents differ");
+    sender.segments()
+}
+
+#[test]
+fn a_run_arrives_as_its_datagrams_in_both_families() {
+    for localhost in ["127.0.0.1", "[::1]"] {
+        for (count, size, last) in [(1, 1, 1), (2, 100, 99), (40, 1452, 1452), (44, 1400, 7)] {
+            assert!(check_run(localhost, count, size, last, |_| ()));
+        }
+    }
+}
+
+#[test]
+fn a_run_longer_than_one_call_may_carry_is_split() {
+    assert!(check_run("127.0.0.1", 150, 1000, 1, |_| ()));
+    assert!(check_run("127.0.0.1", 3, 40_000, 12, |_| ()));
+}
+
+#[test]
+fn a_refused_run_is_sent_datagram_by_datagram_and_segmentation_never_tried_again() {
+    // A socket without UDP checksums refuses UDP_SEGMENT with EINVAL (`udp_send_skb`).
+    let segments = check_run("127.0.0.1", 30, 1200, 600, |socket| {
+        control::set_option(&socket.socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
+    });
+    assert!(!segments);
+}
+
+#[test]
+fn without_segmentation_a_run_arrives_all_the_same() {
+    assert!(!check_run("[::1]", 100, 700, 7, |socket| socket.set_segments(false)));
+}
+
+#[test]
+fn mixed_sizes_and_the_largest_datagram_keep_their_borders() {
+    let (sender, receiver) = pair("127.0.0.1");
+    let sizes = [1, 148, 32, 32, 32, 1452, 1452, 60, 65_507, 92];
+    for size in sizes {
+        let bytes = vec![u8::try_from(size % 251).unwrap(); size];
+        sender.send(receiver.local_address(), None, &bytes).unwrap();
+    }
+    let received: Vec<_> = collect(&receiver, sizes.len())
+        .iter()
+        .map(Vec::len)
+        .collect();
+    assert_eq!(received, sizes);
+}
+
+#[test]
+fn a_datagram_names_its_source_and_the_address_it_was_sent_to() {
+    let (sender, _) = pair("127.0.0.1");
+    let any = Socket::bind("0.0.0.0:0".parse().unwrap(), &Options::default()).unwrap();
+    let to = (Ipv4Addr::new(127, 0, 0, 7), any.local_address().port()).into();
+    sender.send(to, None, b"x").unwrap();
+    wait_for(any.as_fd(), Interest::READ, Duration::from_secs(5)).unwrap();
+    let mut batch = Batch::default();
+    any.recv_batch(&mut batch).unwrap();
+    let datagram = batch.datagrams().next().unwrap();
+    assert_eq!(datagram.source, sender.local_address());
+    assert_eq!(datagram.local, Some(to.ip()));
+    let answer_from = datagram.local;
+    any.send(sender.local_address(), answer_from, b"y").unwrap();
+    wait_for(sender.as_fd(), Interest::READ, Duration::from_secs(5)).unwrap();
+    sender.recv_batch(&mut batch).unwrap();
+    assert_eq!(batch.datagrams().next().unwrap().source, to);
+}
+
+#[test]
+fn errors_that_a_caller_counts_have_their_own_variants() {
+    let (sender, receiver) = pair("127.0.0.1");
+    let gone = Some("192.0.2.77".parse().unwrap());
+    let to = receiver.local_address();
+    assert_eq!(sender.send(to, gone, b"x"), Err(SendError::SourceGone));
+    let run = [0; 300];
+    assert_eq!(
+        sender.send_run(to, gone, &run, 100),
+        Err(SendError::SourceGone)
+    );
+    assert!(
+        sender.segments(),
+        "a bad source says nothing about segmentation"
+    );
+    assert_eq!(sender.send(to, None, &[0; 65_508]), Err(SendError::TooLong));
+    let mut batch = Batch::default();
+    let empty = receiver.recv_batch(&mut batch).unwrap_err();
+    assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn both_families_share_a_port_and_a_taken_one_is_in_use() {
+    let options = Options {
+        buffer_bytes: 1 << 20,
+        ..Options::default()
+    };
+    let both = Pair::bind(0, &options).unwrap();
+    assert_ne!(both.port(), 0);
+    let ports: Vec<_> = both
+        .sockets()
+        .map(|socket| socket.local_address().port())
+        .collect();
+    assert!(ports.iter().all(|port| *port == both.port()));
+    let error = Pair::bind(both.port(), &options).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+}
+
+#[tokio::test]
+async fn a_socket_works_under_tokio() {
+    let (sender, receiver) = pair("127.0.0.1");
+    let receiver = tokio::io::unix::AsyncFd::new(receiver).unwrap();
+    sender
+        .send(receiver.get_ref().local_address(), None, b"x")
+        .unwrap();
+    let mut batch = Batch::default();
+    loop {
+        let mut guard = receiver.readable().await.unwrap();
+        if let Ok(read) = guard.try_io(|socket| socket.get_ref().recv_batch(&mut batch)) {
+            read.unwrap();
+            break;
+        }
+    }
+    assert_eq!(batch.datagrams().next().unwrap().bytes, b"x");
+}
