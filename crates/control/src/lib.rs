@@ -1,1 +1,517 @@
 //! The control plane: storage, API, certificate authority and published maps.
+//!
+//! It knows no packet. A [`Server`] keeps its state in one directory, answers HTTPS under `/v1`
+//! and gives every node the [`NetworkMap`] of what that node may see, nothing else.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context as _;
+use model::{
+    api::{NodeByKey, Timestamp},
+    id::NodeId,
+    key::PublicKey,
+    map::NetworkMap,
+    name::Label,
+    token::{Kind, Pin, Token},
+};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
+
+use crate::{
+    api::error::ApiError,
+    ca::{Authority, Certificates},
+    map::Maps,
+    publish::Publisher,
+    storage::{
+        Change, Store, Touched,
+        audit::{Actor, Entry},
+        node::Part,
+        token::Grant,
+    },
+};
+
+mod api;
+mod ca;
+mod map;
+mod publish;
+mod secret;
+mod storage;
+mod tls;
+
+/// What a server needs to know and to be given.
+pub struct Config {
+    /// The directory of its state: database, certificates. Made with mode 0700 if missing.
+    pub data: PathBuf,
+    /// `HOST:PORT` at which clients reach the API; an IPv6 address stands in brackets.
+    pub public: String,
+    /// Where its certificate comes from.
+    pub certificate: CertificateSource,
+    /// Reads the wall clock.
+    pub wall: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+    /// Draws tokens and addresses. Keys of certificates come from the TLS library's own source.
+    pub random: Arc<dyn Random>,
+}
+
+/// Where the server's TLS certificate comes from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum CertificateSource {
+    /// The server's own authority, which tokens pin.
+    Own,
+    /// An operator's files in PEM, read again every day; clients verify them with their system's
+    /// roots, and tokens carry no pin.
+    Files {
+        /// The certificate and its intermediates, leaf first.
+        chain: PathBuf,
+        /// The private key.
+        key: PathBuf,
+    },
+}
+
+/// The system's randomness.
+pub trait Random: Send + Sync {
+    /// Fills `bytes` from a cryptographically secure source.
+    fn fill(&self, bytes: &mut [u8]);
+}
+
+/// A control plane. Cheap to clone; clones share one state.
+#[derive(Clone)]
+pub struct Server {
+    inner: Arc<Inner>,
+}
+
+/// A first credential, to be printed once.
+#[derive(Debug)]
+pub struct Bootstrap {
+    /// An admin token for one `login`.
+    pub token: Token,
+    /// When it ends.
+    pub expires: Timestamp,
+}
+
+struct Inner {
+    public: String,
+    wall: Arc<dyn Fn() -> SystemTime + Send + Sync>,
+    random: Arc<dyn Random>,
+    store: Store,
+    certificates: Arc<Certificates>,
+    publisher: Publisher,
+    maps: Maps,
+    stopping: watch::Sender<bool>,
+    /// When nodes last asked for their maps; bounded by the number of nodes.
+    seen: Mutex<BTreeMap<NodeId, i64>>,
+    /// Requests at work, without those that wait for a map; further ones wait.
+    busy: Semaphore,
+    /// Tells the requests of this run from those of others in the log.
+    run: u32,
+    requests: AtomicU64,
+}
+
+/// The organisation that is there from the first start.
+pub const DEFAULT_ORG: &str = "default";
+
+/// The administrator that is there from the first start.
+const BOOTSTRAP_USER: &str = "admin";
+
+/// The name of the gateway in the server's own process.
+const BUILTIN_GATEWAY: &str = "server";
+
+/// How long a bootstrap token is valid.
+const BOOTSTRAP_SECONDS: i64 = 24 * 60 * 60;
+
+/// Requests that work at once; more would only wait for the database.
+const BUSY_MAX: usize = 256;
+
+const DATABASE_FILE: &str = "ginnel.db";
+
+impl Server {
+    /// Opens the state directory, migrates the database and prepares the certificate.
+    pub async fn open(config: Config) -> anyhow::Result<Self> {
+        let host = host(&config.public)?;
+        make_private_folder(&config.data)?;
+        let path = config.data.join(DATABASE_FILE);
+        let store = Store::open(&path)
+            .await
+            .with_context(|| format!("open database `{}`", path.display()))?;
+        restrict(&path)?;
+        let wall = (config.wall)();
+        let certificates = match &config.certificate {
+            CertificateSource::Own => {
+                let authority = authority(&store, &config.data, wall).await?;
+                Certificates::own(authority, host, wall)?
+            }
+            CertificateSource::Files { .. } => {
+                installed(&store, seconds(wall)).await?;
+                Certificates::files(config.certificate.clone(), wall)?
+            }
+        };
+        let mut run = [0; 4];
+        config.random.fill(&mut run);
+        let inner = Inner {
+            public: config.public,
+            wall: config.wall,
+            random: config.random,
+            store,
+            certificates: Arc::new(certificates),
+            publisher: Publisher::new(),
+            maps: Maps::new(),
+            stopping: watch::Sender::new(false),
+            seen: Mutex::new(BTreeMap::new()),
+            busy: Semaphore::new(BUSY_MAX),
+            run: u32::from_be_bytes(run),
+            requests: AtomicU64::new(0),
+        };
+        let server = Self {
+            inner: Arc::new(inner),
+        };
+        server.delete_past().await.context("delete old rows")?;
+        Ok(server)
+    }
+
+    /// Makes organisation `default` and its administrator on the first start. Returns a token
+    /// then, and again if an earlier one ended unused.
+    pub async fn bootstrap(&self) -> anyhow::Result<Option<Bootstrap>> {
+        let mut read = self.inner.store.read().await?;
+        if storage::token::admin_can_enter(&mut read, self.now()).await? {
+            return Ok(None);
+        }
+        drop(read);
+        self.admin_token().await.map(Some)
+    }
+
+    /// Makes a further admin token, for an operator at the machine who lost the first one.
+    pub async fn admin_token(&self) -> anyhow::Result<Bootstrap> {
+        let mut change = self.inner.store.change(self.now()).await?;
+        let now = change.now();
+        let org: Label = DEFAULT_ORG.parse().expect("a well-formed label");
+        let org = match storage::org::org_named(change.connection(), &org).await? {
+            Some(org) => org.id,
+            None => self.insert_org(&mut change, &org).await?,
+        };
+        let first = storage::user::users(change.connection(), 0, 1).await?;
+        let user = match first.first() {
+            Some(user) => user.id,
+            None => {
+                let name: Label = BOOTSTRAP_USER.parse().expect("a well-formed label");
+                storage::user::insert_admin(change.connection(), now, &name).await?
+            }
+        };
+        let token = self.mint(Kind::Admin);
+        let (hash, expires) = (secret::hash(&token), now + BOOTSTRAP_SECONDS);
+        let grant = Grant::Admin { org, user };
+        let connection = change.connection();
+        let id =
+            storage::token::insert(connection, now, hash, grant, Some(1), Some(expires)).await?;
+        let entry = Entry {
+            actor: Actor::Server,
+            action: "token_added",
+            subject: format!("token:{id} admin"),
+            org: Some(org),
+        };
+        let committed = change.commit(entry, Touched::Org(org)).await?;
+        self.inner.publisher.publish(committed);
+        Ok(Bootstrap {
+            token,
+            expires: Timestamp(expires),
+        })
+    }
+
+    /// Returns the URL for `login` and `join`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("https://{}", self.inner.public)
+    }
+
+    /// Returns the pin that tokens carry; `None` with an operator's certificate.
+    #[must_use]
+    pub fn pin(&self) -> Option<Pin> {
+        self.inner.certificates.pin()
+    }
+
+    /// Enrols the gateway in this process, or updates its key and endpoint (`HOST:PORT`).
+    pub async fn register_builtin_gateway(
+        &self,
+        public_key: PublicKey,
+        endpoint: &str,
+    ) -> anyhow::Result<NodeId> {
+        let endpoint = api::parse_endpoint(endpoint)
+            .map_err(|error| anyhow::anyhow!("{}", error.message))?
+            .to_owned();
+        let mut change = self.inner.store.change(self.now()).await?;
+        let now = change.now();
+        let connection = change.connection();
+        let known = storage::node::builtin_gateway(connection).await?;
+        let part = Part::Gateway {
+            endpoint: endpoint.clone(),
+            builtin: true,
+        };
+        let name: Label = BUILTIN_GATEWAY.parse().expect("a well-formed label");
+        let id = match known {
+            Some(known) => {
+                let same = matches!(&known.part, Part::Gateway { endpoint: old, .. }
+                    if *old == endpoint);
+                if same && known.public_key == public_key {
+                    return Ok(known.id);
+                }
+                let (id, name) = (known.id, &known.name);
+                storage::node::update(connection, now, id, name, public_key, &part).await?;
+                id
+            }
+            None => storage::node::insert(connection, now, &name, public_key, &part).await?,
+        };
+        storage::org::update_gateways(connection).await?;
+        let entry = Entry {
+            actor: Actor::Server,
+            action: "gateway_registered",
+            subject: format!("node:{id} {name} {endpoint}"),
+            org: None,
+        };
+        let committed = change.commit(entry, Touched::Everybody).await?;
+        self.inner.publisher.publish(committed);
+        Ok(id)
+    }
+
+    /// Watches the map of a node in this process. The channel closes when the node is removed or
+    /// the last clone of the server is closed.
+    pub async fn maps(&self, node: NodeId) -> anyhow::Result<watch::Receiver<Arc<NetworkMap>>> {
+        let mut changes = self.inner.publisher.subscribe(None);
+        changes.borrow_and_update();
+        let map = self.map(node).await?;
+        let map = map.with_context(|| format!("there is no node {node}"))?;
+        let (sender, receiver) = watch::channel(Arc::new(map));
+        let server = self.clone();
+        let mut stopping = self.inner.stopping.subscribe();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    changed = changes.changed() => if changed.is_err() { return },
+                    () = sender.closed() => return,
+                    _ = stopping.wait_for(|stopping| *stopping) => return,
+                }
+                match server.map(node).await {
+                    Ok(Some(map)) if map.serial != sender.borrow().serial => {
+                        sender.send_replace(Arc::new(map));
+                    }
+                    Ok(Some(_)) => {}
+                    Ok(None) => return,
+                    Err(error) => {
+                        // The reader keeps its last map and gets the next one.
+                        let error = format!("{error:#}");
+                        tracing::error!(error, "the map of the server's own gateway failed");
+                    }
+                }
+            }
+        });
+        Ok(receiver)
+    }
+
+    /// Returns the client of a public key, for a gateway that met it in a handshake.
+    pub async fn node_by_key(&self, public_key: PublicKey) -> anyhow::Result<Option<NodeByKey>> {
+        Ok(self.node_with_key(public_key).await?)
+    }
+
+    /// Answers HTTPS at `listener` until `shutdown`, then ends open requests within 3 seconds.
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> anyhow::Result<()> {
+        tls::serve(self, listener, shutdown).await
+    }
+
+    /// Returns the router of the API, for tests and for shells that bring their own listener.
+    pub fn router(&self) -> axum::Router {
+        api::router(self.clone())
+    }
+
+    /// Ends waiting requests and closes the database. Call it after [`Server::serve`].
+    pub async fn close(&self) {
+        self.stop_waiting();
+        self.inner.store.close().await;
+    }
+
+    /// Lets every request that waits for a map end.
+    fn stop_waiting(&self) {
+        self.inner.stopping.send_replace(true);
+    }
+
+    fn certificates(&self) -> Arc<Certificates> {
+        self.inner.certificates.clone()
+    }
+
+    fn renew_certificate(&self) -> anyhow::Result<()> {
+        self.inner.certificates.renew((self.inner.wall)())
+    }
+
+    async fn delete_past(&self) -> anyhow::Result<()> {
+        let mut change = self.change().await?;
+        let now = change.now();
+        let gone = storage::installation::delete_past(change.connection(), now).await?;
+        if gone == 0 {
+            return Ok(());
+        }
+        let entry = Entry {
+            actor: Actor::Server,
+            action: "past_deleted",
+            subject: format!("{gone} rows"),
+            org: None,
+        };
+        change.commit(entry, Touched::Nobody).await?;
+        Ok(())
+    }
+
+    async fn map(&self, node: NodeId) -> Result<Option<NetworkMap>, storage::Error> {
+        let mut read = self.inner.store.read().await?;
+        self.inner.maps.map(&mut read, node).await
+    }
+
+    async fn node_with_key(&self, key: PublicKey) -> Result<Option<NodeByKey>, storage::Error> {
+        let mut read = self.inner.store.read().await?;
+        let node = storage::node::node_with_key(&mut read, key).await?;
+        Ok(node.and_then(|node| {
+            let others = map::for_others(&node)?;
+            Some(NodeByKey {
+                org: node.org()?,
+                id: node.id,
+                node: others,
+            })
+        }))
+    }
+
+    async fn change(&self) -> Result<Change, storage::Error> {
+        self.inner.store.change(self.now()).await
+    }
+
+    /// Makes a change durable and wakes whoever can see it.
+    async fn commit(&self, change: Change, entry: Entry, touched: Touched) -> Result<(), ApiError> {
+        let action = entry.action;
+        let subject = entry.subject.clone();
+        let committed = change.commit(entry, touched).await?;
+        self.inner.publisher.publish(committed);
+        tracing::info!(action, subject, serial = committed.serial, "changed");
+        Ok(())
+    }
+
+    fn now(&self) -> i64 {
+        seconds((self.inner.wall)())
+    }
+
+    fn saw(&self, node: NodeId) {
+        let now = self.now();
+        let mut seen = self
+            .inner
+            .seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        seen.insert(node, now);
+    }
+
+    fn seen(&self, node: NodeId) -> Option<i64> {
+        let seen = self
+            .inner
+            .seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        seen.get(&node).copied()
+    }
+}
+
+/// Returns the host of `HOST:PORT`, without brackets.
+fn host(public: &str) -> anyhow::Result<&str> {
+    let refuse = || {
+        format!(
+            "`{public}` is no public endpoint: it has the form HOST:PORT, such as vpn.example:443"
+        )
+    };
+    api::parse_endpoint(public).map_err(|_| anyhow::anyhow!(refuse()))?;
+    let (host, _) = public.rsplit_once(':').with_context(refuse)?;
+    Ok(host.trim_start_matches('[').trim_end_matches(']'))
+}
+
+fn make_private_folder(path: &Path) -> anyhow::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("make directory `{}`", path.display()))
+}
+
+/// Lets only the owner read the database, which holds names and keys of everybody.
+fn restrict(path: &Path) -> anyhow::Result<()> {
+    for suffix in ["", "-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        let file = PathBuf::from(name);
+        if file.exists() {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))
+                .with_context(|| format!("restrict `{}`", file.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the installation's row on the first start.
+async fn installed(store: &Store, now: i64) -> anyhow::Result<storage::installation::Installation> {
+    let mut change = store.change(now).await?;
+    let row = storage::installation::installation(change.connection()).await?;
+    if let Some(row) = row {
+        return Ok(row);
+    }
+    storage::installation::insert(change.connection(), now).await?;
+    let entry = Entry {
+        actor: Actor::Server,
+        action: "installed",
+        subject: env!("CARGO_PKG_VERSION").to_owned(),
+        org: None,
+    };
+    change.commit(entry, Touched::Nobody).await?;
+    let mut read = store.read().await?;
+    let row = storage::installation::installation(&mut read).await?;
+    row.context("read the installation")
+}
+
+/// Opens the authority that the database knows, or makes the first one.
+async fn authority(store: &Store, data: &Path, wall: SystemTime) -> anyhow::Result<Authority> {
+    let row = installed(store, seconds(wall)).await?;
+    let folder = data.display();
+    anyhow::ensure!(
+        row.authority.is_none() || Authority::exists(data),
+        "the certificate authority (`ca.key`, `ca.pem`) is missing in `{folder}`, and every token \
+         pins it; restore it from a backup"
+    );
+    let authority = Authority::open(data, wall)?;
+    match row.authority {
+        Some(known) => anyhow::ensure!(
+            Pin(known) == authority.pin(),
+            "the certificate authority in `{folder}` is not the one of its database; restore \
+             both from one backup"
+        ),
+        None => {
+            let mut change = store.change(seconds(wall)).await?;
+            let pin = authority.pin();
+            storage::installation::update_authority(change.connection(), pin.0).await?;
+            let entry = Entry {
+                actor: Actor::Server,
+                action: "authority_made",
+                subject: pin.to_string(),
+                org: None,
+            };
+            change.commit(entry, Touched::Nobody).await?;
+        }
+    }
+    Ok(authority)
+}
+
+/// Returns seconds since the Unix epoch; a clock before it counts as the epoch.
+fn seconds(wall: SystemTime) -> i64 {
+    let since = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}

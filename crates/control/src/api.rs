@@ -1,0 +1,302 @@
+//! The API under `/v1`: one file per noun, one permission decision, one form of error.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use axum::{
+    Extension, Router,
+    extract::{DefaultBodyLimit, MatchedPath, Request, State},
+    http::{HeaderMap, HeaderValue, Method, header},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+};
+use model::{
+    api::{ErrorCode, MAP_WAIT_SECONDS_MAX, PAGE_ITEMS_MAX, Page},
+    name::Label,
+    token::Token,
+};
+use sqlx::SqliteConnection;
+use tokio::time::timeout;
+use utoipa::OpenApi as _;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    Server,
+    storage::{self, org::Org},
+};
+use error::ApiError;
+use permission::{Access, Action};
+
+mod audit;
+mod enrol;
+pub(crate) mod error;
+mod extract;
+mod health;
+mod map;
+mod node;
+mod org;
+pub(crate) mod permission;
+mod service;
+mod token;
+mod user;
+
+/// The largest request body; the largest request is a service with its target.
+const BODY_BYTES_MAX: usize = 16 * 1024;
+
+/// How long a request may take, apart from waiting for a map.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(
+    title = "ginnel",
+    description = "The control plane of a private network. Requests carry a token as \
+                   `Authorization: Bearer TOKEN`; errors carry a stable `code`.",
+    license(name = "Apache-2.0 OR MIT")
+))]
+struct Description;
+
+/// The description of the API, for `GET /v1/openapi.json`.
+#[derive(Clone)]
+struct Described(std::sync::Arc<str>);
+
+/// Builds the router of every route.
+pub(crate) fn router(server: Server) -> Router {
+    let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(health::health))
+        .routes(routes!(health::description))
+        .routes(routes!(user::whoami))
+        .routes(routes!(user::list))
+        .routes(routes!(enrol::join))
+        .routes(routes!(enrol::login))
+        .routes(routes!(enrol::gateway))
+        .routes(routes!(enrol::logout))
+        .routes(routes!(map::map))
+        .routes(routes!(map::node_by_key))
+        .routes(routes!(org::list, org::add))
+        .routes(routes!(org::show, org::remove))
+        .routes(routes!(node::list))
+        .routes(routes!(node::show, node::rename, node::remove))
+        .routes(routes!(token::list, token::add))
+        .routes(routes!(token::show, token::remove))
+        .routes(routes!(service::list, service::add))
+        .routes(routes!(service::show, service::remove))
+        .routes(routes!(audit::list))
+        .split_for_parts();
+    let description = serde_json::to_string(&description).expect("a description is plain data");
+    router
+        .route_layer(middleware::from_fn_with_state(server.clone(), authorise))
+        .fallback(async || ApiError::not_found())
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(Extension(Described(description.into())))
+        .layer(middleware::from_fn_with_state(server.clone(), finish))
+        .with_state(server)
+}
+
+/// Gives the request its id, and an error its body and its log.
+async fn finish(State(server): State<Server>, request: Request, next: Next) -> Response {
+    let number = server.inner.requests.fetch_add(1, Ordering::Relaxed);
+    let request_id = format!("{:08x}-{number}", server.inner.run);
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let mut response = next.run(request).await;
+    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        response = error.respond(&request_id);
+    }
+    tracing::debug!(request_id, %method, path, status = response.status().as_u16(), "answered");
+    if let Ok(value) = HeaderValue::from_str(&request_id) {
+        response.headers_mut().insert("x-request-id", value);
+    }
+    // Replies carry tokens and maps: no cache may keep them.
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// Finds the route's rule and the asker, and lets the request in or not.
+async fn authorise(
+    State(server): State<Server>,
+    path: MatchedPath,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let Some(action) = permission::action(request.method(), path.as_str()) else {
+        let message = "this path does not take the method";
+        return ApiError::new(ErrorCode::MethodNotAllowed, message).into_response();
+    };
+    let access = match authenticate(&server, action, request.headers()).await {
+        Ok(access) => access,
+        Err(error) => return error.into_response(),
+    };
+    request.extensions_mut().insert(access);
+    // A change that has begun runs to its end and is published, though the client may be gone.
+    let is_change = request.method() != Method::GET;
+    let run = async {
+        if action == Action::ReadMap {
+            return next.run(request).await;
+        }
+        let Ok(_permit) = server.inner.busy.acquire().await else {
+            return ApiError::unavailable(None).into_response();
+        };
+        if !is_change {
+            return next.run(request).await;
+        }
+        match tokio::spawn(next.run(request)).await {
+            Ok(response) => response,
+            Err(error) => ApiError::internal(error.into()).into_response(),
+        }
+    };
+    let time_max = if action == Action::ReadMap {
+        REQUEST_TIMEOUT + Duration::from_secs(MAP_WAIT_SECONDS_MAX)
+    } else {
+        REQUEST_TIMEOUT
+    };
+    timeout(time_max, run)
+        .await
+        .unwrap_or_else(|_| ApiError::unavailable(None).into_response())
+}
+
+/// Reads the token of a request and decides by the rule of its route.
+async fn authenticate(
+    server: &Server,
+    action: Action,
+    headers: &HeaderMap,
+) -> Result<Access, ApiError> {
+    let Some(text) = headers.get(header::AUTHORIZATION) else {
+        return Access::new(action, None, None);
+    };
+    let malformed = |message: &str| ApiError::new(ErrorCode::TokenUnknown, message);
+    let token: Token = text
+        .to_str()
+        .ok()
+        .and_then(|text| text.strip_prefix("Bearer "))
+        .ok_or_else(|| malformed("the `Authorization` header has the form `Bearer TOKEN`"))?
+        .parse()
+        .map_err(|error: model::token::MalformedToken| malformed(&error.to_string()))?;
+    let mut read = server.inner.store.read().await?;
+    let (row, node) = identify(&mut read, &token, server.now()).await?;
+    Access::new(action, Some(row), node)
+}
+
+/// Returns the row and the node of a token that is valid now.
+pub(crate) async fn identify(
+    connection: &mut SqliteConnection,
+    token: &Token,
+    now: i64,
+) -> Result<(storage::token::Token, Option<storage::node::Node>), ApiError> {
+    let row = storage::token::token_with_hash(connection, crate::secret::hash(token))
+        .await?
+        .filter(|row| row.kind == token.kind())
+        .ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::TokenUnknown,
+                "this server does not know the token; it may be of another server",
+            )
+        })?;
+    let node = match row.node {
+        Some(id) => storage::node::node(connection, id).await?,
+        None => None,
+    };
+    if node.as_ref().is_some_and(|node| node.removed.is_some()) {
+        let message = "this node was removed from the network; enrol it again to use it";
+        return Err(ApiError::new(ErrorCode::NodeRemoved, message));
+    }
+    usable(&row, now)?;
+    Ok((row, node))
+}
+
+/// Says why a token cannot be used now.
+pub(crate) fn usable(row: &storage::token::Token, now: i64) -> Result<(), ApiError> {
+    let refuse = |code, message: &str| Err(ApiError::new(code, message));
+    if row.revoked.is_some() {
+        return refuse(
+            ErrorCode::TokenRevoked,
+            "the token was revoked; ask for another",
+        );
+    }
+    if row.uses_max.is_some_and(|uses_max| row.uses >= uses_max) {
+        return refuse(
+            ErrorCode::TokenUsed,
+            "the token has been used as often as it may; ask for another",
+        );
+    }
+    if row.expires.is_some_and(|expires| expires <= now) {
+        return refuse(
+            ErrorCode::TokenExpired,
+            "the token has expired; ask for another",
+        );
+    }
+    Ok(())
+}
+
+/// Returns the organisation of a name, if the asker may know it.
+async fn org_named(
+    connection: &mut SqliteConnection,
+    access: &Access,
+    name: &Label,
+) -> Result<Org, ApiError> {
+    let org = storage::org::org_named(connection, name).await?;
+    let org = org.ok_or_else(|| {
+        ApiError::new(
+            ErrorCode::NotFound,
+            format!("there is no organisation `{name}`"),
+        )
+    })?;
+    access.visible_org(Some(org.id)).map_err(|_| {
+        ApiError::new(
+            ErrorCode::NotFound,
+            format!("there is no organisation `{name}`"),
+        )
+    })?;
+    Ok(org)
+}
+
+/// Returns the organisation that limits a list; `None` is all.
+async fn org_of_list(
+    connection: &mut SqliteConnection,
+    access: &Access,
+    asked: Option<&Label>,
+) -> Result<Option<storage::OrgId>, ApiError> {
+    match asked {
+        Some(name) => Ok(Some(org_named(connection, access, name).await?.id)),
+        None => access.visible_org(None),
+    }
+}
+
+/// Returns how many rows to read for a page: one more than it holds tells whether it is the last.
+fn rows_of_page(limit: Option<u32>) -> u32 {
+    limit.unwrap_or(PAGE_ITEMS_MAX).clamp(1, PAGE_ITEMS_MAX) + 1
+}
+
+/// Makes a page of rows that were read by [`rows_of_page`].
+fn page<T>(mut items: Vec<T>, limit: Option<u32>, id: impl Fn(&T) -> i64) -> Page<T> {
+    let items_max = usize::try_from(rows_of_page(limit) - 1).expect("a page fits in memory");
+    let more = items.len() > items_max;
+    items.truncate(items_max);
+    let next = items.last().filter(|_| more).map(id);
+    Page { items, next }
+}
+
+/// Parses `HOST:PORT`, whose host is a name, an IPv4 address or an IPv6 address in brackets.
+pub(crate) fn parse_endpoint(text: &str) -> Result<&str, ApiError> {
+    let refuse = || {
+        ApiError::new(
+            ErrorCode::MalformedRequest,
+            "an endpoint has the form HOST:PORT, with an IPv6 address in brackets",
+        )
+    };
+    if text.len() > model::api::ENDPOINT_LENGTH_MAX {
+        return Err(refuse());
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(refuse)?;
+    let is_port = port.parse::<u16>().is_ok_and(|port| port != 0);
+    let is_host = match host.strip_prefix('[') {
+        Some(rest) => rest
+            .strip_suffix(']')
+            .is_some_and(|address| address.parse::<std::net::Ipv6Addr>().is_ok()),
+        None => host.split('.').all(|label| label.parse::<Label>().is_ok()),
+    };
+    if is_port && is_host {
+        Ok(text)
+    } else {
+        Err(refuse())
+    }
+}

@@ -1,0 +1,357 @@
+//! Enrolling: machines join, people log in, gateways enrol, all may leave again.
+
+use std::net::Ipv6Addr;
+
+use axum::{Json, extract::State, http::StatusCode};
+use model::{
+    address::Kind as AddressKind,
+    api::{
+        EnrolRequest, Enrolled, ErrorBody, ErrorCode, GatewayEnrolled, GatewayRequest, LoggedIn,
+        Timestamp,
+    },
+    id::{NodeId, UserId},
+    key::PublicKey,
+    map::NetworkMap,
+    name::Label,
+    token::{Kind, Token},
+};
+
+use super::{error::ApiError, extract::Body, parse_endpoint, permission::Access, usable};
+use crate::{
+    Server,
+    storage::{
+        self, Change, Touched,
+        audit::Entry,
+        node::{Node, Part},
+        org::Org,
+        token::Grant,
+    },
+};
+
+/// Most nodes of one organisation: its map still fits a reply.
+const NODES_PER_ORG_MAX: u32 = 100_000;
+
+/// Most gateways of an installation.
+const GATEWAYS_MAX: u32 = 256;
+
+/// How long a person's session lasts (facts: people keep command line sessions for a month).
+const SESSION_SECONDS: i64 = 30 * 24 * 60 * 60;
+
+/// How often an address is drawn before the server gives up: a second draw is a rarity already.
+const DRAWS_MAX: u32 = 16;
+
+/// Enrols a machine.
+#[utoipa::path(post, path = "/v1/join", request_body = EnrolRequest,
+    responses((status = 200, body = Enrolled), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn join(
+    State(server): State<Server>,
+    access: Access,
+    Body(request): Body<EnrolRequest>,
+) -> Result<Json<Enrolled>, ApiError> {
+    let mut change = server.change().await?;
+    consume(&mut change, &access).await?;
+    let org = org_of(&mut change, &access).await?;
+    let (id, address) = enrol(&server, &mut change, &org, &request, None).await?;
+    let node_token = server.mint(Kind::Node);
+    insert_node_token(&mut change, &node_token, id).await?;
+    let entry = Entry {
+        actor: access.actor(),
+        action: "node_joined",
+        subject: format!("node:{id} {}", request.name),
+        org: Some(org.id),
+    };
+    server.commit(change, entry, Touched::Org(org.id)).await?;
+    Ok(Json(Enrolled {
+        id,
+        name: request.name,
+        org: org.name,
+        address,
+        node_token,
+        map: map_of(&server, id).await?,
+    }))
+}
+
+/// Signs a person in on a device, which becomes a node.
+#[utoipa::path(post, path = "/v1/login", request_body = EnrolRequest,
+    responses((status = 200, body = LoggedIn), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn login(
+    State(server): State<Server>,
+    access: Access,
+    Body(request): Body<EnrolRequest>,
+) -> Result<Json<LoggedIn>, ApiError> {
+    let mut change = server.change().await?;
+    consume(&mut change, &access).await?;
+    let org = org_of(&mut change, &access).await?;
+    let user = access.token()?.user.ok_or_else(ApiError::not_found)?;
+    let (id, address) = enrol(&server, &mut change, &org, &request, Some(user)).await?;
+    let node_token = server.mint(Kind::Node);
+    insert_node_token(&mut change, &node_token, id).await?;
+    let session_token = server.mint(Kind::Session);
+    let expires = change.now() + SESSION_SECONDS;
+    let (hash, now) = (crate::secret::hash(&session_token), change.now());
+    let grant = Grant::Session { node: id, user };
+    storage::token::insert(change.connection(), now, hash, grant, None, Some(expires)).await?;
+    let person = storage::user::user(change.connection(), user).await?;
+    let person = person.ok_or_else(ApiError::not_found)?;
+    let entry = Entry {
+        actor: storage::audit::Actor::User(user),
+        action: "user_logged_in",
+        subject: format!("node:{id} {}", request.name),
+        org: Some(org.id),
+    };
+    server.commit(change, entry, Touched::Org(org.id)).await?;
+    let device = Enrolled {
+        id,
+        name: request.name,
+        org: org.name,
+        address,
+        node_token,
+        map: map_of(&server, id).await?,
+    };
+    Ok(Json(LoggedIn {
+        user,
+        user_name: person.name,
+        session_token,
+        session_expires: Timestamp(expires),
+        device,
+    }))
+}
+
+/// Enrols a gateway, which from now on serves every organisation.
+#[utoipa::path(post, path = "/v1/gateways", request_body = GatewayRequest,
+    responses((status = 200, body = GatewayEnrolled), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn gateway(
+    State(server): State<Server>,
+    access: Access,
+    Body(request): Body<GatewayRequest>,
+) -> Result<Json<GatewayEnrolled>, ApiError> {
+    let endpoint = parse_endpoint(&request.endpoint)?.to_owned();
+    let mut change = server.change().await?;
+    consume(&mut change, &access).await?;
+    let now = change.now();
+    let connection = change.connection();
+    if storage::node::count_gateways(connection).await? >= GATEWAYS_MAX {
+        return Err(limit_reached("gateways"));
+    }
+    is_free(connection, None, &request.name, request.public_key, None).await?;
+    let part = Part::Gateway {
+        endpoint,
+        builtin: false,
+    };
+    let (name, key) = (&request.name, request.public_key);
+    let id = match storage::node::removed_node_with_key(connection, None, key).await? {
+        Some(known) => {
+            storage::node::update(connection, now, known.id, name, key, &part).await?;
+            known.id
+        }
+        None => storage::node::insert(connection, now, name, key, &part).await?,
+    };
+    storage::org::update_gateways(connection).await?;
+    let node_token = server.mint(Kind::Node);
+    insert_node_token(&mut change, &node_token, id).await?;
+    let entry = Entry {
+        actor: access.actor(),
+        action: "gateway_enrolled",
+        subject: format!("node:{id} {name}"),
+        org: None,
+    };
+    server.commit(change, entry, Touched::Everybody).await?;
+    Ok(Json(GatewayEnrolled {
+        id,
+        name: request.name,
+        node_token,
+        map: map_of(&server, id).await?,
+    }))
+}
+
+/// Removes the asking device or machine with its session.
+#[utoipa::path(post, path = "/v1/logout",
+    responses((status = 204), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn logout(
+    State(server): State<Server>,
+    access: Access,
+) -> Result<StatusCode, ApiError> {
+    let node = access.own()?.id;
+    remove(&server, node, &access, "logged_out").await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Removes a node: its tokens end, its services go, and every map without it is published.
+pub(super) async fn remove(
+    server: &Server,
+    id: NodeId,
+    access: &Access,
+    action: &'static str,
+) -> Result<(), ApiError> {
+    let mut change = server.change().await?;
+    let now = change.now();
+    let node = storage::node::node(change.connection(), id).await?;
+    let node = node
+        .filter(|node| node.removed.is_none())
+        .ok_or_else(ApiError::not_found)?;
+    access.reaches(node.org(), Some(id))?;
+    storage::node::delete(change.connection(), now, id).await?;
+    let touched = match &node.part {
+        Part::Client { org, .. } => Touched::Org(*org),
+        Part::Gateway { builtin: true, .. } => {
+            let message = "the server's own gateway ends with the server";
+            return Err(ApiError::new(ErrorCode::NotPermitted, message));
+        }
+        Part::Gateway { builtin: false, .. } => {
+            storage::org::update_gateways(change.connection()).await?;
+            Touched::Everybody
+        }
+    };
+    let entry = Entry {
+        actor: access.actor(),
+        action,
+        subject: format!("node:{id} {}", node.name),
+        org: node.org(),
+    };
+    server.commit(change, entry, touched).await
+}
+
+/// Uses the token of an enrolment once, in the transaction that enrols.
+async fn consume(change: &mut Change, access: &Access) -> Result<(), ApiError> {
+    let (token, now) = (access.token()?, change.now());
+    if storage::token::consume(change.connection(), now, token.id).await? {
+        return Ok(());
+    }
+    // Another used or revoked it since this request came in.
+    if let Some(row) = storage::token::token(change.connection(), token.id).await? {
+        usable(&row, now)?;
+    }
+    Err(ApiError::not_found())
+}
+
+async fn org_of(change: &mut Change, access: &Access) -> Result<Org, ApiError> {
+    let id = access.token()?.org.ok_or_else(ApiError::not_found)?;
+    let org = storage::org::org(change.connection(), id).await?;
+    org.ok_or_else(ApiError::not_found)
+}
+
+/// Adds a client, or enrols a known key again under its old id and address.
+async fn enrol(
+    server: &Server,
+    change: &mut Change,
+    org: &Org,
+    request: &EnrolRequest,
+    user: Option<UserId>,
+) -> Result<(NodeId, Ipv6Addr), ApiError> {
+    let now = change.now();
+    let connection = change.connection();
+    let key = request.public_key;
+    let known = match live_device(connection, org, key, user).await? {
+        Some(device) => Some(device),
+        None => storage::node::removed_node_with_key(connection, Some(org.id), key).await?,
+    };
+    let known_id = known.as_ref().map(|node| node.id);
+    is_free(connection, Some(org), &request.name, key, known_id).await?;
+    if storage::node::count_of(connection, org.id).await? >= NODES_PER_ORG_MAX {
+        return Err(limit_reached("nodes"));
+    }
+    let address = match known.as_ref().map(|node| &node.part) {
+        Some(Part::Client { address, .. }) => *address,
+        Some(Part::Gateway { .. }) | None => draw_address(server, change, org).await?,
+    };
+    let part = Part::Client {
+        org: org.id,
+        address,
+        user,
+    };
+    let connection = change.connection();
+    let id = match known_id {
+        Some(id) => {
+            storage::token::revoke_of(connection, now, id).await?;
+            storage::node::update(connection, now, id, &request.name, key, &part).await?;
+            id
+        }
+        None => storage::node::insert(connection, now, &request.name, key, &part).await?,
+    };
+    Ok((id, address))
+}
+
+/// Returns the live node of a key if it is a device of the same person, who signs in again.
+async fn live_device(
+    connection: &mut sqlx::SqliteConnection,
+    org: &Org,
+    key: PublicKey,
+    asking: Option<UserId>,
+) -> Result<Option<Node>, ApiError> {
+    let node = storage::node::node_with_key(connection, key).await?;
+    Ok(node.filter(|node| match &node.part {
+        Part::Client { org: own, user, .. } => {
+            *own == org.id && asking.is_some() && *user == asking
+        }
+        Part::Gateway { .. } => false,
+    }))
+}
+
+/// Refuses a name or a key that another live node has.
+pub(super) async fn is_free(
+    connection: &mut sqlx::SqliteConnection,
+    org: Option<&Org>,
+    name: &Label,
+    key: PublicKey,
+    own: Option<NodeId>,
+) -> Result<(), ApiError> {
+    if name.is_reserved() {
+        let message = format!("`{name}` has a meaning of its own and cannot name a node");
+        return Err(ApiError::new(ErrorCode::NameReserved, message));
+    }
+    let holder = storage::node::node_with_key(connection, key).await?;
+    if holder.is_some_and(|node| Some(node.id) != own) {
+        let message = "a node with this key is enrolled already; remove it first";
+        return Err(ApiError::new(ErrorCode::KeyTaken, message));
+    }
+    let holder = storage::node::node_named(connection, org.map(|org| org.id), name).await?;
+    if holder.is_some_and(|node| Some(node.id) != own) {
+        let message = match org {
+            Some(org) => format!("organisation `{}` has a node `{name}` already", org.name),
+            None => format!("there is a gateway `{name}` already"),
+        };
+        return Err(ApiError::new(ErrorCode::NameTaken, message));
+    }
+    Ok(())
+}
+
+async fn draw_address(
+    server: &Server,
+    change: &mut Change,
+    org: &Org,
+) -> Result<Ipv6Addr, ApiError> {
+    for _ in 0..DRAWS_MAX {
+        let mut id = [0; 8];
+        server.inner.random.fill(&mut id);
+        let address = org
+            .prefix
+            .address(AddressKind::Node, u64::from_be_bytes(id));
+        if !storage::node::address_is_taken(change.connection(), address).await? {
+            return Ok(address);
+        }
+    }
+    let cause = anyhow::anyhow!("{DRAWS_MAX} random addresses were all taken");
+    Err(ApiError::internal(cause))
+}
+
+async fn insert_node_token(
+    change: &mut Change,
+    token: &Token,
+    node: NodeId,
+) -> Result<(), ApiError> {
+    let (hash, now) = (crate::secret::hash(token), change.now());
+    let grant = Grant::Node { node };
+    storage::token::insert(change.connection(), now, hash, grant, None, None).await?;
+    Ok(())
+}
+
+async fn map_of(server: &Server, node: NodeId) -> Result<NetworkMap, ApiError> {
+    let mut read = server.inner.store.read().await?;
+    let map = server.inner.maps.map(&mut read, node).await?;
+    map.ok_or_else(|| ApiError::new(ErrorCode::NodeRemoved, "the node was removed meanwhile"))
+}
+
+fn limit_reached(what: &str) -> ApiError {
+    let message = format!("no more {what} fit here; remove some that are not used");
+    ApiError::new(ErrorCode::LimitReached, message)
+}

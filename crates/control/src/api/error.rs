@@ -1,0 +1,92 @@
+//! Errors of the API: a code and a message for the asker, a cause for the log.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use model::api::{ErrorBody, ErrorCode};
+
+use crate::storage;
+
+/// Why a request was refused or failed.
+#[derive(Clone, Debug)]
+pub(crate) struct ApiError {
+    pub(crate) code: ErrorCode,
+    pub(crate) message: String,
+    /// Logged with the request id and never sent.
+    cause: Option<Arc<anyhow::Error>>,
+}
+
+impl ApiError {
+    /// Refuses with a sentence for the asker.
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            cause: None,
+        }
+    }
+
+    /// Refuses without telling whether the thing exists.
+    pub(crate) fn not_found() -> Self {
+        Self::new(ErrorCode::NotFound, "there is no such thing")
+    }
+
+    /// Fails for a reason that only the log names.
+    pub(crate) fn internal(cause: anyhow::Error) -> Self {
+        Self {
+            code: ErrorCode::Internal,
+            message: "the server failed; its log has the reason under the request id".to_owned(),
+            cause: Some(Arc::new(cause)),
+        }
+    }
+
+    /// Fails because there is too much to do.
+    pub(crate) fn unavailable(cause: Option<anyhow::Error>) -> Self {
+        Self {
+            code: ErrorCode::Unavailable,
+            message: "the server is busy; try again in some seconds".to_owned(),
+            cause: cause.map(Arc::new),
+        }
+    }
+
+    /// Writes the reply and the log.
+    pub(crate) fn respond(&self, request_id: &str) -> Response {
+        if let Some(cause) = &self.cause {
+            let error = format!("{cause:#}");
+            if self.code == ErrorCode::Internal {
+                tracing::error!(request_id, error, "a request failed");
+            } else {
+                tracing::warn!(request_id, error, "a request waited too long");
+            }
+        }
+        let status = StatusCode::from_u16(self.code.status()).expect("codes have valid statuses");
+        let body = ErrorBody {
+            code: self.code,
+            message: self.message.clone(),
+            request_id: request_id.to_owned(),
+        };
+        (status, Json(body)).into_response()
+    }
+}
+
+/// Hands the error to the layer that knows the request id.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = StatusCode::INTERNAL_SERVER_ERROR.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<storage::Error> for ApiError {
+    fn from(error: storage::Error) -> Self {
+        match error {
+            storage::Error::Busy(_) => Self::unavailable(Some(error.into())),
+            storage::Error::Corrupt(_) | storage::Error::Failed(_) => Self::internal(error.into()),
+        }
+    }
+}

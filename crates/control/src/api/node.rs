@@ -1,0 +1,137 @@
+//! Nodes.
+
+use axum::{Json, extract::State, http::StatusCode};
+use model::{
+    api::{self, ErrorBody, ListQuery, NodeChange, Page, Timestamp},
+    id::NodeId,
+};
+
+use super::{
+    enrol,
+    error::ApiError,
+    extract::{Asked, Body, Named},
+    org_of_list, page,
+    permission::Access,
+    rows_of_page,
+};
+use crate::{
+    Server,
+    storage::{
+        self, Touched,
+        audit::Entry,
+        node::{Node, Part},
+    },
+};
+
+/// Lists the nodes that the asker may know.
+#[utoipa::path(get, path = "/v1/nodes", params(ListQuery),
+    responses((status = 200, body = Page<api::Node>), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn list(
+    State(server): State<Server>,
+    access: Access,
+    Asked(query): Asked<ListQuery>,
+) -> Result<Json<Page<api::Node>>, ApiError> {
+    let mut read = server.inner.store.read().await?;
+    let org = org_of_list(&mut read, &access, query.org.as_ref()).await?;
+    let (after, limit) = (query.after.unwrap_or(0), rows_of_page(query.limit));
+    let nodes = storage::node::nodes(&mut read, org, query.name.as_ref(), after, limit).await?;
+    let mut items = Vec::new();
+    for node in nodes {
+        items.push(described(&server, &mut read, node).await?);
+    }
+    Ok(Json(page(items, query.limit, |node| node.id.0)))
+}
+
+/// Shows a node.
+#[utoipa::path(get, path = "/v1/nodes/{node}", params(("node" = i64, Path)),
+    responses((status = 200, body = api::Node), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn show(
+    State(server): State<Server>,
+    access: Access,
+    Named(id): Named<NodeId>,
+) -> Result<Json<api::Node>, ApiError> {
+    let mut read = server.inner.store.read().await?;
+    let node = storage::node::node(&mut read, id).await?;
+    let node = node
+        .filter(|node| node.removed.is_none())
+        .ok_or_else(ApiError::not_found)?;
+    access.reaches(node.org(), Some(id))?;
+    Ok(Json(described(&server, &mut read, node).await?))
+}
+
+/// Renames a node; its address stays.
+#[utoipa::path(patch, path = "/v1/nodes/{node}", params(("node" = i64, Path)),
+    request_body = NodeChange,
+    responses((status = 200, body = api::Node), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn rename(
+    State(server): State<Server>,
+    access: Access,
+    Named(id): Named<NodeId>,
+    Body(request): Body<NodeChange>,
+) -> Result<Json<api::Node>, ApiError> {
+    let mut change = server.change().await?;
+    let node = storage::node::node(change.connection(), id).await?;
+    let mut node = node
+        .filter(|node| node.removed.is_none())
+        .ok_or_else(ApiError::not_found)?;
+    access.reaches(node.org(), Some(id))?;
+    let connection = change.connection();
+    let org = match node.org() {
+        Some(org) => storage::org::org(connection, org).await?,
+        None => None,
+    };
+    let key = node.public_key;
+    enrol::is_free(connection, org.as_ref(), &request.name, key, Some(id)).await?;
+    storage::node::update_name(connection, id, &request.name).await?;
+    let entry = Entry {
+        actor: access.actor(),
+        action: "node_renamed",
+        subject: format!("node:{id} {} {}", node.name, request.name),
+        org: node.org(),
+    };
+    let touched = node.org().map_or(Touched::Everybody, Touched::Org);
+    server.commit(change, entry, touched).await?;
+    node.name = request.name;
+    let mut read = server.inner.store.read().await?;
+    Ok(Json(described(&server, &mut read, node).await?))
+}
+
+/// Removes a node everywhere.
+#[utoipa::path(delete, path = "/v1/nodes/{node}", params(("node" = i64, Path)),
+    responses((status = 204), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn remove(
+    State(server): State<Server>,
+    access: Access,
+    Named(id): Named<NodeId>,
+) -> Result<StatusCode, ApiError> {
+    enrol::remove(&server, id, &access, "node_removed").await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn described(
+    server: &Server,
+    connection: &mut sqlx::SqliteConnection,
+    node: Node,
+) -> Result<api::Node, ApiError> {
+    let org = match node.org() {
+        Some(org) => storage::org::org(connection, org).await?,
+        None => None,
+    };
+    let role = node.role();
+    let (address, user, endpoint) = match node.part {
+        Part::Client { address, user, .. } => (Some(address), user, None),
+        Part::Gateway { endpoint, .. } => (None, None, Some(endpoint)),
+    };
+    Ok(api::Node {
+        id: node.id,
+        name: node.name,
+        role,
+        org: org.map(|org| org.name),
+        address,
+        public_key: node.public_key,
+        endpoint,
+        user,
+        created: Timestamp(node.enrolled),
+        seen: server.seen(node.id).map(Timestamp),
+    })
+}

@@ -1,0 +1,203 @@
+//! Tokens.
+
+use axum::{Json, extract::State, http::StatusCode};
+use model::{
+    api::{
+        CreatedToken, ErrorBody, ErrorCode, ListQuery, NewToken, Page, TOKEN_TTL_SECONDS_DEFAULT,
+        TOKEN_TTL_SECONDS_MAX, Timestamp, TokenEntry,
+    },
+    id::TokenId,
+    name::Label,
+    token::Kind,
+};
+
+use super::{
+    error::ApiError,
+    extract::{Asked, Body, Named},
+    org_named, org_of_list, page,
+    permission::Access,
+    rows_of_page, usable,
+};
+use crate::{
+    Server,
+    storage::{
+        self, Touched,
+        audit::Entry,
+        token::{Grant, Token},
+    },
+};
+
+/// Most tokens that still enrol.
+const TOKENS_MAX: u32 = 10_000;
+
+/// Most uses of one token.
+const USES_MAX: u32 = 1_000_000;
+
+/// Lists the tokens that still work, without the tokens of nodes.
+#[utoipa::path(get, path = "/v1/tokens", params(ListQuery),
+    responses((status = 200, body = Page<TokenEntry>), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn list(
+    State(server): State<Server>,
+    access: Access,
+    Asked(query): Asked<ListQuery>,
+) -> Result<Json<Page<TokenEntry>>, ApiError> {
+    let mut read = server.inner.store.read().await?;
+    let org = org_of_list(&mut read, &access, query.org.as_ref()).await?;
+    let (after, limit) = (query.after.unwrap_or(0), rows_of_page(query.limit));
+    let tokens = storage::token::tokens(&mut read, server.now(), org, after, limit).await?;
+    let mut items = Vec::new();
+    for token in tokens {
+        items.push(described(&mut read, token).await?);
+    }
+    Ok(Json(page(items, query.limit, |token| token.id.0)))
+}
+
+/// Shows a token that still works.
+#[utoipa::path(get, path = "/v1/tokens/{token}", params(("token" = i64, Path)),
+    responses((status = 200, body = TokenEntry), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn show(
+    State(server): State<Server>,
+    access: Access,
+    Named(id): Named<TokenId>,
+) -> Result<Json<TokenEntry>, ApiError> {
+    let mut read = server.inner.store.read().await?;
+    let token = listed(&mut read, id, server.now()).await?;
+    access.reaches(token.org, token.node)?;
+    Ok(Json(described(&mut read, token).await?))
+}
+
+/// Makes a token that enrols; the reply shows it once.
+#[utoipa::path(post, path = "/v1/tokens", request_body = NewToken,
+    responses((status = 201, body = CreatedToken), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn add(
+    State(server): State<Server>,
+    access: Access,
+    Body(request): Body<NewToken>,
+) -> Result<(StatusCode, Json<CreatedToken>), ApiError> {
+    let lifetime = lifetime(request.ttl_seconds)?;
+    let uses_max = request.uses_max.unwrap_or(1);
+    if !(1..=USES_MAX).contains(&uses_max) {
+        let message = format!("a token may be used 1 to {USES_MAX} times");
+        return Err(ApiError::new(ErrorCode::MalformedRequest, message));
+    }
+    let mut change = server.change().await?;
+    let now = change.now();
+    if storage::token::count(change.connection(), now).await? >= TOKENS_MAX {
+        let message = "no more tokens fit here; revoke some that are not used";
+        return Err(ApiError::new(ErrorCode::LimitReached, message));
+    }
+    let grant = grant(&mut change, &access, &request).await?;
+    let token = server.mint(request.kind);
+    let expires = now + lifetime;
+    let hash = crate::secret::hash(&token);
+    let (uses_max, expires) = (Some(uses_max), Some(expires));
+    let id =
+        storage::token::insert(change.connection(), now, hash, grant, uses_max, expires).await?;
+    let row = storage::token::token(change.connection(), id).await?;
+    let row = row.ok_or_else(ApiError::not_found)?;
+    let entry = Entry {
+        actor: access.actor(),
+        action: "token_added",
+        subject: format!("token:{id} {}", request.kind),
+        org: row.org,
+    };
+    let described = described(change.connection(), row).await?;
+    server.commit(change, entry, Touched::Nobody).await?;
+    let created = CreatedToken {
+        entry: described,
+        token,
+    };
+    Ok((StatusCode::CREATED, Json(created)))
+}
+
+/// Revokes a token; a session ends with it, and nodes that it enrolled stay.
+#[utoipa::path(delete, path = "/v1/tokens/{token}", params(("token" = i64, Path)),
+    responses((status = 204), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn remove(
+    State(server): State<Server>,
+    access: Access,
+    Named(id): Named<TokenId>,
+) -> Result<StatusCode, ApiError> {
+    let mut change = server.change().await?;
+    let now = change.now();
+    let token = listed(change.connection(), id, now).await?;
+    access.reaches(token.org, token.node)?;
+    storage::token::revoke(change.connection(), now, id).await?;
+    let entry = Entry {
+        actor: access.actor(),
+        action: "token_revoked",
+        subject: format!("token:{id} {}", token.kind),
+        org: token.org,
+    };
+    server.commit(change, entry, Touched::Nobody).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn lifetime(asked: Option<u64>) -> Result<i64, ApiError> {
+    let seconds = asked.unwrap_or(TOKEN_TTL_SECONDS_DEFAULT);
+    let in_range = (1..=TOKEN_TTL_SECONDS_MAX).contains(&seconds);
+    let seconds = i64::try_from(seconds).ok().filter(|_| in_range);
+    seconds.ok_or_else(|| {
+        let message = "a token is valid for at least one second and at most one year";
+        ApiError::new(ErrorCode::TtlOutOfRange, message)
+    })
+}
+
+async fn grant(
+    change: &mut storage::Change,
+    access: &Access,
+    request: &NewToken,
+) -> Result<Grant, ApiError> {
+    let refuse = |message: &str| Err(ApiError::new(ErrorCode::MalformedRequest, message));
+    match request.kind {
+        Kind::Gateway if request.org.is_some() => {
+            refuse("a gateway serves every organisation; its token takes none")
+        }
+        Kind::Gateway => Ok(Grant::Gateway),
+        Kind::Join | Kind::Admin => {
+            let default: Label = crate::DEFAULT_ORG.parse().expect("a well-formed label");
+            let name = request.org.as_ref().unwrap_or(&default);
+            let org = org_named(change.connection(), access, name).await?.id;
+            if request.kind == Kind::Join {
+                return Ok(Grant::Join { org });
+            }
+            let user = access.token()?.user.ok_or_else(ApiError::not_found)?;
+            Ok(Grant::Admin { org, user })
+        }
+        Kind::Session | Kind::Node => {
+            refuse("tokens of this kind are made by signing in and by enrolling")
+        }
+    }
+}
+
+/// Returns a token that stands in the list.
+async fn listed(
+    connection: &mut sqlx::SqliteConnection,
+    id: TokenId,
+    now: i64,
+) -> Result<Token, ApiError> {
+    let token = storage::token::token(connection, id).await?;
+    token
+        .filter(|token| token.kind != Kind::Node && usable(token, now).is_ok())
+        .ok_or_else(ApiError::not_found)
+}
+
+async fn described(
+    connection: &mut sqlx::SqliteConnection,
+    token: Token,
+) -> Result<TokenEntry, ApiError> {
+    let org = match token.org {
+        Some(org) => storage::org::org(connection, org).await?,
+        None => None,
+    };
+    let expires = token.expires.ok_or_else(ApiError::not_found)?;
+    Ok(TokenEntry {
+        id: token.id,
+        kind: token.kind,
+        org: org.map(|org| org.name),
+        uses: token.uses,
+        uses_max: token.uses_max,
+        created: Timestamp(token.created),
+        expires: Timestamp(expires),
+    })
+}

@@ -1,0 +1,175 @@
+//! Maps: what one node may know, built from the store.
+//!
+//! A client sees its own organisation and nothing else. A gateway sees every organisation of the
+//! installation, so that nodes that still hold an older map pass through an older gateway.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use model::{
+    id::{NodeId, OrgId},
+    map::{self, NetworkMap, Own},
+};
+use sqlx::SqliteConnection;
+
+use crate::storage::{self, Error, node::Node, node::Part, org::Org};
+
+/// Builds maps and keeps what the members of an organisation share.
+pub(crate) struct Maps {
+    /// One entry per organisation that somebody asked for, with the serial it was built at.
+    orgs: Mutex<BTreeMap<OrgId, (u64, Arc<map::Org>)>>,
+}
+
+impl Maps {
+    /// Makes an empty cache.
+    pub(crate) fn new() -> Self {
+        Self {
+            orgs: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    /// Returns the serial of the node's map as it would be built now; `None` once it is removed.
+    pub(crate) async fn serial(
+        &self,
+        connection: &mut SqliteConnection,
+        node: NodeId,
+    ) -> Result<Option<u64>, Error> {
+        let Some(node) = live(connection, node).await? else {
+            return Ok(None);
+        };
+        Ok(match node.org() {
+            Some(org) => storage::org::org(connection, org)
+                .await?
+                .map(|org| org.serial),
+            None => Some(installation_serial(connection).await?),
+        })
+    }
+
+    /// Builds the map of a node from the connection's snapshot; `None` once it is removed.
+    pub(crate) async fn map(
+        &self,
+        connection: &mut SqliteConnection,
+        node: NodeId,
+    ) -> Result<Option<NetworkMap>, Error> {
+        let Some(node) = live(connection, node).await? else {
+            return Ok(None);
+        };
+        let mut orgs = BTreeMap::new();
+        let serial = match node.org() {
+            Some(id) => {
+                let Some(org) = storage::org::org(connection, id).await? else {
+                    return Ok(None);
+                };
+                orgs.insert(id, for_node(&*self.org(connection, &org).await?, node.id));
+                org.serial
+            }
+            None => {
+                for org in storage::org::orgs(connection, None, 0, u32::MAX).await? {
+                    orgs.insert(
+                        org.id,
+                        for_node(&*self.org(connection, &org).await?, node.id),
+                    );
+                }
+                installation_serial(connection).await?
+            }
+        };
+        let role = node.role();
+        let own = Own {
+            id: node.id,
+            name: node.name,
+            role,
+        };
+        Ok(Some(NetworkMap { serial, own, orgs }))
+    }
+
+    async fn org(
+        &self,
+        connection: &mut SqliteConnection,
+        org: &Org,
+    ) -> Result<Arc<map::Org>, Error> {
+        if let Some((serial, shared)) = self.lock().get(&org.id)
+            && *serial == org.serial
+        {
+            return Ok(shared.clone());
+        }
+        let shared = Arc::new(build(connection, org).await?);
+        self.lock().insert(org.id, (org.serial, shared.clone()));
+        Ok(shared)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<OrgId, (u64, Arc<map::Org>)>> {
+        self.orgs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn live(connection: &mut SqliteConnection, node: NodeId) -> Result<Option<Node>, Error> {
+    let node = storage::node::node(connection, node).await?;
+    Ok(node.filter(|node| node.removed.is_none()))
+}
+
+async fn installation_serial(connection: &mut SqliteConnection) -> Result<u64, Error> {
+    let installation = storage::installation::installation(connection).await?;
+    Ok(installation.ok_or(Error::Corrupt("installation"))?.serial)
+}
+
+/// Builds an organisation with all targets in it.
+async fn build(connection: &mut SqliteConnection, org: &Org) -> Result<map::Org, Error> {
+    let mut nodes = BTreeMap::new();
+    for node in storage::node::nodes_of(connection, org.id).await? {
+        nodes.extend(for_others(&node).map(|others| (node.id, others)));
+    }
+    let mut services: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for service in storage::service::services_of(connection, org.id).await? {
+        let offer = map::Service {
+            node: service.node,
+            port: service.port,
+            target: Some(service.target),
+        };
+        services.entry(service.name).or_default().push(offer);
+    }
+    let gateway = match org.gateway {
+        Some(id) => storage::node::node(connection, id).await?,
+        None => None,
+    };
+    let gateway = gateway.and_then(|node| match node.part {
+        Part::Gateway { endpoint, .. } => Some(map::Gateway {
+            id: node.id,
+            name: node.name,
+            public_key: node.public_key,
+            endpoint,
+        }),
+        Part::Client { .. } => None,
+    });
+    Ok(map::Org {
+        name: org.name.clone(),
+        prefix: org.prefix,
+        gateway,
+        nodes,
+        services,
+    })
+}
+
+/// Returns a client as others see it; a gateway has no place among them.
+pub(crate) fn for_others(node: &Node) -> Option<map::Node> {
+    match &node.part {
+        Part::Client { address, .. } => Some(map::Node {
+            name: node.name.clone(),
+            public_key: node.public_key,
+            address: *address,
+        }),
+        Part::Gateway { .. } => None,
+    }
+}
+
+/// Copies an organisation without the targets that are none of the node's business.
+fn for_node(org: &map::Org, node: NodeId) -> map::Org {
+    let mut org = org.clone();
+    for service in org.services.values_mut().flatten() {
+        if service.node != node {
+            service.target = None;
+        }
+    }
+    org
+}

@@ -1,0 +1,345 @@
+//! Nodes: machines, people's devices and gateways.
+
+use std::net::Ipv6Addr;
+
+use model::{
+    id::{NodeId, OrgId, UserId},
+    key::PublicKey,
+    map::Role,
+    name::Label,
+};
+use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+
+use super::{Error, bytes, number, optional_text, text};
+
+/// A node's row.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) name: Label,
+    pub(crate) public_key: PublicKey,
+    pub(crate) part: Part,
+    pub(crate) enrolled: i64,
+    pub(crate) removed: Option<i64>,
+}
+
+/// A node's part in the network, and what only that part has.
+#[derive(Clone, Debug)]
+pub(crate) enum Part {
+    Client {
+        org: OrgId,
+        address: Ipv6Addr,
+        user: Option<UserId>,
+    },
+    Gateway {
+        endpoint: String,
+        builtin: bool,
+    },
+}
+
+impl Node {
+    /// Returns the organisation of a client.
+    pub(crate) fn org(&self) -> Option<OrgId> {
+        match &self.part {
+            Part::Client { org, .. } => Some(*org),
+            Part::Gateway { .. } => None,
+        }
+    }
+
+    /// Returns the role of its part.
+    pub(crate) fn role(&self) -> Role {
+        match &self.part {
+            Part::Client { .. } => Role::Client,
+            Part::Gateway { .. } => Role::Gateway,
+        }
+    }
+}
+
+/// Adds a node.
+pub(crate) async fn insert(
+    connection: &mut SqliteConnection,
+    now: i64,
+    name: &Label,
+    public_key: PublicKey,
+    part: &Part,
+) -> Result<NodeId, Error> {
+    let (role, org, address, endpoint, builtin, user) = columns(part);
+    let row = sqlx::query(
+        "INSERT INTO node (role, org, name, public_key, address, endpoint, builtin, \"user\",
+                           enrolled)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING id",
+    )
+    .bind(role)
+    .bind(org)
+    .bind(name.as_str())
+    .bind(public_key.0.as_slice())
+    .bind(address)
+    .bind(endpoint)
+    .bind(builtin)
+    .bind(user)
+    .bind(now)
+    .fetch_one(connection)
+    .await?;
+    Ok(NodeId(row.try_get("id")?))
+}
+
+/// Enrols a known node again, under its old id.
+pub(crate) async fn update(
+    connection: &mut SqliteConnection,
+    now: i64,
+    id: NodeId,
+    name: &Label,
+    public_key: PublicKey,
+    part: &Part,
+) -> Result<(), Error> {
+    let (role, org, address, endpoint, builtin, user) = columns(part);
+    sqlx::query(
+        "UPDATE node SET role = $1, org = $2, name = $3, public_key = $4, address = $5,
+                endpoint = $6, builtin = $7, \"user\" = $8, enrolled = $9, removed = NULL
+         WHERE id = $10",
+    )
+    .bind(role)
+    .bind(org)
+    .bind(name.as_str())
+    .bind(public_key.0.as_slice())
+    .bind(address)
+    .bind(endpoint)
+    .bind(builtin)
+    .bind(user)
+    .bind(now)
+    .bind(id.0)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Renames a node.
+pub(crate) async fn update_name(
+    connection: &mut SqliteConnection,
+    id: NodeId,
+    name: &Label,
+) -> Result<(), Error> {
+    sqlx::query("UPDATE node SET name = $1 WHERE id = $2")
+        .bind(name.as_str())
+        .bind(id.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Removes a node with its services and revokes its tokens; the row keeps the address.
+pub(crate) async fn delete(
+    connection: &mut SqliteConnection,
+    now: i64,
+    id: NodeId,
+) -> Result<(), Error> {
+    sqlx::query("UPDATE node SET removed = $1 WHERE id = $2")
+        .bind(now)
+        .bind(id.0)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("DELETE FROM service WHERE node = $1")
+        .bind(id.0)
+        .execute(&mut *connection)
+        .await?;
+    super::token::revoke_of(connection, now, id).await
+}
+
+/// Returns a node, removed or not.
+pub(crate) async fn node(
+    connection: &mut SqliteConnection,
+    id: NodeId,
+) -> Result<Option<Node>, Error> {
+    sqlx::query("SELECT * FROM node WHERE id = $1")
+        .bind(id.0)
+        .fetch_optional(connection)
+        .await?
+        .map(parse)
+        .transpose()
+}
+
+/// Returns the live node of a public key.
+pub(crate) async fn node_with_key(
+    connection: &mut SqliteConnection,
+    key: PublicKey,
+) -> Result<Option<Node>, Error> {
+    sqlx::query("SELECT * FROM node WHERE public_key = $1 AND removed IS NULL")
+        .bind(key.0.as_slice())
+        .fetch_optional(connection)
+        .await?
+        .map(parse)
+        .transpose()
+}
+
+/// Returns the node of a public key that was removed last from `org`, or from the gateways.
+pub(crate) async fn removed_node_with_key(
+    connection: &mut SqliteConnection,
+    org: Option<OrgId>,
+    key: PublicKey,
+) -> Result<Option<Node>, Error> {
+    sqlx::query(
+        "SELECT * FROM node WHERE public_key = $1 AND removed IS NOT NULL
+                AND COALESCE(org, 0) = COALESCE($2, 0)
+         ORDER BY removed DESC, id DESC LIMIT 1",
+    )
+    .bind(key.0.as_slice())
+    .bind(org.map(|org| org.0))
+    .fetch_optional(connection)
+    .await?
+    .map(parse)
+    .transpose()
+}
+
+/// Returns the live node of a name in `org`, or among gateways.
+pub(crate) async fn node_named(
+    connection: &mut SqliteConnection,
+    org: Option<OrgId>,
+    name: &Label,
+) -> Result<Option<Node>, Error> {
+    sqlx::query(
+        "SELECT * FROM node WHERE COALESCE(org, 0) = COALESCE($1, 0) AND name = $2
+                AND removed IS NULL",
+    )
+    .bind(org.map(|org| org.0))
+    .bind(name.as_str())
+    .fetch_optional(connection)
+    .await?
+    .map(parse)
+    .transpose()
+}
+
+/// Returns the server's own gateway.
+pub(crate) async fn builtin_gateway(
+    connection: &mut SqliteConnection,
+) -> Result<Option<Node>, Error> {
+    sqlx::query("SELECT * FROM node WHERE builtin = 1 AND removed IS NULL")
+        .fetch_optional(connection)
+        .await?
+        .map(parse)
+        .transpose()
+}
+
+/// Tells whether an address belongs to a node or did so lately.
+pub(crate) async fn address_is_taken(
+    connection: &mut SqliteConnection,
+    address: Ipv6Addr,
+) -> Result<bool, Error> {
+    let found = sqlx::query("SELECT 1 FROM node WHERE address = $1")
+        .bind(address.to_string())
+        .fetch_optional(connection)
+        .await?;
+    Ok(found.is_some())
+}
+
+/// Returns all live nodes of an organisation.
+pub(crate) async fn nodes_of(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+) -> Result<Vec<Node>, Error> {
+    sqlx::query("SELECT * FROM node WHERE org = $1 AND removed IS NULL ORDER BY id")
+        .bind(org.0)
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(parse)
+        .collect()
+}
+
+/// Counts the live nodes of an organisation.
+pub(crate) async fn count_of(connection: &mut SqliteConnection, org: OrgId) -> Result<u32, Error> {
+    let row = sqlx::query("SELECT COUNT(*) AS n FROM node WHERE org = $1 AND removed IS NULL")
+        .bind(org.0)
+        .fetch_one(connection)
+        .await?;
+    number(&row, "n")
+}
+
+/// Counts the live gateways.
+pub(crate) async fn count_gateways(connection: &mut SqliteConnection) -> Result<u32, Error> {
+    let row =
+        sqlx::query("SELECT COUNT(*) AS n FROM node WHERE role = 'gateway' AND removed IS NULL")
+            .fetch_one(connection)
+            .await?;
+    number(&row, "n")
+}
+
+/// Returns live nodes after `after` in the order of their ids.
+pub(crate) async fn nodes(
+    connection: &mut SqliteConnection,
+    org: Option<OrgId>,
+    name: Option<&Label>,
+    after: i64,
+    limit: u32,
+) -> Result<Vec<Node>, Error> {
+    sqlx::query(
+        "SELECT * FROM node WHERE removed IS NULL AND id > $1 AND ($2 IS NULL OR org = $2)
+                AND ($3 IS NULL OR name = $3)
+         ORDER BY id LIMIT $4",
+    )
+    .bind(after)
+    .bind(org.map(|org| org.0))
+    .bind(name.map(Label::as_str))
+    .bind(limit)
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(parse)
+    .collect()
+}
+
+type Columns<'a> = (
+    &'static str,
+    Option<i64>,
+    Option<String>,
+    Option<&'a str>,
+    i64,
+    Option<i64>,
+);
+
+fn columns(part: &Part) -> Columns<'_> {
+    match part {
+        Part::Client { org, address, user } => {
+            let user = user.map(|user| user.0);
+            (
+                "client",
+                Some(org.0),
+                Some(address.to_string()),
+                None,
+                0,
+                user,
+            )
+        }
+        Part::Gateway { endpoint, builtin } => (
+            "gateway",
+            None,
+            None,
+            Some(endpoint),
+            i64::from(*builtin),
+            None,
+        ),
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
+fn parse(row: SqliteRow) -> Result<Node, Error> {
+    let part = match row.try_get("role")? {
+        "client" => Part::Client {
+            org: OrgId(row.try_get("org")?),
+            address: text(&row, "address")?,
+            user: row.try_get::<Option<i64>, _>("user")?.map(UserId),
+        },
+        "gateway" => Part::Gateway {
+            endpoint: optional_text(&row, "endpoint")?.ok_or(Error::Corrupt("endpoint"))?,
+            builtin: row.try_get::<i64, _>("builtin")? == 1,
+        },
+        _ => return Err(Error::Corrupt("role")),
+    };
+    Ok(Node {
+        id: NodeId(row.try_get("id")?),
+        name: text(&row, "name")?,
+        public_key: PublicKey(bytes(&row, "public_key")?),
+        part,
+        enrolled: row.try_get("enrolled")?,
+        removed: row.try_get("removed")?,
+    })
+}

@@ -1,0 +1,151 @@
+//! Organisations.
+
+use model::{
+    address::OrgPrefix,
+    id::{NodeId, OrgId},
+    name::Label,
+};
+use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+
+use super::{Error, number, text};
+
+/// An organisation's row.
+#[derive(Clone, Debug)]
+pub(crate) struct Org {
+    pub(crate) id: OrgId,
+    pub(crate) name: Label,
+    pub(crate) prefix: OrgPrefix,
+    pub(crate) gateway: Option<NodeId>,
+    pub(crate) serial: u64,
+    pub(crate) created: i64,
+}
+
+/// Makes an organisation that uses the installation's gateway.
+pub(crate) async fn insert(
+    connection: &mut SqliteConnection,
+    now: i64,
+    name: &Label,
+    prefix: OrgPrefix,
+) -> Result<OrgId, Error> {
+    let row = sqlx::query(
+        "INSERT INTO org (name, prefix, gateway, serial, created)
+         VALUES ($1, $2, (SELECT id FROM node WHERE role = 'gateway' AND removed IS NULL
+                          ORDER BY builtin, enrolled DESC, id DESC LIMIT 1), 1, $3)
+         RETURNING id",
+    )
+    .bind(name.as_str())
+    .bind(prefix.to_string())
+    .bind(now)
+    .fetch_one(connection)
+    .await?;
+    Ok(OrgId(row.try_get("id")?))
+}
+
+/// Gives every organisation the newest stand-alone gateway, else the server's own.
+pub(crate) async fn update_gateways(connection: &mut SqliteConnection) -> Result<(), Error> {
+    sqlx::query(
+        "UPDATE org SET gateway = (SELECT id FROM node WHERE role = 'gateway' AND removed IS NULL
+                                   ORDER BY builtin, enrolled DESC, id DESC LIMIT 1)",
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Removes an organisation without nodes and revokes the tokens that lead into it.
+pub(crate) async fn delete(
+    connection: &mut SqliteConnection,
+    now: i64,
+    org: OrgId,
+) -> Result<(), Error> {
+    sqlx::query("UPDATE org SET removed = $1, gateway = NULL WHERE id = $2")
+        .bind(now)
+        .bind(org.0)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("UPDATE token SET revoked = $1 WHERE org = $2 AND revoked IS NULL")
+        .bind(now)
+        .bind(org.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Returns an organisation.
+pub(crate) async fn org(
+    connection: &mut SqliteConnection,
+    id: OrgId,
+) -> Result<Option<Org>, Error> {
+    sqlx::query("SELECT * FROM org WHERE id = $1 AND removed IS NULL")
+        .bind(id.0)
+        .fetch_optional(connection)
+        .await?
+        .map(parse)
+        .transpose()
+}
+
+/// Returns the organisation of a name.
+pub(crate) async fn org_named(
+    connection: &mut SqliteConnection,
+    name: &Label,
+) -> Result<Option<Org>, Error> {
+    sqlx::query("SELECT * FROM org WHERE name = $1 AND removed IS NULL")
+        .bind(name.as_str())
+        .fetch_optional(connection)
+        .await?
+        .map(parse)
+        .transpose()
+}
+
+/// Tells whether a prefix was ever given.
+pub(crate) async fn prefix_is_taken(
+    connection: &mut SqliteConnection,
+    prefix: OrgPrefix,
+) -> Result<bool, Error> {
+    let found = sqlx::query("SELECT 1 FROM org WHERE prefix = $1")
+        .bind(prefix.to_string())
+        .fetch_optional(connection)
+        .await?;
+    Ok(found.is_some())
+}
+
+/// Returns the organisations after `after` in the order of their ids, `only` one if given.
+pub(crate) async fn orgs(
+    connection: &mut SqliteConnection,
+    only: Option<OrgId>,
+    after: i64,
+    limit: u32,
+) -> Result<Vec<Org>, Error> {
+    sqlx::query(
+        "SELECT * FROM org WHERE removed IS NULL AND id > $1 AND ($2 IS NULL OR id = $2)
+         ORDER BY id LIMIT $3",
+    )
+    .bind(after)
+    .bind(only.map(|org| org.0))
+    .bind(limit)
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(parse)
+    .collect()
+}
+
+/// Counts the organisations.
+pub(crate) async fn count(connection: &mut SqliteConnection) -> Result<u32, Error> {
+    let row = sqlx::query("SELECT COUNT(*) AS n FROM org WHERE removed IS NULL")
+        .fetch_one(connection)
+        .await?;
+    number(&row, "n")
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
+fn parse(row: SqliteRow) -> Result<Org, Error> {
+    Ok(Org {
+        id: OrgId(row.try_get("id")?),
+        name: text(&row, "name")?,
+        prefix: text(&row, "prefix")?,
+        gateway: row.try_get::<Option<i64>, _>("gateway")?.map(NodeId),
+        serial: number(&row, "serial")?,
+        created: row.try_get("created")?,
+    })
+}
