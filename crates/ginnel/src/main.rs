@@ -1,3 +1,47 @@
 //! A private network that a team runs itself, in one binary.
 
-fn main() {}
+mod admin;
+mod agent;
+mod api;
+mod cli;
+mod completions;
+mod demo;
+mod dial;
+mod enrol;
+mod enrolled;
+mod enrolment;
+mod forward;
+mod gateway;
+mod interrupt;
+mod join;
+mod login;
+mod logout;
+mod manual;
+mod ping;
+mod proxy;
+mod remedy;
+mod resolve;
+mod server;
+mod socks;
+mod state;
+mod status;
+mod terminal;
+mod trace;
+mod tunnel;
+mod up;
+mod whoami;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::cli::Cli;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    trace::start(&cli.global);
+    match cli.command.run(&cli.global) {
+        Ok(code) => code,
+        Err(error) => terminal::report(&error, cli.global.json),
+    }
+}

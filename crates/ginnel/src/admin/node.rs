@@ -1,0 +1,136 @@
+//! `ginnel node`: the machines and devices of an organisation.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use model::{
+    api::{ListQuery, Node, NodeChange},
+    map::Role,
+    name::Label,
+};
+
+use crate::{
+    admin::{all, client, or_dash, time},
+    api::Client,
+    cli::Global,
+    remedy::{Advise as _, advise},
+    terminal::{self, Column},
+};
+
+/// List, show, rename and remove nodes
+///
+/// Removing a node drops its session keys at every gateway at once: what it had open is cut, and
+/// its name is gone.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    action: Action,
+
+    /// The organisation, if you are in several
+    #[arg(long, global = true)]
+    org: Option<Label>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ginnel node list
+  ginnel node set db --name old-db
+  ginnel node remove db";
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// List the nodes
+    List,
+    /// Show one node
+    Show {
+        /// Its name
+        name: Label,
+    },
+    /// Rename a node; its address stays
+    Set {
+        /// Its name
+        name: Label,
+        /// The new name
+        #[arg(long = "name", value_name = "NEW")]
+        new: Label,
+    },
+    /// Remove a node: it is cut off everywhere at once
+    Remove {
+        /// Its exact name
+        name: Label,
+    },
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
+    let client = client(global)?;
+    let org = args.org;
+    match args.action {
+        Action::List => {
+            let query = ListQuery {
+                org,
+                ..ListQuery::default()
+            };
+            let nodes = all(query, async |query| client.nodes(query).await).await?;
+            terminal::list(&nodes, COLUMNS, global.json)?;
+        }
+        Action::Show { name } => {
+            let node = find(&client, org, &name).await?;
+            terminal::show(&node, COLUMNS, global.json)?;
+        }
+        Action::Set { name, new } => {
+            let node = find(&client, org, &name).await?;
+            let node = client
+                .rename_node(node.id, &NodeChange { name: new })
+                .await?;
+            terminal::show(&node, COLUMNS, global.json)?;
+        }
+        Action::Remove { name } => {
+            let node = find(&client, org, &name).await?;
+            client.remove_node(node.id).await?;
+            terminal::done(
+                format_args!("node {name} is removed and cut off"),
+                global.json,
+            )?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Finds the one node of that exact name.
+pub(crate) async fn find(client: &Client, org: Option<Label>, name: &Label) -> Result<Node> {
+    let query = ListQuery {
+        org,
+        name: Some(name.clone()),
+        ..ListQuery::default()
+    };
+    let mut nodes = client.nodes(&query).await?.items;
+    if nodes.len() > 1 {
+        return Err(advise(
+            format_args!("{} nodes have the name `{name}`", nodes.len()),
+            "say which with --org",
+        ));
+    }
+    nodes
+        .pop()
+        .with_context(|| format!("no node has the name `{name}`"))
+        .remedy("see `ginnel node list`")
+}
+
+const COLUMNS: &[Column<Node>] = &[
+    ("ID", |node| node.id.to_string()),
+    ("NAME", |node| node.name.to_string()),
+    ("ROLE", |node| role(node.role).to_owned()),
+    ("ORG", |node| or_dash(node.org.as_ref())),
+    ("ADDRESS", |node| or_dash(node.address)),
+    ("SEEN", |node| or_dash(node.seen.map(time))),
+    ("CREATED", |node| time(node.created)),
+];
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::Client => "client",
+        Role::Gateway => "gateway",
+    }
+}

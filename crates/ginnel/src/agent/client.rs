@@ -1,0 +1,250 @@
+//! How a command reaches its agent, starting one when there is none.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufRead as _},
+    net::SocketAddr,
+    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use tokio::{net::UnixStream, time};
+
+use super::{
+    profile::Profile,
+    protocol::{Answer, Code, Envelope, Failure, PROTOCOL, Request},
+    wire,
+};
+use crate::{
+    cli::Global,
+    remedy::{Advise as _, advise},
+};
+
+/// The agent of one profile, as a command sees it.
+#[derive(Clone)]
+pub(crate) struct Client {
+    profile: Profile,
+    flags: Vec<std::ffi::OsString>,
+}
+
+/// The first line of an agent on its stdout.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Ready {
+    /// It listens.
+    Ready,
+    /// It could not begin.
+    Failed {
+        /// The chain of causes.
+        message: String,
+        /// What to do about it.
+        remedy: Option<String>,
+    },
+}
+
+/// A connection that is a byte pipe to a remote port.
+pub(crate) struct Pipe {
+    /// The bytes.
+    pub(crate) stream: UnixStream,
+    /// Our end inside the tunnel.
+    pub(crate) local: SocketAddr,
+}
+
+/// How long a new agent may take to listen.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often an agent is started or asked anew: each may end just then, idle or retired.
+const ATTEMPTS_MAX: usize = 5;
+
+/// How much longer than the request's own limit we wait for the agent's answer.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A log is begun anew when it has become longer.
+const LOG_MAX: u64 = 1024 * 1024;
+
+impl Client {
+    /// Finds the profile that the command line names. Nothing is started yet.
+    pub(crate) fn of(global: &Global) -> anyhow::Result<Self> {
+        let profile = Profile::of(global)?;
+        let flags = profile.flags(global);
+        Ok(Self { profile, flags })
+    }
+
+    /// Opens a byte pipe to a remote TCP port.
+    pub(crate) async fn dial(
+        &self,
+        host: &str,
+        port: u16,
+        timeout: Duration,
+    ) -> anyhow::Result<Result<Pipe, Failure>> {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let request = Request::Dial {
+            host: host.to_owned(),
+            port,
+            timeout_ms,
+        };
+        let (answer, stream) = self.ask(&request, timeout + GRACE).await?;
+        match answer {
+            Answer::Connected { local, .. } => Ok(Ok(Pipe { stream, local })),
+            Answer::Failed(failure) => Ok(Err(failure)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sends a request to the agent, started if needed, and returns its first answer.
+    pub(crate) async fn ask(
+        &self,
+        request: &Request,
+        timeout: Duration,
+    ) -> anyhow::Result<(Answer, UnixStream)> {
+        for _ in 0..ATTEMPTS_MAX {
+            match self.ask_once(request, timeout).await? {
+                Some((Answer::Retired, _)) => {}
+                Some(answered) => return Ok(answered),
+                None => {}
+            }
+            self.start().await?;
+        }
+        Err(advise(
+            "local agent: it ends as soon as it is started",
+            format!("look into its log, `{}`", self.profile.log().display()),
+        ))
+    }
+
+    /// The same, but never starts an agent; `None` when none runs.
+    pub(crate) async fn ask_if_running(
+        &self,
+        request: &Request,
+        timeout: Duration,
+    ) -> anyhow::Result<Option<(Answer, UnixStream)>> {
+        self.ask_once(request, timeout).await
+    }
+
+    async fn ask_once(
+        &self,
+        request: &Request,
+        timeout: Duration,
+    ) -> anyhow::Result<Option<(Answer, UnixStream)>> {
+        let path = self.profile.socket();
+        let mut stream = match UnixStream::connect(&path).await {
+            Ok(stream) => stream,
+            Err(error) if is_absent(&error) => return Ok(None),
+            Err(error) => {
+                let what = format!("local agent: connect to `{}`", path.display());
+                return Err(error).context(what).remedy("see who owns that socket");
+            }
+        };
+        let envelope = Envelope {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            fingerprint: self.profile.fingerprint(),
+            request: request.clone(),
+        };
+        let exchange = async {
+            wire::send(&mut stream, &envelope).await?;
+            wire::receive::<Answer, _>(&mut stream).await
+        };
+        match time::timeout(timeout, exchange).await {
+            Ok(Ok(Some(answer))) => Ok(Some((answer, stream))),
+            // It ended before it had read the request.
+            Ok(Ok(None)) => Ok(None),
+            Ok(Err(error)) if is_absent(&error) => Ok(None),
+            Ok(Err(error)) => Err(error)
+                .context("local agent: read its answer")
+                .remedy("use the same version of ginnel everywhere"),
+            Err(_) => Err(advise(
+                format!("local agent: no answer within {} s", timeout.as_secs()),
+                format!("look into its log, `{}`", self.profile.log().display()),
+            )),
+        }
+    }
+
+    /// Starts an agent and waits until it listens.
+    async fn start(&self) -> anyhow::Result<()> {
+        let program = std::env::current_exe().context("find this program")?;
+        let log = self.log()?;
+        let mut child = Command::new(program)
+            .args(&self.flags)
+            .arg("agent")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .current_dir("/")
+            // Ctrl-C is for the command alone.
+            .process_group(0)
+            .spawn()
+            .context("local agent: start it")?;
+        let stdout = child.stdout.take().expect("it was piped");
+        let line = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            io::BufReader::new(stdout)
+                .read_line(&mut line)
+                .map(|_| line)
+        });
+        // Collects the agent if it ends before us.
+        std::thread::spawn(move || child.wait());
+        let line = match time::timeout(START_TIMEOUT, line).await {
+            Ok(line) => line
+                .context("local agent: wait for it")?
+                .unwrap_or_default(),
+            Err(_) => String::new(),
+        };
+        match serde_json::from_str(&line) {
+            Ok(Ready::Ready) => Ok(()),
+            Ok(Ready::Failed { message, remedy }) => {
+                let remedy = remedy.unwrap_or_else(|| self.see_log());
+                Err(advise(message, remedy))
+            }
+            Err(_) => Err(advise(
+                "local agent: it did not begin to listen within 5 s",
+                self.see_log(),
+            )),
+        }
+    }
+
+    fn see_log(&self) -> String {
+        format!("look into its log, `{}`", self.profile.log().display())
+    }
+
+    fn log(&self) -> anyhow::Result<File> {
+        let path = self.profile.log();
+        let fresh = fs::metadata(&path).is_ok_and(|metadata| metadata.len() > LOG_MAX);
+        let mut options = File::options();
+        options.create(true).mode(0o600);
+        if fresh {
+            options.write(true).truncate(true);
+        } else {
+            options.append(true);
+        }
+        options
+            .open(&path)
+            .with_context(|| format!("local agent: open its log `{}`", path.display()))
+    }
+}
+
+/// Says that an answer does not fit its request.
+pub(crate) fn unexpected(answer: &Answer) -> anyhow::Error {
+    if let Answer::Failed(failure) = answer {
+        return failure.clone().into_error();
+    }
+    Failure::new(
+        Code::Misunderstood,
+        "its answer does not fit the request",
+        "use the same version of ginnel everywhere",
+    )
+    .into_error()
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::UnexpectedEof
+    )
+}

@@ -1,0 +1,30 @@
+//! The tunnel of an enrolled node.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use anyhow::Context as _;
+
+use super::profile::Opened;
+use crate::{
+    api::Client,
+    enrolled::{Enrolled, Source},
+    enrolment::State,
+    remedy::Advise as _,
+};
+
+/// Opens the tunnel; its background follows the map and serves published ports.
+pub(super) async fn open(state: State) -> anyhow::Result<Opened> {
+    let enrolment = state.enrolment()?;
+    let key = state
+        .private_key()?
+        .context("the state directory has no private key")
+        .remedy("run `ginnel logout --force` and enrol again")?;
+    let client = Client::with_token(&enrolment.url, enrolment.token)?;
+    let any_port = SocketAddr::from(([0, 0, 0, 0], 0));
+    let source = Source::Server(Arc::new(client));
+    let enrolled = Enrolled::open(state, &key, source, any_port).await?;
+    Ok(Opened {
+        tunnel: enrolled.tunnel().clone(),
+        background: Box::pin(enrolled.run()),
+    })
+}

@@ -1,0 +1,320 @@
+//! What the agent does for each request.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use netstack::EchoFailure;
+use tokio::{net::UnixStream, sync::mpsc, time};
+
+use super::{
+    pipe,
+    protocol::{Answer, Code, Envelope, Failure, PROTOCOL, Request, Status},
+    relay,
+    server::{Agent, Mode},
+    wire,
+};
+use crate::tunnel::TcpStream;
+
+/// No request may ask to wait longer.
+const TIMEOUT_MAX: Duration = Duration::from_secs(300);
+
+/// How long a name may take in `Resolve` and `Ping`.
+const NAME_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Echo requests do not follow each other faster.
+const INTERVAL_MIN: Duration = Duration::from_millis(10);
+
+/// Addresses of a name that are tried; each but the last gets this long.
+const ADDRESSES_MAX: usize = 4;
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves one request; an error means that the command has gone away.
+pub(super) async fn serve(
+    agent: &Arc<Agent>,
+    stream: &mut UnixStream,
+    envelope: Envelope,
+) -> io::Result<()> {
+    if let Some(answer) = turn_away(agent, &envelope) {
+        return wire::send(stream, &answer).await;
+    }
+    match envelope.request {
+        Request::Hello => {
+            let version = agent.version.clone();
+            wire::send(
+                stream,
+                &Answer::Hello {
+                    version,
+                    pid: std::process::id(),
+                },
+            )
+            .await
+        }
+        Request::Dial {
+            host,
+            port,
+            timeout_ms,
+        } => {
+            let timeout = Duration::from_millis(timeout_ms).min(TIMEOUT_MAX);
+            dial(agent, stream, &host, port, timeout).await
+        }
+        Request::Udp => {
+            wire::send(stream, &Answer::Relaying).await?;
+            relay::join(stream, &agent.tunnel).await
+        }
+        Request::Resolve { name, kinds } => {
+            let deadline = agent.tunnel.now() + NAME_TIMEOUT;
+            let records = agent.tunnel.resolve(&name, &kinds, deadline).await;
+            let answer = records.map_or_else(Answer::Failed, Answer::Records);
+            wire::send(stream, &answer).await
+        }
+        Request::Ping {
+            host,
+            count,
+            interval_ms,
+            size,
+        } => {
+            let interval = Duration::from_millis(interval_ms).max(INTERVAL_MIN);
+            ping(agent, stream, &host, count, interval, size).await
+        }
+        Request::Status => {
+            let status = Box::new(status(agent));
+            wire::send(stream, &Answer::Status(status)).await
+        }
+        Request::Drain => {
+            agent.leave(Mode::Draining);
+            let connections = agent.connections().saturating_sub(1);
+            wire::send(stream, &Answer::Draining { connections }).await
+        }
+    }
+}
+
+/// Decides whether the agent is the right one for the request.
+///
+/// To a newer program an idle agent gives way at once. A busy one goes on serving, this program
+/// too, and gives way when it is idle: a second process with the same key would steal the session
+/// of its open connections.
+fn turn_away(agent: &Agent, envelope: &Envelope) -> Option<Answer> {
+    match envelope.request {
+        Request::Hello | Request::Status | Request::Drain => return None,
+        Request::Dial { .. } | Request::Udp | Request::Resolve { .. } | Request::Ping { .. } => {}
+    }
+    let edited = envelope.fingerprint != agent.fingerprint;
+    let newer = envelope.protocol > PROTOCOL || is_newer(&envelope.version, &agent.version);
+    if agent.mode() == Mode::Draining {
+        return Some(Answer::Failed(Failure::new(
+            Code::Draining,
+            "the agent ends with its open connections and takes no new ones",
+            "end those connections, or wait for them",
+        )));
+    }
+    if !edited && !newer {
+        return None;
+    }
+    agent.leave(Mode::Retiring);
+    let others = agent.connections().saturating_sub(1);
+    if others == 0 {
+        return Some(Answer::Retired);
+    }
+    if edited {
+        return Some(Answer::Failed(Failure::new(
+            Code::ConfigurationChanged,
+            format!(
+                "{} was edited, and {others} connections still use the older text",
+                agent.profile
+            ),
+            "end those connections, then try again",
+        )));
+    }
+    if envelope.protocol > PROTOCOL {
+        return Some(Answer::Failed(Failure::new(
+            Code::Draining,
+            format!(
+                "an agent of version {} still has {others} connections",
+                agent.version
+            ),
+            "end those connections, then try again",
+        )));
+    }
+    None
+}
+
+fn is_newer(theirs: &str, ours: &str) -> bool {
+    let numbers = |version: &str| {
+        let core = version.split(['-', '+']).next().unwrap_or_default();
+        let mut numbers = core
+            .split('.')
+            .map(|number| number.parse::<u32>().unwrap_or(0));
+        [(); 3].map(|()| numbers.next().unwrap_or(0))
+    };
+    numbers(theirs) > numbers(ours)
+}
+
+async fn dial(
+    agent: &Agent,
+    stream: &mut UnixStream,
+    host: &str,
+    port: u16,
+    timeout: Duration,
+) -> io::Result<()> {
+    let connected = {
+        let (client, _) = stream.split();
+        tokio::select! {
+            connected = open(agent, host, port, timeout) => connected,
+            // Ctrl-C ends the attempt too.
+            () = pipe::gone(&client) => return Ok(()),
+        }
+    };
+    match connected {
+        Ok(remote) => {
+            let answer = Answer::Connected {
+                local: remote.local(),
+                remote: remote.remote(),
+            };
+            wire::send(stream, &answer).await?;
+            pipe::join(stream, &remote).await
+        }
+        Err(failure) => wire::send(stream, &Answer::Failed(failure)).await,
+    }
+}
+
+/// Opens a connection to the first address that takes it.
+async fn open(
+    agent: &Agent,
+    host: &str,
+    port: u16,
+    timeout: Duration,
+) -> Result<TcpStream, Failure> {
+    let tunnel = &agent.tunnel;
+    let deadline = tunnel.now() + timeout;
+    let mut addresses = tunnel.addresses(host, deadline).await?;
+    addresses.truncate(ADDRESSES_MAX);
+    let last = addresses.pop();
+    let mut failure = None;
+    for address in addresses {
+        let left = deadline.saturating_duration_since(tunnel.now());
+        match tunnel
+            .connect(SocketAddr::new(address, port), left.min(ADDRESS_TIMEOUT))
+            .await
+        {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = Some(error),
+        }
+    }
+    let left = deadline.saturating_duration_since(tunnel.now());
+    match (last, failure) {
+        (Some(_), Some(failure)) if left.is_zero() => Err(failure),
+        (Some(address), failure) => {
+            let connected = tunnel.connect(SocketAddr::new(address, port), left).await;
+            // What the first address says is worth more than that the second family has no route.
+            connected.map_err(|last| match (last.code, failure) {
+                (Code::NoRoute, Some(failure)) => failure,
+                _ => last,
+            })
+        }
+        (None, _) => Err(Failure::new(
+            Code::NameUnknown,
+            format!("`{host}` has no address"),
+            "ask with `ginnel resolve` what it has",
+        )),
+    }
+}
+
+async fn ping(
+    agent: &Arc<Agent>,
+    stream: &mut UnixStream,
+    host: &str,
+    count: Option<u16>,
+    interval: Duration,
+    size: u16,
+) -> io::Result<()> {
+    let deadline = agent.tunnel.now() + NAME_TIMEOUT;
+    let reached = async {
+        let addresses = agent.tunnel.addresses(host, deadline).await?;
+        let address = *addresses.first().expect("never empty");
+        agent.tunnel.reach(address, deadline).await?;
+        Ok(address)
+    };
+    let address = match reached.await {
+        Ok(address) => address,
+        Err(failure) => return wire::send(stream, &Answer::Failed(failure)).await,
+    };
+    wire::send(stream, &Answer::Pinging(address)).await?;
+    // Echo requests are outstanding for the stack's time-out at most, so 10 s / 10 ms of them.
+    let (results, mut answers) = mpsc::channel(1_024);
+    let sender = async move {
+        let mut ticks = time::interval(interval);
+        ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut sequence = 0_u16;
+        while count.is_none_or(|count| sequence < count) {
+            ticks.tick().await;
+            sequence = sequence.wrapping_add(1);
+            let (tunnel, results) = (agent.tunnel.clone(), results.clone());
+            tokio::spawn(async move {
+                let echo = tunnel.ping(address, sequence, size).await;
+                drop(results.send((sequence, echo)).await);
+            });
+        }
+    };
+    let receiver = async {
+        while let Some((sequence, echo)) = answers.recv().await {
+            let answer = match echo {
+                Ok(Ok(round_trip)) => Answer::Echo {
+                    sequence,
+                    round_trip_us: u64::try_from(round_trip.as_micros()).ok(),
+                    error: None,
+                },
+                Ok(Err(EchoFailure::TimedOut)) => Answer::Echo {
+                    sequence,
+                    round_trip_us: None,
+                    error: None,
+                },
+                Ok(Err(EchoFailure::Icmp(cause))) => {
+                    let error = Some(format!("{cause:?}"));
+                    Answer::Echo {
+                        sequence,
+                        round_trip_us: None,
+                        error,
+                    }
+                }
+                Err(failure) => return wire::send(stream, &Answer::Failed(failure)).await,
+            };
+            wire::send(stream, &answer).await?;
+        }
+        wire::send(stream, &Answer::Done).await
+    };
+    // The receiver ends with the last sender.
+    let sender = async {
+        sender.await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        ended = receiver => ended,
+        () = sender => Ok(()),
+    }
+}
+
+fn status(agent: &Agent) -> Status {
+    let (node, now) = agent.tunnel.with(|node, now| (node.status(now), now));
+    Status {
+        version: agent.version.clone(),
+        pid: std::process::id(),
+        profile: agent.profile.clone(),
+        uptime_seconds: now.saturating_duration_since(agent.started).as_secs(),
+        draining: agent.mode() != Mode::Serving,
+        connections: agent.connections().saturating_sub(1),
+        node,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_number() {
+        assert!(is_newer("0.10.0", "0.9.9"));
+        assert!(is_newer("1.0", "0.9.9"));
+        assert!(!is_newer("0.1.0", "0.1.0"));
+        assert!(!is_newer("0.1.0-rc1", "0.1.0"));
+        assert!(!is_newer("garbage", "0.0.0"));
+    }
+}

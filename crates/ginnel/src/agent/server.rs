@@ -1,0 +1,307 @@
+//! The agent's life: lock, tunnel, socket, requests, and when to go.
+
+use std::{
+    fs::{self, File, TryLockError},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use tokio::{
+    net::{UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time,
+};
+
+use super::{
+    profile::{Opened, Profile},
+    protocol::{Answer, Code, Envelope, Failure},
+    request, wire,
+};
+use crate::{
+    remedy::{Advise as _, advise},
+    state,
+    tunnel::Tunnel,
+};
+
+/// How an agent lives.
+pub(crate) struct Options {
+    /// It exits after so long without work; `None` keeps it.
+    pub(crate) idle: Option<Duration>,
+    /// The version that it says it is.
+    pub(crate) version: String,
+}
+
+/// What all requests share.
+pub(super) struct Agent {
+    pub(super) tunnel: Tunnel,
+    pub(super) profile: String,
+    pub(super) fingerprint: String,
+    pub(super) version: String,
+    pub(super) started: Instant,
+    uid: u32,
+    /// Open connections of commands; the loop watches it.
+    open: watch::Sender<usize>,
+    mode: Mutex<Mode>,
+    /// Changes with `mode`.
+    changed: tokio::sync::Notify,
+}
+
+/// What the agent does about new work.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Mode {
+    /// Serves.
+    Serving,
+    /// Serves as long as it is busy: a newer agent waits for its place.
+    Retiring,
+    /// Serves nobody new and ends with the last open connection.
+    Draining,
+}
+
+/// How long the agent before us may take to finish.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Open connections of commands; at the bound new ones are refused.
+const CONNECTIONS_MAX: usize = 8_192;
+
+/// How long a command may take to say what it wants.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What was written last is still acknowledged, or sent again once, before the agent goes.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// Holds the tunnel of `profile` and serves its socket until there is nothing more to do.
+pub(crate) async fn serve(
+    profile: &Profile,
+    options: Options,
+    ready: impl FnOnce(),
+) -> anyhow::Result<()> {
+    if let Err(error) = os::process::raise_descriptor_limit() {
+        tracing::debug!(%error, "raise the limit of open descriptors");
+    }
+    let _lock = lock(&profile.lock()).await?;
+    let Opened {
+        tunnel,
+        mut background,
+    } = profile.open().await?;
+    let path = profile.socket();
+    let listener = listen(&path)?;
+    let agent = Arc::new(Agent {
+        started: tunnel.now(),
+        tunnel,
+        profile: profile.to_string(),
+        fingerprint: profile.fingerprint(),
+        version: options.version,
+        uid: state::own_uid()?,
+        open: watch::Sender::new(0),
+        mode: Mutex::new(Mode::Serving),
+        changed: tokio::sync::Notify::new(),
+    });
+    ready();
+    let ended = tokio::select! {
+        ended = accept(&agent, &listener, options.idle) => ended,
+        ended = &mut background => ended.map(|()| End::Stopped),
+    };
+    // Still under the lock, so this is our own socket. Whoever connected a moment ago is cut off
+    // before an answer and tries again.
+    drop(fs::remove_file(&path));
+    drop(listener);
+    if let End::Served = ended? {
+        agent.drained().await;
+        time::sleep(LINGER).await;
+    }
+    Ok(())
+}
+
+/// Why the agent goes.
+enum End {
+    /// There is nothing more to do; what is open may finish.
+    Served,
+    /// It was told to end at once.
+    Stopped,
+}
+
+/// Takes connections until the agent has to go.
+async fn accept(
+    agent: &Arc<Agent>,
+    listener: &UnixListener,
+    idle: Option<Duration>,
+) -> anyhow::Result<End> {
+    let mut terminate = signal(SignalKind::terminate()).context("await SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("await SIGINT")?;
+    // The terminal that started us may go; the tunnel stays.
+    let mut hangup = signal(SignalKind::hangup()).context("await SIGHUP")?;
+    let mut open = agent.open.subscribe();
+    loop {
+        let count = *open.borrow_and_update();
+        match agent.mode() {
+            Mode::Serving => {}
+            Mode::Retiring if count > 0 => {}
+            Mode::Retiring | Mode::Draining => return Ok(End::Served),
+        }
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => agent.begin(stream),
+                Err(error) => {
+                    // Out of descriptors: those that are open will end.
+                    tracing::warn!(%error, "accept a command");
+                    time::sleep(Duration::from_millis(50)).await;
+                }
+            },
+            _ = open.changed() => {}
+            () = agent.changed.notified() => {}
+            () = sleep(idle), if count == 0 => return Ok(End::Served),
+            _ = hangup.recv() => {}
+            _ = terminate.recv() => return Ok(End::Stopped),
+            _ = interrupt.recv() => return Ok(End::Stopped),
+        }
+    }
+}
+
+impl Agent {
+    fn begin(self: &Arc<Self>, stream: UnixStream) {
+        let open = Open::new(self);
+        let agent = Arc::clone(self);
+        tokio::spawn(async move {
+            agent.handle(stream).await;
+            drop(open);
+        });
+    }
+
+    async fn handle(self: &Arc<Self>, mut stream: UnixStream) {
+        let uid = stream.peer_cred().map(|peer| peer.uid());
+        if !uid.is_ok_and(|uid| uid == self.uid || uid == 0) {
+            tracing::warn!("another user's program at the socket");
+            return;
+        }
+        let envelope = time::timeout(REQUEST_TIMEOUT, wire::receive::<Envelope, _>(&mut stream));
+        let envelope = match envelope.await {
+            Ok(Ok(Some(envelope))) => envelope,
+            // Somebody who only looks whether the socket answers.
+            Ok(Ok(None)) | Err(_) => return,
+            Ok(Err(error)) => {
+                let failure = self.misunderstood(&error);
+                drop(wire::send(&mut stream, &Answer::Failed(failure)).await);
+                return;
+            }
+        };
+        if self.connections() > CONNECTIONS_MAX {
+            let failure = Failure::new(
+                Code::TooMany,
+                format!("{CONNECTIONS_MAX} connections are open"),
+                "close some first",
+            );
+            drop(wire::send(&mut stream, &Answer::Failed(failure)).await);
+            return;
+        }
+        if let Err(error) = request::serve(self, &mut stream, envelope).await {
+            tracing::debug!(%error, "request");
+        }
+    }
+
+    /// Returns how many connections of commands are open.
+    pub(super) fn connections(&self) -> usize {
+        *self.open.borrow()
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        *self.mode.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to go; going faster is possible, staying is not.
+    pub(super) fn leave(&self, mode: Mode) {
+        let mut current = self.mode.lock().unwrap_or_else(PoisonError::into_inner);
+        if *current != Mode::Draining {
+            *current = mode;
+        }
+        self.changed.notify_one();
+    }
+
+    /// Waits until no connection is open.
+    async fn drained(&self) {
+        let mut open = self.open.subscribe();
+        // The sender is in `self`.
+        drop(open.wait_for(|open| *open == 0).await);
+    }
+
+    fn misunderstood(&self, error: &std::io::Error) -> Failure {
+        Failure::new(
+            Code::Misunderstood,
+            format!(
+                "version {} does not understand the request: {error}",
+                self.version
+            ),
+            "use the same version of ginnel everywhere",
+        )
+    }
+}
+
+/// Counts one connection while it lives.
+struct Open(Arc<Agent>);
+
+impl Open {
+    fn new(agent: &Arc<Agent>) -> Self {
+        agent.open.send_modify(|open| *open += 1);
+        Self(Arc::clone(agent))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.send_modify(|open| *open -= 1);
+    }
+}
+
+/// Takes the lock of a profile, waiting a moment for an agent that is about to end.
+async fn lock(path: &Path) -> anyhow::Result<File> {
+    let open = || format!("open the lock `{}`", path.display());
+    let mut options = File::options();
+    let file = options
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .with_context(open)?;
+    let locked = time::timeout(LOCK_TIMEOUT, async {
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(()),
+                Err(TryLockError::WouldBlock) => time::sleep(Duration::from_millis(20)).await,
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+        }
+    });
+    match locked.await {
+        Ok(locked) => locked.with_context(open)?,
+        Err(_) => {
+            return Err(advise(
+                "local agent: an agent of this profile still has open connections and takes no \
+                 new ones",
+                "end those connections, or wait for them",
+            ));
+        }
+    }
+    Ok(file)
+}
+
+fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    // Under the lock nobody serves it.
+    drop(fs::remove_file(path));
+    UnixListener::bind(path)
+        .and_then(|listener| {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+            Ok(listener)
+        })
+        .with_context(|| format!("local agent: listen at `{}`", path.display()))
+        .remedy("name another directory: --state DIR or XDG_RUNTIME_DIR=DIR")
+}
+
+async fn sleep(time: Option<Duration>) {
+    match time {
+        Some(time) => time::sleep(time).await,
+        None => std::future::pending().await,
+    }
+}

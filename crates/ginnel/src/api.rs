@@ -1,0 +1,553 @@
+//! The one HTTP client: typed requests to a control plane, errors that name the hop that failed.
+//!
+//! Every request opens a connection of its own: requests are few, and a connection that is kept
+//! would have to be found dead first after a machine slept or moved.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use data_encoding::HEXLOWER;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{
+    Method, Request, StatusCode,
+    body::Bytes,
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue},
+};
+use hyper_util::rt::TokioIo;
+use model::{
+    api::{
+        AuditEntry, CreatedToken, EnrolRequest, Enrolled, ErrorBody, ErrorCode, GatewayEnrolled,
+        GatewayRequest, Health, ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX, NewOrg, NewService,
+        NewToken, Node, NodeByKey, NodeChange, Org, Page, Service, TokenEntry, User, WhoAmI,
+    },
+    id::{NodeId, ServiceId, TokenId},
+    key::PublicKey,
+    map::NetworkMap,
+    name::Label,
+    token::{Pin, Token},
+};
+use rustls::{
+    CertificateError, ClientConfig, RootCertStore,
+    pki_types::{InvalidDnsNameError, ServerName},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    net::TcpStream,
+    time::{error::Elapsed, timeout},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use zeroize::Zeroizing;
+
+use pin::{PinMismatch, PinVerifier};
+
+mod pin;
+#[cfg(test)]
+mod tests;
+
+/// How long to look up a name, to connect to one address, and to shake hands, each.
+const HOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a reply may take after the request was sent, apart from waiting for a map.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Addresses of a name that are tried.
+const ADDRESSES_MAX: usize = 4;
+
+/// The largest reply: a gateway's map of all nodes, at about 200 bytes each.
+const REPLY_BYTES_MAX: usize = 64 << 20;
+
+/// A control plane, as one token sees it.
+#[derive(Clone)]
+pub(crate) struct Client {
+    host: String,
+    port: u16,
+    name: ServerName<'static>,
+    connector: TlsConnector,
+    token: Option<Token>,
+}
+
+/// Why a request got no reply that it can use, named after the hop that failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("`{0}` is not the URL of a server: it has the form https://HOST or https://HOST:PORT")]
+    Url(String),
+    #[error("DNS: `{host}` has no address; check the URL and this machine's resolver")]
+    Dns { host: String, source: io::Error },
+    #[error(
+        "TCP: {address} does not answer; check that the server runs and that no firewall is \
+         between"
+    )]
+    Connect { address: String, source: io::Error },
+    #[error("TLS: {reason}")]
+    Tls { reason: String, source: io::Error },
+    #[error("system roots: {0}; use a token that carries the server's pin")]
+    Roots(String),
+    #[error("HTTP: the connection to {address} broke; try again")]
+    Broken {
+        address: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("HTTP: the server at {address} took too long; try again, or look into its log")]
+    Slow { address: String },
+    #[error("server: {body} (request {})", body.request_id)]
+    Refused { status: StatusCode, body: ErrorBody },
+    #[error("HTTP: {address} answered {status}, but not as a ginnel server does; check the URL")]
+    Foreign { address: String, status: StatusCode },
+}
+
+impl Error {
+    /// Returns the server's code if it was the server that refused.
+    pub(crate) fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Refused { body, .. } => Some(body.code),
+            Self::Url(_)
+            | Self::Dns { .. }
+            | Self::Connect { .. }
+            | Self::Tls { .. }
+            | Self::Roots(_)
+            | Self::Broken { .. }
+            | Self::Slow { .. }
+            | Self::Foreign { .. } => None,
+        }
+    }
+}
+
+impl Client {
+    /// Makes a client of the server at `url`, `https://HOST[:PORT]`. It trusts the authority of
+    /// `pin`, or without one the system's roots. Nothing is sent yet.
+    pub(crate) fn new(url: &str, pin: Option<Pin>, token: Option<Token>) -> Result<Self, Error> {
+        let (host, port) = parse_url(url).ok_or_else(|| Error::Url(url.to_owned()))?;
+        let name = ServerName::try_from(host.clone())
+            .map_err(|_: InvalidDnsNameError| Error::Url(url.to_owned()))?;
+        Ok(Self {
+            host,
+            port,
+            name,
+            connector: TlsConnector::from(Arc::new(configuration(pin)?)),
+            token,
+        })
+    }
+
+    /// Makes a client that trusts the pin of its token.
+    pub(crate) fn with_token(url: &str, token: Token) -> Result<Self, Error> {
+        Self::new(url, token.pin(), Some(token))
+    }
+
+    /// Asks whether the server is alive.
+    pub(crate) async fn health(&self) -> Result<Health, Error> {
+        self.get("/v1/health").await
+    }
+
+    /// Asks for whom the token speaks.
+    pub(crate) async fn whoami(&self) -> Result<WhoAmI, Error> {
+        self.get("/v1/whoami").await
+    }
+
+    /// Enrols this machine, with a join token.
+    pub(crate) async fn join(&self, request: &EnrolRequest) -> Result<Enrolled, Error> {
+        self.send(Method::POST, "/v1/join", request).await
+    }
+
+    /// Signs a person in on this device, with an admin token.
+    pub(crate) async fn login(&self, request: &EnrolRequest) -> Result<LoggedIn, Error> {
+        self.send(Method::POST, "/v1/login", request).await
+    }
+
+    /// Enrols this gateway, with a gateway token.
+    pub(crate) async fn enrol_gateway(
+        &self,
+        request: &GatewayRequest,
+    ) -> Result<GatewayEnrolled, Error> {
+        self.send(Method::POST, "/v1/gateways", request).await
+    }
+
+    /// Removes this device or machine, with its session or node token.
+    pub(crate) async fn logout(&self) -> Result<(), Error> {
+        self.send_for_nothing(Method::POST, "/v1/logout").await
+    }
+
+    /// Returns the map of the token's node. With `after`, waits up to 55 seconds until the map
+    /// has another serial; `None` if it has not.
+    pub(crate) async fn map(&self, after: Option<u64>) -> Result<Option<NetworkMap>, Error> {
+        let path = match after {
+            Some(serial) => format!("/v1/map?after={serial}"),
+            None => "/v1/map".to_owned(),
+        };
+        let wait = REPLY_TIMEOUT + Duration::from_secs(MAP_WAIT_SECONDS_MAX);
+        let (status, body) = self.exchange(Method::GET, &path, None, wait).await?;
+        if status == StatusCode::NO_CONTENT {
+            return Ok(None);
+        }
+        self.parse(status, &body).map(Some)
+    }
+
+    /// Returns the client of a public key, with a gateway's node token; `None` if there is none.
+    pub(crate) async fn node_by_key(&self, key: PublicKey) -> Result<Option<NodeByKey>, Error> {
+        let path = format!("/v1/nodes/by-key/{}", percent_encoded(&key.to_string()));
+        match self.get(&path).await {
+            Ok(node) => Ok(Some(node)),
+            Err(error) if error.code() == Some(ErrorCode::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lists organisations.
+    pub(crate) async fn orgs(&self, query: &ListQuery) -> Result<Page<Org>, Error> {
+        self.list("/v1/orgs", query).await
+    }
+
+    /// Shows an organisation.
+    pub(crate) async fn org(&self, name: &Label) -> Result<Org, Error> {
+        self.get(&format!("/v1/orgs/{name}")).await
+    }
+
+    /// Adds an organisation.
+    pub(crate) async fn add_org(&self, request: &NewOrg) -> Result<Org, Error> {
+        self.send(Method::POST, "/v1/orgs", request).await
+    }
+
+    /// Removes an organisation without nodes.
+    pub(crate) async fn remove_org(&self, name: &Label) -> Result<(), Error> {
+        let path = format!("/v1/orgs/{name}");
+        self.send_for_nothing(Method::DELETE, &path).await
+    }
+
+    /// Lists people.
+    pub(crate) async fn users(&self, query: &ListQuery) -> Result<Page<User>, Error> {
+        self.list("/v1/users", query).await
+    }
+
+    /// Lists nodes.
+    pub(crate) async fn nodes(&self, query: &ListQuery) -> Result<Page<Node>, Error> {
+        self.list("/v1/nodes", query).await
+    }
+
+    /// Shows a node.
+    pub(crate) async fn node(&self, id: NodeId) -> Result<Node, Error> {
+        self.get(&format!("/v1/nodes/{id}")).await
+    }
+
+    /// Renames a node.
+    pub(crate) async fn rename_node(
+        &self,
+        id: NodeId,
+        request: &NodeChange,
+    ) -> Result<Node, Error> {
+        let path = format!("/v1/nodes/{id}");
+        self.send(Method::PATCH, &path, request).await
+    }
+
+    /// Removes a node everywhere.
+    pub(crate) async fn remove_node(&self, id: NodeId) -> Result<(), Error> {
+        let path = format!("/v1/nodes/{id}");
+        self.send_for_nothing(Method::DELETE, &path).await
+    }
+
+    /// Lists tokens that still work.
+    pub(crate) async fn tokens(&self, query: &ListQuery) -> Result<Page<TokenEntry>, Error> {
+        self.list("/v1/tokens", query).await
+    }
+
+    /// Shows a token that still works.
+    pub(crate) async fn token(&self, id: TokenId) -> Result<TokenEntry, Error> {
+        self.get(&format!("/v1/tokens/{id}")).await
+    }
+
+    /// Makes a token.
+    pub(crate) async fn add_token(&self, request: &NewToken) -> Result<CreatedToken, Error> {
+        self.send(Method::POST, "/v1/tokens", request).await
+    }
+
+    /// Revokes a token.
+    pub(crate) async fn remove_token(&self, id: TokenId) -> Result<(), Error> {
+        let path = format!("/v1/tokens/{id}");
+        self.send_for_nothing(Method::DELETE, &path).await
+    }
+
+    /// Lists services.
+    pub(crate) async fn services(&self, query: &ListQuery) -> Result<Page<Service>, Error> {
+        self.list("/v1/services", query).await
+    }
+
+    /// Shows a service.
+    pub(crate) async fn service(&self, id: ServiceId) -> Result<Service, Error> {
+        self.get(&format!("/v1/services/{id}")).await
+    }
+
+    /// Publishes a port.
+    pub(crate) async fn add_service(&self, request: &NewService) -> Result<Service, Error> {
+        self.send(Method::POST, "/v1/services", request).await
+    }
+
+    /// Withdraws a service.
+    pub(crate) async fn remove_service(&self, id: ServiceId) -> Result<(), Error> {
+        let path = format!("/v1/services/{id}");
+        self.send_for_nothing(Method::DELETE, &path).await
+    }
+
+    /// Lists changes, oldest first.
+    pub(crate) async fn audit(&self, query: &ListQuery) -> Result<Page<AuditEntry>, Error> {
+        self.list("/v1/audit", query).await
+    }
+
+    async fn list<T: DeserializeOwned>(&self, path: &str, query: &ListQuery) -> Result<T, Error> {
+        let mut path = path.to_owned();
+        let parts = [
+            ("org", query.org.as_ref().map(Label::to_string)),
+            ("name", query.name.as_ref().map(Label::to_string)),
+            ("after", query.after.map(|after| after.to_string())),
+            ("limit", query.limit.map(|limit| limit.to_string())),
+        ];
+        let mut separator = '?';
+        for (key, value) in parts {
+            if let Some(value) = value {
+                path.push(separator);
+                path.push_str(&format!("{key}={value}"));
+                separator = '&';
+            }
+        }
+        self.get(&path).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        let exchange = self.exchange(Method::GET, path, None, REPLY_TIMEOUT);
+        let (status, body) = exchange.await?;
+        self.parse(status, &body)
+    }
+
+    async fn send<Q: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        request: &Q,
+    ) -> Result<T, Error> {
+        let body = serde_json::to_vec(request).expect("requests are plain data");
+        let exchange = self.exchange(method, path, Some(body), REPLY_TIMEOUT);
+        let (status, body) = exchange.await?;
+        self.parse(status, &body)
+    }
+
+    async fn send_for_nothing(&self, method: Method, path: &str) -> Result<(), Error> {
+        let exchange = self.exchange(method, path, None, REPLY_TIMEOUT);
+        let (status, body) = exchange.await?;
+        if status == StatusCode::NO_CONTENT {
+            return Ok(());
+        }
+        Err(self.refusal(status, &body))
+    }
+
+    fn parse<T: DeserializeOwned>(&self, status: StatusCode, body: &[u8]) -> Result<T, Error> {
+        if !status.is_success() {
+            return Err(self.refusal(status, body));
+        }
+        serde_json::from_slice(body).map_err(|_| self.foreign(status))
+    }
+
+    fn refusal(&self, status: StatusCode, body: &[u8]) -> Error {
+        match serde_json::from_slice(body) {
+            Ok(body) => Error::Refused { status, body },
+            Err(_) => self.foreign(status),
+        }
+    }
+
+    fn foreign(&self, status: StatusCode) -> Error {
+        let address = self.address();
+        Error::Foreign { address, status }
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        reply_time_max: Duration,
+    ) -> Result<(StatusCode, Bytes), Error> {
+        let stream = self.connect().await?;
+        let request = self.request(method, path, body)?;
+        let reply = async {
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+            let answered = async {
+                let response = sender.send_request(request).await?;
+                let status = response.status();
+                let body = Limited::new(response.into_body(), REPLY_BYTES_MAX);
+                Ok((status, body.collect().await?.to_bytes()))
+            };
+            // The connection moves the bytes; its own error comes out of the answer.
+            let mut answered = std::pin::pin!(answered);
+            let mut connection = std::pin::pin!(connection);
+            tokio::select! {
+                answer = &mut answered => answer,
+                _ = &mut connection => answered.await,
+            }
+        };
+        let address = self.address();
+        match timeout(reply_time_max, reply).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(source)) => Err(Error::Broken { address, source }),
+            Err(_) => Err(Error::Slow { address }),
+        }
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<Request<Full<Bytes>>, Error> {
+        let url = || Error::Url(path.to_owned());
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, self.address());
+        if let Some(token) = &self.token {
+            let text = Zeroizing::new(format!("Bearer {}", token.emit().as_str()));
+            let mut value = HeaderValue::from_str(&text).map_err(|_| url())?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        if body.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let body = Full::new(Bytes::from(body.unwrap_or_default()));
+        request.body(body).map_err(|_| url())
+    }
+
+    async fn connect(&self) -> Result<TlsStream<TcpStream>, Error> {
+        let stream = self.connect_tcp().await?;
+        let connected = self.connector.connect(self.name.clone(), stream);
+        let shaken = timeout(HOP_TIMEOUT, connected).await.map_err(too_late);
+        shaken.and_then(|connected| connected).map_err(|source| {
+            let reason = tls_reason(&self.address(), &self.host, &source);
+            Error::Tls { reason, source }
+        })
+    }
+
+    async fn connect_tcp(&self) -> Result<TcpStream, Error> {
+        let dns = |source| Error::Dns {
+            host: self.host.clone(),
+            source,
+        };
+        let found = tokio::net::lookup_host((self.host.as_str(), self.port));
+        let found = timeout(HOP_TIMEOUT, found).await.map_err(too_late);
+        let addresses = found.and_then(|found| found).map_err(dns)?;
+        let addresses: Vec<SocketAddr> = addresses.take(ADDRESSES_MAX).collect();
+        let mut failed = dns(io::ErrorKind::NotFound.into());
+        for address in addresses {
+            let connected = timeout(HOP_TIMEOUT, TcpStream::connect(address)).await;
+            match connected.map_err(too_late).and_then(|connected| connected) {
+                Ok(stream) => {
+                    // Only a delay would be lost with it.
+                    stream.set_nodelay(true).ok();
+                    return Ok(stream);
+                }
+                Err(source) => {
+                    let address = address.to_string();
+                    failed = Error::Connect { address, source };
+                }
+            }
+        }
+        Err(failed)
+    }
+
+    fn address(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
+fn parse_url(url: &str) -> Option<(String, u16)> {
+    let rest = url.strip_prefix("https://")?;
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    if rest.contains(['/', '?', '#', '@']) {
+        return None;
+    }
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, port.parse().ok()?),
+        _ => (rest, 443),
+    };
+    let host = match host.strip_prefix('[') {
+        Some(address) => address.strip_suffix(']')?,
+        None if host.contains(':') => return None,
+        None => host,
+    };
+    (!host.is_empty()).then(|| (host.to_owned(), port))
+}
+
+fn configuration(pin: Option<Pin>) -> Result<ClientConfig, Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .expect("the provider has cipher suites for both versions");
+    let mut configuration = match pin {
+        Some(pin) => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(PinVerifier::new(pin, provider)))
+            .with_no_client_auth(),
+        None => {
+            let found = rustls_native_certs::load_native_certs();
+            let mut roots = RootCertStore::empty();
+            let (added, _) = roots.add_parsable_certificates(found.certs);
+            if added == 0 {
+                let reason = found.errors.first().map(ToString::to_string);
+                let reason = reason.unwrap_or_else(|| "this machine has none".to_owned());
+                return Err(Error::Roots(reason));
+            }
+            builder.with_root_certificates(roots).with_no_client_auth()
+        }
+    };
+    configuration.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(configuration)
+}
+
+/// Says what a failed TLS handshake means for the person who waits for it.
+fn tls_reason(address: &str, host: &str, error: &io::Error) -> String {
+    let error = error
+        .get_ref()
+        .and_then(|error| error.downcast_ref::<rustls::Error>());
+    let Some(rustls::Error::InvalidCertificate(fault)) = error else {
+        return format!("{address} does not speak TLS as a ginnel server does; check the port");
+    };
+    match fault {
+        CertificateError::Other(other) if other.0.is::<PinMismatch>() => format!(
+            "{address} is not the server that made the token; check the URL, or get a new token"
+        ),
+        CertificateError::UnknownIssuer => format!(
+            "the certificate of {address} comes from an authority that this machine does not \
+             know; use a token that carries the server's pin"
+        ),
+        CertificateError::Expired
+        | CertificateError::ExpiredContext { .. }
+        | CertificateError::NotValidYet
+        | CertificateError::NotValidYetContext { .. } => {
+            format!("the certificate of {address} is not valid now; check this machine's clock")
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            format!(
+                "the certificate of {address} is not for `{host}`; use the URL that the server \
+                 printed, or start it with `--public {address}`"
+            )
+        }
+        other => format!("the certificate of {address} is not accepted: {other}"),
+    }
+}
+
+fn too_late(_: Elapsed) -> io::Error {
+    io::ErrorKind::TimedOut.into()
+}
+
+/// Encodes a key for a path (RFC 3986, 2.1): base64 has letters that a path gives a meaning.
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len() * 3);
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push('%');
+            encoded.push_str(&HEXLOWER.encode(&[byte]));
+        }
+    }
+    encoded
+}

@@ -1,0 +1,171 @@
+//! The command line: global flags and one variant for each command.
+
+use std::{future::Future, path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::{
+    admin, agent, completions, demo, dial, forward, gateway, join, login, logout, manual, ping,
+    proxy, resolve, server, status, up, whoami,
+};
+
+/// A private network that a team runs itself.
+///
+/// Reaches any machine of the network by name, from anywhere, without root: WireGuard and TCP/IP
+/// run inside this program.
+#[derive(Debug, Parser)]
+#[command(name = "ginnel", version, max_term_width = 100, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ginnel --config wg0.conf dial 10.0.0.5 22        one connection on stdin and stdout
+  ginnel --config wg0.conf forward 5432:db:5432    a remote port on this machine
+  ginnel --config wg0.conf proxy                   a SOCKS5 and HTTP proxy into the network
+
+Exit codes: 0 done, 1 failed, 2 wrong usage.";
+
+/// Flags that every command understands.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Global {
+    /// Keep this node's state in DIR [default: $XDG_STATE_HOME/ginnel; as root /var/lib/ginnel]
+    #[arg(long, global = true, env = "GINNEL_STATE", value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+
+    /// Use a plain WireGuard configuration, such as wg-quick's, instead of an enrolled node
+    #[arg(long, global = true, env = "GINNEL_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// Print results as JSON on stdout
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// Say more on stderr; -vv and -vvv say still more
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+
+    /// Write the log on stderr as one JSON object a line
+    #[arg(long, global = true, env = "GINNEL_LOG_JSON", hide_env = true)]
+    pub(crate) log_json: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Demo(demo::Args),
+    Server(server::Args),
+    Gateway(gateway::Args),
+    Login(login::Args),
+    Join(join::Args),
+    Up(up::Args),
+    Logout(logout::Args),
+    Whoami(whoami::Args),
+    Dial(dial::Args),
+    Forward(forward::Args),
+    Proxy(proxy::Args),
+    Ping(ping::Args),
+    Resolve(resolve::Args),
+    Status(status::Args),
+    Org(admin::org::Args),
+    User(admin::user::Args),
+    Node(admin::node::Args),
+    Token(admin::token::Args),
+    Service(admin::service::Args),
+    Audit(admin::audit::Args),
+    #[command(hide = true)]
+    Agent(agent::Args),
+    #[command(hide = true)]
+    Completions(completions::Args),
+    #[command(hide = true)]
+    Man(manual::Args),
+}
+
+impl Command {
+    /// Runs the command to its end.
+    pub(crate) fn run(self, global: &Global) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Demo(args) => block_on(demo::run(args)),
+            Self::Server(args) => serve_on(server::run(args, global)),
+            Self::Gateway(args) => serve_on(gateway::run(args, global)),
+            Self::Login(args) => block_on(login::run(args, global)),
+            Self::Join(args) => block_on(join::run(args, global)),
+            Self::Up(args) => serve_on(up::run(args, global)),
+            Self::Logout(args) => block_on(logout::run(args, global)),
+            Self::Whoami(args) => block_on(whoami::run(args, global)),
+            Self::Dial(args) => block_on(dial::run(args, global)),
+            Self::Forward(args) => block_on(forward::run(args, global)),
+            Self::Proxy(args) => block_on(proxy::run(args, global)),
+            Self::Ping(args) => block_on(ping::run(args, global)),
+            Self::Resolve(args) => block_on(resolve::run(args, global)),
+            Self::Status(args) => block_on(status::run(args, global)),
+            Self::Org(args) => block_on(admin::org::run(args, global)),
+            Self::User(args) => block_on(admin::user::run(args, global)),
+            Self::Node(args) => block_on(admin::node::run(args, global)),
+            Self::Token(args) => block_on(admin::token::run(args, global)),
+            Self::Service(args) => block_on(admin::service::run(args, global)),
+            Self::Audit(args) => block_on(admin::audit::run(args, global)),
+            Self::Agent(args) => serve_on(agent::run(args, global)),
+            Self::Completions(args) => completions::run(args),
+            Self::Man(args) => manual::run(&args),
+        }
+    }
+}
+
+/// Runs a command that waits for sockets, on one thread: it only moves bytes.
+fn block_on<F>(command: F) -> anyhow::Result<ExitCode>
+where
+    F: Future<Output = anyhow::Result<ExitCode>>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the event loop")?;
+    let result = runtime.block_on(command);
+    // A blocked read of stdin must not keep the process alive.
+    runtime.shutdown_background();
+    result
+}
+
+/// Runs a command that serves others, on as many threads as the machine has cores.
+fn serve_on<F>(command: F) -> anyhow::Result<ExitCode>
+where
+    F: Future<Output = anyhow::Result<ExitCode>>,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the event loop")?;
+    let result = runtime.block_on(command);
+    runtime.shutdown_background();
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_table_of_commands_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_visible_command_teaches_by_an_example() {
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            if !command.is_hide_set() {
+                let help = command.get_after_help().map(ToString::to_string);
+                let help = help.unwrap_or_default();
+                assert!(help.contains("Examples:"), "{}", command.get_name());
+            }
+        }
+    }
+}

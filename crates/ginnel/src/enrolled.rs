@@ -1,0 +1,254 @@
+//! The life of an enrolled node: it follows its map, finds its peers, serves what it publishes.
+//!
+//! ```text
+//!   Source ──map──► Node ──event──► here: resolve an endpoint, ask for an unknown initiator,
+//!     ▲                             connect to a published target, keep endpoints on disk
+//!     └── server, or this process
+//! ```
+//! Everything works by the last map; the source only brings a newer one.
+
+mod publish;
+mod source;
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Context as _, Result};
+use model::{
+    endpoint::Endpoint,
+    key::{PublicKey, SecretKey},
+    map::{NetworkMap, Role},
+};
+use node::{Attachment, Event, Node};
+use tokio::{sync::mpsc, time};
+
+pub(crate) use self::source::{Source, Update};
+use crate::{
+    enrolment::State,
+    remedy::advise,
+    tunnel::{Resolver, Tunnel},
+};
+
+/// MTU inside the network: the least that IPv6 allows passes every path that carries a tunnel.
+const MTU: usize = 1280;
+
+/// Endpoints and the timestamp floor are written so often at most.
+const KEEP_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long the system's resolver may take for one endpoint.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+const ENDPOINTS: &str = "endpoints.json";
+const TIMESTAMP: &str = "timestamp.json";
+
+/// An enrolled node with its tunnel.
+pub(crate) struct Enrolled {
+    tunnel: Tunnel,
+    events: mpsc::Receiver<Event>,
+    state: State,
+    source: Source,
+    role: Role,
+}
+
+impl Enrolled {
+    /// Starts the node from what its state directory holds.
+    pub(crate) async fn open(
+        state: State,
+        key: &SecretKey,
+        source: Source,
+        listen: SocketAddr,
+    ) -> Result<Self> {
+        let map = match state.map()? {
+            Some(map) if !map.orgs.is_empty() => map,
+            Some(_) | None => source.first().await?,
+        };
+        let mut seed = [0; 32];
+        os::random::fill(&mut seed);
+        let now = os::clock::Clock::start().now();
+        let attachment = Attachment::Netstack { mtu: MTU, seed };
+        let random = Box::new(crate::tunnel::Random);
+        let mut node = Node::new(now, os::clock::wall(), random, key, attachment);
+        let role = map.own.role;
+        node.apply(now, &map);
+        restore(&state, &mut node)?;
+        let (tunnel, events) = Tunnel::start(node, resolver(&map), listen.port(), None)?;
+        Ok(Self {
+            tunnel,
+            events,
+            state,
+            source,
+            role,
+        })
+    }
+
+    /// Returns the tunnel, for sockets of this process.
+    pub(crate) fn tunnel(&self) -> &Tunnel {
+        &self.tunnel
+    }
+
+    /// Lives until the node is removed from the network or the process ends.
+    pub(crate) async fn run(mut self) -> Result<()> {
+        let mut updates = self.source.updates(self.serial());
+        let mut keep = time::interval(KEEP_INTERVAL);
+        keep.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut dirty = false;
+        loop {
+            tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(event) => dirty |= self.handle(event),
+                    None => return Ok(()),
+                },
+                update = updates.recv() => match update {
+                    Some(Update::Map(map)) => self.apply(&map).await?,
+                    Some(Update::Removed) => return Err(self.leave().await),
+                    None => return Ok(()),
+                },
+                _ = keep.tick(), if dirty => {
+                    dirty = false;
+                    self.keep();
+                }
+            }
+        }
+    }
+
+    /// Takes an event; true when something changed that is kept on disk.
+    fn handle(&self, event: Event) -> bool {
+        match event {
+            Event::ResolveEndpoint {
+                public_key,
+                endpoint,
+            } => {
+                tokio::spawn(resolve(self.tunnel.clone(), public_key, endpoint));
+                false
+            }
+            Event::UnknownInitiator {
+                public_key, ticket, ..
+            } => {
+                let ask = self.source.clone().node_by_key(public_key);
+                let tunnel = self.tunnel.clone();
+                tokio::spawn(async move {
+                    let known = ask.await;
+                    tunnel.with(|node, now| match known {
+                        Some(found) => {
+                            node.insert_node(now, found.org, found.id, &found.node);
+                            node.answer_unknown(now, ticket);
+                        }
+                        None => node.forget_unknown(ticket),
+                    });
+                });
+                false
+            }
+            Event::Stack(netstack::Event::Accepted(listener)) => {
+                publish::accept(&self.tunnel, listener);
+                false
+            }
+            Event::HandshakeCompleted { .. } | Event::EndpointMoved { .. } => true,
+            Event::Stack(_) | Event::HandshakeAbandoned { .. } | Event::KeyLog(_) => false,
+        }
+    }
+
+    fn serial(&self) -> Option<u64> {
+        self.tunnel.with(|node, _| node.map().map(|map| map.serial))
+    }
+
+    /// Works by `map` at once and keeps it for the next start.
+    async fn apply(&mut self, map: &NetworkMap) -> Result<()> {
+        self.tunnel.with(|node, now| node.apply(now, map));
+        self.tunnel.set_resolver(resolver(map));
+        tracing::info!(serial = map.serial, "map applied");
+        let (state, map) = (self.state.clone(), map.clone());
+        // The disk is waited for elsewhere: the map already holds.
+        let kept = tokio::task::spawn_blocking(move || state.keep_map(&map)).await;
+        if let Err(error) = kept.context("keep the map")? {
+            tracing::warn!("{error:#}: a restart without the server begins with an older map");
+        }
+        Ok(())
+    }
+
+    /// Cuts every tunnel, forgets the map, and says why the node ends.
+    async fn leave(&mut self) -> anyhow::Error {
+        let empty = self.tunnel.with(|node, now| {
+            let mut map = node.map()?.clone();
+            map.orgs.clear();
+            node.apply(now, &map);
+            Some(map)
+        });
+        if let Some(map) = empty
+            && let Err(error) = self.state.keep_map(&map)
+        {
+            tracing::warn!("{error:#}");
+        }
+        removed(self.role)
+    }
+
+    fn keep(&self) {
+        let (endpoints, floor) = self
+            .tunnel
+            .with(|node, _| (node.endpoints(), node.timestamp_floor()));
+        let state = self.state.clone();
+        let gateway = self.role == Role::Gateway;
+        tokio::task::spawn_blocking(move || {
+            let endpoints = gateway.then_some(endpoints);
+            let kept = endpoints
+                .map_or(Ok(()), |endpoints| state.write(ENDPOINTS, &endpoints))
+                .and_then(|()| state.write(TIMESTAMP, &floor.0));
+            if let Err(error) = kept {
+                tracing::warn!("{error:#}");
+            }
+        });
+    }
+}
+
+/// Says that the server does not know this node any more.
+pub(crate) fn removed(role: Role) -> anyhow::Error {
+    match role {
+        Role::Client => advise(
+            "sign-in: this node was removed from its organisation",
+            "run `ginnel logout --force`, then enrol again with `ginnel join` or `ginnel login`",
+        ),
+        Role::Gateway => advise(
+            "sign-in: this gateway was removed",
+            "enrol it again with a new gateway token and another --state DIR",
+        ),
+    }
+}
+
+fn restore(state: &State, node: &mut Node) -> Result<()> {
+    if let Some(floor) = state.read(TIMESTAMP)? {
+        node.raise_timestamp_floor(wireguard::Tai64n(floor));
+    }
+    let endpoints: Option<Vec<(PublicKey, SocketAddr)>> = state.read(ENDPOINTS)?;
+    node.restore_endpoints(&endpoints.unwrap_or_default());
+    Ok(())
+}
+
+/// Asks the network's own resolver, and tries short names in the organisation's zone.
+fn resolver(map: &NetworkMap) -> Resolver {
+    const DNS: u16 = 53;
+    let servers = map.orgs.values();
+    Resolver {
+        servers: servers
+            .map(|org| SocketAddr::new(org.prefix.resolver().into(), DNS))
+            .collect(),
+        search: vec![model::name::ZONE.to_owned()],
+    }
+}
+
+/// Finds out where an endpoint is and tells the node.
+async fn resolve(tunnel: Tunnel, public_key: PublicKey, endpoint: Endpoint) {
+    let name = endpoint.to_string();
+    let lookup = time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(name.clone())).await;
+    let address = match lookup {
+        Ok(Ok(mut addresses)) => addresses.next(),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, endpoint = name, "DNS: resolve the endpoint");
+            None
+        }
+        Err(_) => {
+            tracing::warn!(endpoint = name, "DNS: no answer for the endpoint");
+            None
+        }
+    };
+    if let Some(address) = address {
+        tunnel.with(|node, now| node.set_endpoint(now, &public_key, address));
+    }
+}

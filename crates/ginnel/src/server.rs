@@ -1,0 +1,204 @@
+//! `ginnel server`: control plane, gateway and names in one process, with no root.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
+
+use anyhow::{Context as _, Result};
+use control::{Bootstrap, CertificateSource, Server};
+use tokio::net::TcpListener;
+
+use crate::{
+    admin,
+    cli::Global,
+    enrol,
+    enrolled::{Enrolled, Source},
+    enrolment::State,
+    interrupt,
+    remedy::Advise as _,
+    terminal,
+};
+
+/// Run the control plane, a gateway and the names of a network, all in one process
+///
+/// Needs no root. Keeps everything in one directory. The first start prints the URL and a
+/// one-time token for the first administrator.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Where the server keeps its database, its keys and its certificates
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+
+    /// Where the API listens for HTTPS
+    #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:8443")]
+    listen: SocketAddr,
+
+    /// Where the gateway listens for WireGuard
+    #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:51820")]
+    wireguard: SocketAddr,
+
+    /// How nodes reach the API; the gateway has the same host [default: the address of --listen]
+    #[arg(long, value_name = "HOST:PORT")]
+    public: Option<String>,
+
+    /// A certificate chain in PEM instead of the server's own authority
+    #[arg(long, value_name = "FILE", requires = "certificate_key")]
+    certificate: Option<PathBuf>,
+
+    /// The private key of --certificate
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    certificate_key: Option<PathBuf>,
+
+    /// Print a new admin token, for an administrator who lost hers
+    #[arg(long)]
+    admin_token: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ginnel server --data ./data --public vpn.example.org:8443
+  ginnel server --data ./data --listen 127.0.0.1:0 --wireguard 127.0.0.1:0      for a try
+
+Afterwards: `ginnel login` with the URL and the token that it prints";
+
+/// Runs the server until it is interrupted.
+pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
+    let (server, listener, state) = open(&args).await?;
+    let _lock = state.lock("server")?;
+    let key = state.private_key_or_new()?;
+    let url = server.url();
+    let host = host_of(&url);
+    let port = gateway_port(args.wireguard)?;
+    let endpoint = format!("{host}:{port}");
+    let node = server
+        .register_builtin_gateway(enrol::public_key(&key), &endpoint)
+        .await
+        .context("register the gateway of this process")?;
+    let maps = server.maps(node).await.context("publish maps")?;
+    let source = Source::Here {
+        server: server.clone(),
+        maps,
+    };
+    let listen = SocketAddr::new(args.wireguard.ip(), port);
+    let gateway = Enrolled::open(state, &key, source, listen).await?;
+    let gateway = tokio::spawn(gateway.run());
+    let mut bootstrap = server
+        .bootstrap()
+        .await
+        .context("prepare the first sign-in")?;
+    if bootstrap.is_none() && args.admin_token {
+        bootstrap = Some(server.admin_token().await?);
+    }
+    announce(&server, &endpoint, bootstrap.as_ref(), global)?;
+    server.serve(listener, interrupt::wait()).await?;
+    gateway.abort();
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn open(args: &Args) -> Result<(Server, TcpListener, State)> {
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("HTTPS: listen at {}", args.listen))
+        .remedy("another program has the port: stop it, or choose one with --listen")?;
+    let public = match &args.public {
+        Some(public) => public.clone(),
+        None => reachable(listener.local_addr()?).to_string(),
+    };
+    let certificate = match (&args.certificate, &args.certificate_key) {
+        (Some(chain), Some(key)) => CertificateSource::Files {
+            chain: chain.clone(),
+            key: key.clone(),
+        },
+        (None, _) | (_, None) => CertificateSource::Own,
+    };
+    let config = control::Config {
+        data: args.data.clone(),
+        public,
+        certificate,
+        wall: Arc::new(os::clock::wall),
+        random: Arc::new(SystemRandom),
+    };
+    let server = Server::open(config)
+        .await
+        .with_context(|| format!("open the data directory `{}`", args.data.display()))?;
+    Ok((server, listener, State::at(args.data.join("gateway"))))
+}
+
+/// Returns the port of `wireguard`, or a free one for zero: nodes are told before it is bound.
+fn gateway_port(wireguard: SocketAddr) -> Result<u16> {
+    if wireguard.port() != 0 {
+        return Ok(wireguard.port());
+    }
+    let probe = std::net::UdpSocket::bind(wireguard).context("UDP: find a free port")?;
+    Ok(probe.local_addr()?.port())
+}
+
+/// Returns how this machine itself reaches `address`: a wildcard stands for its loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        return SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port());
+    }
+    address
+}
+
+fn host_of(url: &str) -> &str {
+    let authority = url.trim_start_matches("https://");
+    authority
+        .rsplit_once(':')
+        .map_or(authority, |(host, _)| host)
+}
+
+fn announce(
+    server: &Server,
+    endpoint: &str,
+    bootstrap: Option<&Bootstrap>,
+    global: &Global,
+) -> Result<()> {
+    if global.json {
+        let token = bootstrap.map(|bootstrap| bootstrap.token.emit());
+        let token = token.as_ref().map(|token| token.as_str());
+        terminal::json(&serde_json::json!({
+            "url": server.url(), "wireguard": endpoint, "admin_token": token,
+        }))?;
+        return Ok(());
+    }
+    terminal::line(format_args!("server     {}", server.url()))?;
+    terminal::line(format_args!("wireguard  {endpoint}"))?;
+    if let Some(bootstrap) = bootstrap {
+        let expires = admin::time(bootstrap.expires);
+        terminal::line(format_args!("admin token, for one use until {expires}:"))?;
+        terminal::line(bootstrap.token.emit().as_str())?;
+    }
+    Ok(())
+}
+
+/// The machine's randomness, as the control plane takes it.
+struct SystemRandom;
+
+impl control::Random for SystemRandom {
+    fn fill(&self, bytes: &mut [u8]) {
+        os::random::fill(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_of_a_url_is_what_stands_before_its_port() {
+        assert_eq!(host_of("https://vpn.example.org:8443"), "vpn.example.org");
+        assert_eq!(host_of("https://[fd00::1]:8443"), "[fd00::1]");
+    }
+
+    #[test]
+    fn a_wildcard_is_announced_as_the_loopback() {
+        let reached = |text: &str| reachable(text.parse().expect("an address")).to_string();
+        assert_eq!(reached("[::]:8443"), "127.0.0.1:8443");
+        assert_eq!(reached("10.0.0.1:8443"), "10.0.0.1:8443");
+    }
+}

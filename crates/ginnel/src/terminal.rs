@@ -1,0 +1,122 @@
+//! What a person or a script sees: results on stdout, one error on stderr.
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use serde::Serialize;
+
+use crate::remedy;
+
+/// Prints one line of the result.
+pub(crate) fn line(text: impl std::fmt::Display) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{text}")?;
+    stdout.flush()
+}
+
+/// Prints one JSON value and a line end.
+pub(crate) fn json(value: &impl Serialize) -> io::Result<()> {
+    line(serde_json::to_string(value)?)
+}
+
+/// Prints one line for the person at the terminal that is not part of the result.
+pub(crate) fn note(text: impl std::fmt::Display) {
+    // Nobody reads a closed stderr, so there is nobody to tell.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Prints `error` and what to do about it, and returns the exit code that belongs to it.
+pub(crate) fn report(error: &anyhow::Error, as_json: bool) -> ExitCode {
+    if is_broken_pipe(error) {
+        // The reader, such as `head`, has all that it wanted.
+        return ExitCode::SUCCESS;
+    }
+    let remedy = remedy::remedy_of(error);
+    if as_json {
+        let value = serde_json::json!({ "error": format!("{error:#}"), "remedy": remedy });
+        note(value);
+    } else {
+        note(format_args!("ginnel: {error:#}"));
+        if let Some(remedy) = remedy {
+            note(format_args!("  {remedy}"));
+        }
+    }
+    ExitCode::FAILURE
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io_error = error.downcast_ref::<io::Error>();
+    io_error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// One column of a table: its title and how to write one item in it.
+pub(crate) type Column<T> = (&'static str, fn(&T) -> String);
+
+/// Prints a list: a table for people, or a JSON array.
+pub(crate) fn list<T: Serialize>(
+    items: &[T],
+    columns: &[Column<T>],
+    as_json: bool,
+) -> io::Result<()> {
+    if as_json {
+        return json(&items);
+    }
+    let mut rows = vec![
+        columns
+            .iter()
+            .map(|(title, _)| (*title).to_owned())
+            .collect(),
+    ];
+    rows.extend(items.iter().map(|item| {
+        let cells = columns.iter().map(|(_, cell)| cell(item));
+        cells.collect::<Vec<String>>()
+    }));
+    rows.iter()
+        .try_for_each(|row| line(padded(row, &widths(&rows))))
+}
+
+/// Prints one item: a field a line for people, or a JSON object.
+pub(crate) fn show<T: Serialize>(item: &T, columns: &[Column<T>], as_json: bool) -> io::Result<()> {
+    if as_json {
+        return json(item);
+    }
+    let widest = columns.iter().map(|(title, _)| title.len()).max();
+    let width = widest.unwrap_or_default();
+    columns.iter().try_for_each(|(title, cell)| {
+        line(format_args!(
+            "{:width$}  {}",
+            title.to_lowercase(),
+            cell(item)
+        ))
+    })
+}
+
+/// Says that a change is done; nothing but `{}` in JSON.
+pub(crate) fn done(text: impl std::fmt::Display, as_json: bool) -> io::Result<()> {
+    if as_json {
+        return json(&serde_json::json!({}));
+    }
+    line(text)
+}
+
+fn widths(rows: &[Vec<String>]) -> Vec<usize> {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| {
+        rows.iter()
+            .map(move |row| row[column].chars().count())
+            .max()
+    };
+    (0..columns)
+        .map(|column| width(column).unwrap_or_default())
+        .collect()
+}
+
+fn padded(row: &[String], widths: &[usize]) -> String {
+    let cells = row.iter().zip(widths);
+    let text: Vec<String> = cells
+        .map(|(cell, width)| format!("{cell:width$}"))
+        .collect();
+    text.join("  ").trim_end().to_owned()
+}

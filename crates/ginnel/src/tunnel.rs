@@ -1,0 +1,235 @@
+//! The async driver of one node in user mode: its UDP sockets, its time, handles to its sockets.
+//!
+//! ```text
+//!   TcpStream, UdpSocket, ping  --lock-->  Core { Node, wakers }  --same turn-->  UDP (GSO)
+//!   driver task: UDP batch (GRO) or deadline --lock--> Core --> UDP, then wakers
+//! ```
+//! Whoever changes the node sends what the change made, on its own thread and before it lets
+//! the lock go, so nothing is queued between tasks.
+
+mod connect;
+mod core;
+mod driver;
+mod outbox;
+mod resolver;
+mod socket;
+mod stream;
+mod udp;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::{Deref, DerefMut},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use netstack::{EchoFailure, ListenerId};
+use node::Node;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use self::{core::Core, socket::Sockets};
+pub(crate) use self::{resolver::Resolver, stream::TcpStream, udp::UdpSocket};
+use crate::agent::protocol::{Code, Failure};
+
+/// A tunnel in user mode. Clones share it; it ends with the last of them.
+#[derive(Clone)]
+pub(crate) struct Tunnel {
+    shared: Arc<Shared>,
+    _driver: Arc<Driver>,
+}
+
+struct Shared {
+    core: Mutex<Core>,
+    sockets: Sockets,
+    resolver: Mutex<Arc<Resolver>>,
+    /// Tells the driver that its deadline or what it waits for has changed.
+    kick: Notify,
+    /// Tells those who wait for a session that one was made.
+    session: Notify,
+    /// Tells that some peer does not answer: its endpoint may have moved.
+    doubt: Notify,
+}
+
+/// The driver task, which ends with its owner.
+struct Driver(tokio::task::JoinHandle<()>);
+
+/// Events that wait at most for whoever follows them.
+const EVENTS_MAX: usize = 1_024;
+
+/// The result of one echo request.
+pub(crate) type Echo = Result<Duration, EchoFailure>;
+
+impl Tunnel {
+    /// Begins to drive `node`, which has a stack, over fresh UDP sockets; needs a tokio runtime.
+    ///
+    /// The receiver yields what is not for sockets: endpoints to resolve, handshakes, accepted
+    /// connections of published ports. An event that finds [`EVENTS_MAX`] others is dropped.
+    pub(crate) fn start(
+        node: Node,
+        resolver: Resolver,
+        listen_port: u16,
+        mark: Option<u32>,
+    ) -> anyhow::Result<(Self, mpsc::Receiver<node::Event>)> {
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let shared = Arc::new(Shared {
+            core: Mutex::new(Core::new(node, sender)),
+            sockets: Sockets::bind(listen_port, mark)?,
+            resolver: Mutex::new(Arc::new(resolver)),
+            kick: Notify::new(),
+            session: Notify::new(),
+            doubt: Notify::new(),
+        });
+        let driver = tokio::spawn(driver::drive(Arc::clone(&shared)));
+        let tunnel = Self {
+            shared,
+            _driver: Arc::new(Driver(driver)),
+        };
+        Ok((tunnel, events))
+    }
+
+    /// Works on the node; what that makes it send is sent before this returns.
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Node, Instant) -> T) -> T {
+        let mut turn = self.turn();
+        let now = turn.now;
+        work(&mut turn.node, now)
+    }
+
+    /// Reads the tunnel's clock.
+    pub(crate) fn now(&self) -> Instant {
+        self.turn().now
+    }
+
+    /// Returns how names are resolved at present.
+    pub(crate) fn resolver(&self) -> Arc<Resolver> {
+        let resolver = self.shared.resolver.lock();
+        Arc::clone(&resolver.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces how names are resolved.
+    pub(crate) fn set_resolver(&self, resolver: Resolver) {
+        let mut current = self
+            .shared
+            .resolver
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *current = Arc::new(resolver);
+    }
+
+    /// Returns the next connection that waits at a published port.
+    pub(crate) fn accept(&self, listener: ListenerId) -> Option<TcpStream> {
+        let id = self.turn().stack().accept(listener)?;
+        Some(TcpStream::new(self, id))
+    }
+
+    /// Returns the UDP port that the tunnel is bound to.
+    pub(crate) fn port(&self) -> u16 {
+        self.shared.sockets.port()
+    }
+
+    /// Sends one echo request with `size` bytes and waits for its reply, at most
+    /// `netstack::Limits::echo_timeout`.
+    pub(crate) async fn ping(
+        &self,
+        remote: IpAddr,
+        sequence: u16,
+        size: u16,
+    ) -> Result<Echo, Failure> {
+        let reply = {
+            let mut turn = self.turn();
+            let now = turn.now;
+            let sent = turn.stack().ping(now, remote, sequence, usize::from(size));
+            let id = sent.map_err(|error| {
+                let remedy = "look at Address and MTU of the configuration and at --size";
+                Failure::new(Code::Unreachable, format!("{remote}: {error}"), remedy)
+            })?;
+            let (sender, reply) = oneshot::channel();
+            turn.echoes.insert(id, sender);
+            reply
+        };
+        // The sender goes away only with the tunnel.
+        Ok(reply.await.unwrap_or(Err(EchoFailure::TimedOut)))
+    }
+
+    /// Waits until some peer does not answer although somebody wants it.
+    pub(crate) async fn doubted(&self) {
+        self.shared.doubt.notified().await;
+    }
+
+    fn turn(&self) -> Turn<'_> {
+        self.shared.turn()
+    }
+}
+
+impl Shared {
+    fn turn(&self) -> Turn<'_> {
+        // A panic elsewhere is a bug there; the state machine itself stays consistent.
+        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = core.clock.now();
+        Turn {
+            shared: self,
+            core: Some(core),
+            now,
+        }
+    }
+}
+
+/// One turn: the locked core at one moment. When it ends, what the node has to send is sent.
+struct Turn<'a> {
+    shared: &'a Shared,
+    /// There until the turn ends.
+    core: Option<MutexGuard<'a, Core>>,
+    now: Instant,
+}
+
+impl Deref for Turn<'_> {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        self.core.as_ref().expect("the turn has not ended")
+    }
+}
+
+impl DerefMut for Turn<'_> {
+    fn deref_mut(&mut self) -> &mut Core {
+        self.core.as_mut().expect("the turn has not ended")
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let now = self.now;
+        let shared = self.shared;
+        let after = self.finish(now, &shared.sockets);
+        // Whoever is woken wants the lock.
+        self.core = None;
+        if after.kick {
+            shared.kick.notify_one();
+        }
+        if after.session {
+            shared.session.notify_waiters();
+        }
+        for waker in after.wakers {
+            waker.wake();
+        }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The system's randomness for the device.
+pub(crate) struct Random;
+
+impl wireguard::Random for Random {
+    fn fill(&mut self, bytes: &mut [u8]) {
+        os::random::fill(bytes);
+    }
+}
+
+/// Says how a remote address is written with its port.
+fn at(remote: SocketAddr) -> String {
+    format!("{} port {}", remote.ip(), remote.port())
+}

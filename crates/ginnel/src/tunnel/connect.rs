@@ -1,0 +1,228 @@
+//! From a remote address to an open connection: route, session, SYN, each with its own error.
+
+use std::{
+    future::poll_fn,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use model::status::{self, Peer};
+use netstack::{CloseReason, ConnectError};
+use tokio::time;
+
+use super::{TcpStream, Tunnel, at};
+use crate::agent::protocol::{Code, Failure};
+
+/// How long a peer may take to answer a handshake before a request fails.
+///
+/// Two initiations fit: the second follows the first after `REKEY_TIMEOUT` and jitter
+/// (whitepaper 6.1).
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A SYN that is unanswered for so long, while nothing at all comes from the peer, calls for a new
+/// handshake: the peer may have lost the session in a restart.
+const DOUBT: Duration = Duration::from_millis(2_500);
+
+impl Tunnel {
+    /// Opens a TCP connection within `timeout`.
+    pub(crate) async fn connect(
+        &self,
+        remote: SocketAddr,
+        timeout: Duration,
+    ) -> Result<TcpStream, Failure> {
+        let deadline = self.now() + timeout;
+        self.reach(remote.ip(), deadline).await?;
+        let received = self.received_from(remote.ip());
+        let id = {
+            let mut turn = self.turn();
+            let now = turn.now;
+            turn.stack().connect(now, remote)
+        };
+        let stream = TcpStream::new(self, id.map_err(|error| refused_at_once(remote, error))?);
+        let established = poll_fn(|context| stream.poll_established(context));
+        tokio::pin!(established);
+        let doubt = self.now() + DOUBT;
+        let mut outcome = time::timeout_at(doubt.min(deadline).into(), &mut established).await;
+        if outcome.is_err() && doubt < deadline {
+            if self.received_from(remote.ip()) == received {
+                self.renew(remote.ip());
+                self.shared.doubt.notify_one();
+            }
+            outcome = time::timeout_at(deadline.into(), &mut established).await;
+        }
+        match outcome {
+            Ok(Ok(())) => Ok(stream),
+            Ok(Err(reason)) => Err(closed(remote, reason)),
+            Err(_) if self.received_from(remote.ip()) == received => {
+                Err(self.peer_silent(remote, timeout))
+            }
+            Err(_) => Err(silent(remote, timeout)),
+        }
+    }
+
+    /// Waits until the peer that `address` is routed to has a session.
+    pub(crate) async fn reach(&self, address: IpAddr, deadline: Instant) -> Result<(), Failure> {
+        let begin = self.now();
+        let deadline = deadline.min(begin + HANDSHAKE_TIMEOUT);
+        loop {
+            let made = self.shared.session.notified();
+            tokio::pin!(made);
+            // From here on no session is missed.
+            made.as_mut().enable();
+            let Some(peer) = self.peer(address) else {
+                return Err(no_route(address));
+            };
+            match peer.tunnel {
+                status::Tunnel::Up => return Ok(()),
+                status::Tunnel::NoEndpoint => return Err(no_endpoint(address)),
+                status::Tunnel::Idle | status::Tunnel::Unanswered | status::Tunnel::Unresolved => {
+                    self.with(|node, now| node.initiate(now, &peer.public_key));
+                }
+            }
+            // The endpoint is looked up again while the second initiation still has time.
+            let doubt = deadline.min(begin + DOUBT);
+            if time::timeout_at(doubt.into(), made.as_mut()).await.is_ok() {
+                continue;
+            }
+            self.shared.doubt.notify_one();
+            if time::timeout_at(deadline.into(), made).await.is_err() {
+                return Err(self.unanswered(address, deadline - begin));
+            }
+        }
+    }
+
+    /// Shows the peer that `address` is routed to.
+    fn peer(&self, address: IpAddr) -> Option<Peer> {
+        self.with(|node, now| node.path(now, address))
+    }
+
+    fn renew(&self, address: IpAddr) {
+        if let Some(peer) = self.peer(address) {
+            self.with(|node, now| node.initiate(now, &peer.public_key));
+        }
+    }
+
+    fn received_from(&self, address: IpAddr) -> u64 {
+        self.peer(address).map_or(0, |peer| peer.received_bytes)
+    }
+
+    fn unanswered(&self, address: IpAddr, waited: Duration) -> Failure {
+        let Some(peer) = self.peer(address) else {
+            return no_route(address);
+        };
+        let Some(endpoint) = peer.endpoint else {
+            return Failure::new(
+                Code::EndpointUnknown,
+                format!(
+                    "the name in Endpoint of peer {} has no address",
+                    peer.public_key
+                ),
+                "see whether this machine is online and the name is right",
+            );
+        };
+        let own = self.with(|node, now| node.status(now).public_key);
+        let own = own.map_or_else(|| "of this device".to_owned(), |own| own.to_string());
+        Failure::new(
+            Code::HandshakeUnanswered,
+            format!(
+                "no answer from {endpoint} within {} s: either UDP is blocked on the way or \
+                 nobody listens there, or the keys do not match",
+                waited.as_secs_f32().ceil()
+            ),
+            format!(
+                "let UDP to {endpoint} through the firewalls; and compare with `wg show` over \
+                 there: its public key must be {}, and it must have a peer {own}",
+                peer.public_key
+            ),
+        )
+    }
+
+    fn peer_silent(&self, remote: SocketAddr, waited: Duration) -> Failure {
+        let endpoint = self.peer(remote.ip()).and_then(|peer| peer.endpoint);
+        let endpoint = endpoint.map_or_else(|| "the peer".to_owned(), |e| e.to_string());
+        Failure::new(
+            Code::RemoteSilent,
+            format!(
+                "no answer from {} within {} s, and {endpoint} has sent nothing at all since",
+                at(remote),
+                waited.as_secs_f32().ceil()
+            ),
+            "see whether the other side of the tunnel still runs, forwards to that machine and \
+             has an answer route",
+        )
+    }
+}
+
+fn no_route(address: IpAddr) -> Failure {
+    Failure::new(
+        Code::NoRoute,
+        format!("no peer's AllowedIPs hold {address}"),
+        "add the address to AllowedIPs of the peer that leads to it",
+    )
+}
+
+fn no_endpoint(address: IpAddr) -> Failure {
+    Failure::new(
+        Code::NoRoute,
+        format!("the peer of {address} has no Endpoint and has not called yet"),
+        "add `Endpoint = HOST:PORT` to that [Peer]",
+    )
+}
+
+fn silent(remote: SocketAddr, timeout: Duration) -> Failure {
+    Failure::new(
+        Code::RemoteSilent,
+        format!(
+            "no answer from {} within {} s",
+            at(remote),
+            timeout.as_secs_f32().ceil()
+        ),
+        "the tunnel itself works: see whether the machine is up and a firewall there lets the \
+         port through",
+    )
+}
+
+fn refused_at_once(remote: SocketAddr, error: ConnectError) -> Failure {
+    match error {
+        ConnectError::Address => Failure::new(
+            Code::Unreachable,
+            format!("{remote} cannot be the other end of a connection"),
+            "give the address of one machine and a port from 1 to 65535",
+        ),
+        ConnectError::NoAddress => Failure::new(
+            Code::NoRoute,
+            format!(
+                "this device has no address of the family of {}",
+                remote.ip()
+            ),
+            "add one to Address in [Interface], or use the other family",
+        ),
+        ConnectError::PortsExhausted | ConnectError::TooMany => Failure::new(
+            Code::TooMany,
+            format!("connection to {}: {error}", at(remote)),
+            "close some connections first",
+        ),
+    }
+}
+
+fn closed(remote: SocketAddr, reason: CloseReason) -> Failure {
+    match reason {
+        CloseReason::Refused | CloseReason::Reset => Failure::new(
+            Code::ConnectionRefused,
+            format!("{} refuses the connection", at(remote)),
+            "the machine is there: see whether the program listens at that port and on that \
+             address",
+        ),
+        CloseReason::TimedOut => Failure::new(
+            Code::RemoteSilent,
+            format!("no answer from {}", at(remote)),
+            "the tunnel itself works: see whether the machine is up and a firewall there lets \
+             the port through",
+        ),
+        CloseReason::Unreachable(_) | CloseReason::Finished | CloseReason::Aborted => Failure::new(
+            Code::Unreachable,
+            format!("{}: {reason}", at(remote)),
+            "a router behind the tunnel refuses: see its routes and firewall",
+        ),
+    }
+}

@@ -1,0 +1,178 @@
+//! The node, whom its events wake, and what still has to be sent.
+
+use std::{collections::BTreeMap, net::SocketAddr, task::Waker, time::Instant};
+
+use netstack::{ConnectionId, EchoId, Event, ListenerId, Stack, UdpId};
+use node::{Node, Outcome};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Echo, outbox::Outbox, socket::Sockets};
+
+/// Everything behind the lock.
+pub(super) struct Core {
+    pub(super) node: Node,
+    pub(super) clock: os::clock::Clock,
+    /// Tasks that wait for a connection; bounded by the connections of the stack.
+    pub(super) streams: BTreeMap<ConnectionId, Waiting>,
+    /// Tasks that wait for a connection to accept; bounded by the listeners of the stack.
+    pub(super) listeners: BTreeMap<ListenerId, Option<Waker>>,
+    /// Tasks that wait for a datagram; bounded by the sockets of the stack.
+    pub(super) datagrams: BTreeMap<UdpId, Option<Waker>>,
+    /// Tasks that wait for an echo reply; bounded by the echoes of the stack.
+    pub(super) echoes: BTreeMap<EchoId, oneshot::Sender<Echo>>,
+    /// What is not for sockets; bounded, and what nobody takes in time is dropped.
+    events: mpsc::Sender<node::Event>,
+    /// Until when the driver sleeps; `None` while it sleeps without end.
+    armed: Option<Instant>,
+    outbox: Outbox,
+}
+
+/// The tasks that wait for one connection.
+#[derive(Default)]
+pub(super) struct Waiting {
+    pub(super) read: Option<Waker>,
+    pub(super) write: Option<Waker>,
+}
+
+/// What has to happen after the lock is released.
+#[derive(Default)]
+pub(super) struct After {
+    /// The driver has to look at its deadline again.
+    pub(super) kick: bool,
+    /// A session was made.
+    pub(super) session: bool,
+    /// These tasks go on.
+    pub(super) wakers: Vec<Waker>,
+}
+
+impl Core {
+    pub(super) fn new(node: Node, events: mpsc::Sender<node::Event>) -> Self {
+        Self {
+            node,
+            events,
+            clock: os::clock::Clock::start(),
+            streams: BTreeMap::new(),
+            listeners: BTreeMap::new(),
+            datagrams: BTreeMap::new(),
+            echoes: BTreeMap::new(),
+            armed: None,
+            outbox: Outbox::new(),
+        }
+    }
+
+    /// Returns the stack, for its sockets.
+    pub(super) fn stack(&mut self) -> &mut Stack {
+        self.node
+            .stack()
+            .expect("`Tunnel::start` takes only nodes with a stack")
+    }
+
+    /// Takes a datagram from the network.
+    pub(super) fn handle_datagram(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        datagram: &mut [u8],
+    ) {
+        match self.node.handle_datagram(now, source, datagram) {
+            // A gateway forwards; there is no TUN interface.
+            Outcome::Send {
+                destination,
+                datagram,
+            } => self.outbox.copy(destination, datagram),
+            Outcome::Packet(_) | Outcome::Nothing => {}
+        }
+    }
+
+    /// Returns until when the driver may sleep, and whether it has to wait for room to send.
+    pub(super) fn arm(&mut self) -> (Option<Instant>, bool) {
+        self.armed = self.node.poll_timeout();
+        (self.armed, self.outbox.blocked)
+    }
+
+    /// Tells that the sockets may have room again.
+    pub(super) fn unblock(&mut self) {
+        self.outbox.blocked = false;
+    }
+
+    /// Sends what the node has to send and collects whom its events wake.
+    pub(super) fn finish(&mut self, now: Instant, sockets: &Sockets) -> After {
+        let mut after = After::default();
+        let was_blocked = self.outbox.blocked;
+        self.flush(now, sockets);
+        while let Some(event) = self.node.poll_event(now) {
+            match event {
+                node::Event::Stack(event) => self.handle_event(event, &mut after.wakers),
+                node::Event::HandshakeCompleted { .. } => {
+                    after.session = true;
+                    self.publish(event);
+                }
+                node::Event::ResolveEndpoint { .. }
+                | node::Event::UnknownInitiator { .. }
+                | node::Event::HandshakeAbandoned { .. }
+                | node::Event::EndpointMoved { .. }
+                | node::Event::KeyLog(_) => self.publish(event),
+            }
+        }
+        let earlier = match (self.node.poll_timeout(), self.armed) {
+            (Some(wanted), Some(armed)) => wanted < armed,
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        after.kick = earlier || (self.outbox.blocked && !was_blocked);
+        after
+    }
+
+    fn handle_event(&mut self, event: Event, wakers: &mut Vec<Waker>) {
+        match event {
+            Event::Connected(id) | Event::Closed(id, _) => {
+                if let Some(waiting) = self.streams.get_mut(&id) {
+                    wakers.extend(waiting.read.take());
+                    wakers.extend(waiting.write.take());
+                }
+            }
+            Event::Readable(id) => {
+                wakers.extend(self.streams.get_mut(&id).and_then(|w| w.read.take()));
+            }
+            Event::Writable(id) => {
+                wakers.extend(self.streams.get_mut(&id).and_then(|w| w.write.take()));
+            }
+            Event::Accepted(id) => match self.listeners.get_mut(&id) {
+                Some(waker) => wakers.extend(waker.take()),
+                // A published port.
+                None => self.publish(node::Event::Stack(event)),
+            },
+            Event::UdpReadable(id) | Event::UdpFailed(id, _) => {
+                wakers.extend(self.datagrams.get_mut(&id).and_then(Option::take));
+            }
+            Event::EchoReply { id, round_trip, .. } => self.answer(id, Ok(round_trip)),
+            Event::EchoFailed { id, failure, .. } => self.answer(id, Err(failure)),
+        }
+    }
+
+    fn publish(&self, event: node::Event) {
+        if let Err(error) = self.events.try_send(event) {
+            tracing::debug!(%error, "event");
+        }
+    }
+
+    fn answer(&mut self, id: EchoId, echo: Echo) {
+        if let Some(sender) = self.echoes.remove(&id) {
+            // Nobody waits when the command has gone away.
+            drop(sender.send(echo));
+        }
+    }
+
+    fn flush(&mut self, now: Instant, sockets: &Sockets) {
+        let mut dry = false;
+        while !dry && !self.outbox.blocked {
+            while !dry && self.outbox.has_room() {
+                match self.node.poll_transmit(now, self.outbox.room()) {
+                    Some((destination, length)) => self.outbox.push(destination, length),
+                    None => dry = true,
+                }
+            }
+            self.outbox.send(sockets);
+        }
+    }
+}
