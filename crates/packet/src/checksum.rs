@@ -9,6 +9,7 @@ pub struct Sum(u64);
 impl Sum {
     /// Adds `bytes`, which start at an even offset of the covered data.
     #[must_use]
+    #[expect(clippy::should_implement_trait, reason = "bytes are no sum")]
     pub fn add(self, bytes: &[u8]) -> Self {
         // One's complement sums do not depend on byte order (RFC 1071, 2(B)): words are added as
         // the machine holds them and swapped once, which lets the compiler vectorise the loop.

@@ -303,7 +303,8 @@ mod tests {
                 udp_packet(v6, &payload)
             } else {
                 let flags = Flags::ACK.with(Flags::PSH);
-                let header = tcp::Header { sequence: u32::MAX - 99, flags, ..tcp::Header::default() };
+                let sequence = u32::MAX - 99;
+                let header = tcp::Header { sequence, flags, ..tcp::Header::default() };
                 tcp_packet(v6, header, &payload)
             };
             let kind = if udp { Kind::Udp } else { Kind::Tcp };
@@ -320,7 +321,7 @@ mod tests {
                 let (source, destination) = ends(v6);
                 let body = ip::parse(&packet).unwrap().payload;
                 let holds = if udp {
-                    crate::udp::parse(source, destination, body).is_ok()
+                    udp::parse(source, destination, body).is_ok()
                 } else {
                     tcp::parse(source, destination, body).is_ok()
                 };

@@ -315,3 +315,6 @@ fn v6(header: &[u8; V6_HEADER], at: usize) -> IpAddr {
     let octets: [u8; 16] = header[at..at + 16].try_into().expect("sixteen bytes");
     IpAddr::V6(Ipv6Addr::from(octets))
 }
+
+#[cfg(test)]
+mod tests;

@@ -74,3 +74,61 @@ pub fn emit(source: IpAddr, destination: IpAddr, datagram: &Datagram<'_>, out: &
     out[6..8].copy_from_slice(&checksum.to_be_bytes());
     length
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+
+    #[test]
+    fn a_datagram_survives_the_wire_and_a_changed_one_does_not() {
+        for address in [V4, V6] {
+            for payload in [&b""[..], b"a", b"ab", &[0xff; 1_000]] {
+                let datagram = Datagram {
+                    source_port: 1,
+                    destination_port: 65_535,
+                    payload,
+                };
+                let mut out = [0xee; 1_100];
+                let length = emit(address, address, &datagram, &mut out);
+                // Bytes behind the stated length are padding.
+                assert_eq!(parse(address, address, &out), Ok(datagram));
+                let cut = parse(address, address, &out[..length - 1]);
+                assert_eq!(cut, Err(Malformed::Truncated));
+                out[3] ^= 1;
+                assert_eq!(parse(address, address, &out), Err(Malformed::Checksum));
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_checksum_is_taken_in_ipv4_only() {
+        let bytes = [0, 1, 0, 2, 0, 9, 0, 0, 7];
+        assert!(parse(V4, V4, &bytes).is_ok());
+        assert_eq!(parse(V6, V6, &bytes), Err(Malformed::Checksum));
+        assert_eq!(
+            parse(V4, V4, &[0, 1, 0, 2, 0, 7, 0, 0]),
+            Err(Malformed::Truncated)
+        );
+    }
+
+    #[test]
+    fn a_checksum_of_zero_is_sent_as_its_complement() {
+        let mut out = [0; 16];
+        for word in 0..=u16::MAX {
+            let payload = word.to_be_bytes();
+            let datagram = Datagram {
+                source_port: 1,
+                destination_port: 2,
+                payload: &payload,
+            };
+            let length = emit(V6, V6, &datagram, &mut out);
+            assert_ne!(out[6..8], [0, 0]);
+            assert!(parse(V6, V6, &out[..length]).is_ok());
+        }
+    }
+}

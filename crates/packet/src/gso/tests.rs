@@ -70,7 +70,7 @@ pub(crate) fn parts(packet: &[u8], kind: Kind, size: usize) -> Vec<Vec<u8>> {
 
 #[test]
 fn flags_go_where_they_belong() {
-    let flags = tcp::Flags(0xff & !tcp::Flags::SYN.0 & !tcp::Flags::RST.0);
+    let flags = tcp::Flags(!(tcp::Flags::SYN.0 | tcp::Flags::RST.0));
     let header = tcp::Header {
         sequence: u32::MAX - 5,
         flags,
@@ -139,7 +139,7 @@ proptest! {
             prop_assert!(ip::v4_checksum_holds(&part));
             let body = ip::parse(&part).unwrap().payload;
             joined.extend_from_slice(if udp {
-                crate::udp::parse(source, destination, body).unwrap().payload
+                udp::parse(source, destination, body).unwrap().payload
             } else {
                 tcp::parse(source, destination, body).unwrap().payload
             });
