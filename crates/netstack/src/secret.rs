@@ -55,9 +55,12 @@ impl Secret {
     }
 
     /// Returns where to begin the search for a port: a number that differs for every call.
-    pub(crate) fn port_hint(&mut self, remote: SocketAddr) -> u32 {
+    pub(crate) fn port_hint(&mut self, remote: SocketAddr) -> u16 {
         self.counter += 1;
-        self.keyed(self.port, remote, remote, self.counter)
+        let [a, b, ..] = self
+            .keyed(self.port, remote, remote, self.counter)
+            .to_le_bytes();
+        u16::from_le_bytes([a, b])
     }
 
     fn keyed(&self, key: (u64, u64), a: SocketAddr, b: SocketAddr, counter: u64) -> u32 {

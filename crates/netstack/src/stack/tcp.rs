@@ -106,7 +106,7 @@ impl Stack {
             return Err(ConnectError::TooMany);
         }
         let local = (0..PORTS_TRIED).find_map(|_| {
-            let port = PORTS_FIRST | (self.secret.port_hint(remote) & 0x7fff) as u16;
+            let port = PORTS_FIRST | self.secret.port_hint(remote);
             let local = SocketAddr::new(address, port);
             self.tcp.find(local, remote).is_none().then_some(local)
         });

@@ -94,7 +94,7 @@ impl Stack {
 
     fn free_udp_port(&mut self, local: SocketAddr) -> Option<SocketAddr> {
         (0..PORTS_TRIED).find_map(|_| {
-            let port = PORTS_FIRST | (self.secret.port_hint(local) & 0x7fff) as u16;
+            let port = PORTS_FIRST | self.secret.port_hint(local);
             let candidate = SocketAddr::new(local.ip(), port);
             (!self.udp.by_local.contains_key(&candidate)).then_some(candidate)
         })

@@ -9,9 +9,15 @@ use super::sequence::Seq;
 pub(crate) const FLOOR: usize = 4096;
 
 /// The largest number of out-of-order ranges; data that would make one more is not taken.
-pub(crate) const RANGES_MAX: usize = 64;
+///
+/// Room for every other segment of a burst of 700 KB that a full queue has dropped.
+pub(crate) const RANGES_MAX: usize = 256;
 
 const CHUNK: usize = 4096;
+
+/// How many insertions are remembered: as many as a segment has SACK blocks, and some for those
+/// that fall into one range.
+const RECENT: usize = 8;
 
 /// Bytes that all buffers of a stack hold together.
 #[derive(Debug)]
@@ -146,15 +152,14 @@ pub(crate) struct ReceiveBuffer {
     ranges: Vec<Range>,
     /// Offset of the first readable byte in the stream.
     base: u64,
-    /// Counts insertions, to order ranges by how recent they are (RFC 2018, 4).
-    clock: u32,
+    /// Where the latest insertions behind a gap began, the most recent last (RFC 2018, 4).
+    recent: [u64; RECENT],
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Range {
     start: u64,
     end: u64,
-    touched: u32,
 }
 
 impl ReceiveBuffer {
@@ -198,7 +203,6 @@ impl ReceiveBuffer {
             .map_or(start, |range| range.start.min(start));
         let merged_end = touching.last().map_or(end, |range| range.end.max(end));
         self.chunks.write(position, bytes, budget);
-        self.clock = self.clock.wrapping_add(1);
         if merged_start == next {
             self.ranges.drain(first..last);
             let advanced = usize::try_from(merged_end - next).expect("bounded by the window");
@@ -211,9 +215,10 @@ impl ReceiveBuffer {
         let merged = Range {
             start: merged_start,
             end: merged_end,
-            touched: self.clock,
         };
         self.ranges.splice(first..last, [merged]);
+        self.recent.rotate_left(1);
+        self.recent[RECENT - 1] = start;
         Inserted::OutOfOrder
     }
 
@@ -221,16 +226,22 @@ impl ReceiveBuffer {
     /// sequence number behind the readable front.
     pub(crate) fn sack_blocks(&self, rcv_nxt: Seq, count: usize) -> Vec<(Seq, Seq)> {
         let next = self.base + to_u64(self.readable);
-        let mut ranges: Vec<_> = self.ranges.iter().collect();
-        ranges.sort_unstable_by_key(|range| self.clock.wrapping_sub(range.touched));
         let at = |offset: u64| {
             let distance = u32::try_from(offset - next).expect("bounded by the window");
             rcv_nxt + distance
         };
-        let blocks = ranges.iter().take(count);
+        let mut blocks = Vec::with_capacity(count);
+        for &offset in self.recent.iter().rev() {
+            let index = self.ranges.partition_point(|range| range.end <= offset);
+            let Some(range) = self.ranges.get(index).filter(|range| range.start <= offset) else {
+                continue;
+            };
+            let block = (at(range.start), at(range.end));
+            if blocks.len() < count && !blocks.contains(&block) {
+                blocks.push(block);
+            }
+        }
         blocks
-            .map(|range| (at(range.start), at(range.end)))
-            .collect()
     }
 
     /// Moves readable bytes to the front of `out` and returns their number.
@@ -323,7 +334,9 @@ mod tests {
         fn pieces_in_any_order_make_the_stream(
             pieces in proptest::collection::vec((0_usize..20_000, 1_usize..1_500), 1..80),
         ) {
-            let stream: Vec<u8> = (0..22_000_u32).map(|at| (at * 7 + at / 251) as u8).collect();
+            let stream: Vec<u8> = (0..22_000_u32)
+                .map(|at| (at * 7 + at / 251).to_le_bytes()[0])
+                .collect();
             let mut budget = budget();
             let mut buffer = ReceiveBuffer::default();
             let mut present = vec![false; stream.len()];

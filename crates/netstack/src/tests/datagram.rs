@@ -205,7 +205,9 @@ fn fragments_in_any_order_make_a_datagram() {
     for v6 in [false, true] {
         let mut stack = Stack::new(config(A, 1));
         let id = stack.bind(SocketAddr::new(address(A, v6), 53)).unwrap();
-        let payload: Vec<u8> = (0..5_000_u32).map(|at| (at % 251) as u8).collect();
+        let payload: Vec<u8> = (0..5_000_u32)
+            .map(|at| u8::try_from(at % 251).unwrap())
+            .collect();
         let pieces = fragments(v6, &payload, &[1_376, 2_752, 4_128]);
         for order in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]] {
             for at in order {

@@ -22,7 +22,7 @@ fn malformed(random: &mut Seeded, ports: (u16, u16)) -> Vec<u8> {
     let v6 = random.chance(500);
     let (source, destination) = (address(A, v6), address(B, v6));
     let length = usize::try_from(random.below(120)).unwrap();
-    let mut noise: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
+    let mut noise: Vec<u8> = (0..length).map(|_| random.byte()).collect();
     if random.chance(100) {
         return noise;
     }
@@ -35,10 +35,10 @@ fn malformed(random: &mut Seeded, ports: (u16, u16)) -> Vec<u8> {
         let header = Header {
             source_port: ports.0,
             destination_port: if random.chance(500) { ports.1 } else { 80 },
-            sequence: random.next() as u32,
-            acknowledgement: random.next() as u32,
-            flags: Flags(random.next() as u8),
-            window: random.next() as u16,
+            sequence: random.word(),
+            acknowledgement: random.word(),
+            flags: Flags(random.byte()),
+            window: random.half(),
             ..Header::default()
         };
         noise.truncate(30);
@@ -103,11 +103,11 @@ fn a_flood_of_syns_is_bounded_and_an_honest_peer_still_connects() {
     let mut random = Seeded(5);
     let mut out = [0; 1_500];
     for _ in 0..100_000 {
-        let source = std::net::Ipv4Addr::from_bits(0x0b00_0000 | random.next() as u32 >> 8).into();
+        let source = std::net::Ipv4Addr::from_bits(0x0b00_0000 | random.word() >> 8).into();
         let header = Header {
-            source_port: random.next() as u16 | 1,
+            source_port: random.half() | 1,
             destination_port: remote.port(),
-            sequence: random.next() as u32,
+            sequence: random.word(),
             flags: Flags::SYN,
             ..Header::default()
         };

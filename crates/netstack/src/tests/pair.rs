@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use packet::{ip, tcp};
+
 use crate::{Config, ConnectionId, Discard, Event, Limits, ListenerId, Stack};
 
 /// The beginning of virtual time.
@@ -31,6 +33,20 @@ impl Seeded {
         z ^ (z >> 31)
     }
 
+    pub(crate) fn byte(&mut self) -> u8 {
+        self.next().to_le_bytes()[0]
+    }
+
+    pub(crate) fn half(&mut self) -> u16 {
+        let [a, b, ..] = self.next().to_le_bytes();
+        u16::from_le_bytes([a, b])
+    }
+
+    pub(crate) fn word(&mut self) -> u32 {
+        let [a, b, c, d, ..] = self.next().to_le_bytes();
+        u32::from_le_bytes([a, b, c, d])
+    }
+
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
@@ -52,6 +68,10 @@ pub(crate) struct Link {
     pub(crate) corruption: u64,
     /// Bytes per second and bytes of its drop-tail queue; `None` is infinitely fast.
     pub(crate) rate: Option<(u64, u64)>,
+    /// SYNs lose all options but the MSS: two peers of the year 1990.
+    pub(crate) bare: bool,
+    /// Time is seen in steps of this length only.
+    pub(crate) tick: Duration,
 }
 
 impl Default for Link {
@@ -63,6 +83,8 @@ impl Default for Link {
             duplication: 0,
             corruption: 0,
             rate: None,
+            bare: false,
+            tick: Duration::ZERO,
         }
     }
 }
@@ -83,6 +105,7 @@ pub(crate) struct Pair {
     pub(crate) watched: [Option<ConnectionId>; 2],
     in_flight: BinaryHeap<Arrival>,
     free_at: [Instant; 2],
+    began: Instant,
     serial: u64,
 }
 
@@ -104,6 +127,29 @@ pub(crate) fn config(side: usize, seed: u64) -> Config {
         seed: bytes,
         limits: Limits::default(),
     }
+}
+
+fn strip_options(packet: Vec<u8>) -> Vec<u8> {
+    let Ok(parsed) = ip::parse(&packet) else {
+        return packet;
+    };
+    let (source, destination) = (parsed.header.source, parsed.header.destination);
+    let Ok(mut segment) = tcp::parse(source, destination, parsed.payload) else {
+        return packet;
+    };
+    if !segment.header.flags.has(tcp::Flags::SYN) {
+        return packet;
+    }
+    segment.header.options = tcp::Options {
+        maximum_segment_size: segment.header.options.maximum_segment_size,
+        ..tcp::Options::default()
+    };
+    let mut out = packet.clone();
+    let at = ip::header_length(source);
+    let length = tcp::emit(source, destination, &segment, &mut out[at..]);
+    ip::emit_header(&parsed.header, length, &mut out);
+    out.truncate(at + length);
+    out
 }
 
 impl Pair {
@@ -129,6 +175,7 @@ impl Pair {
             watched: [None; 2],
             in_flight: BinaryHeap::new(),
             free_at: [now; 2],
+            began: now,
             serial: 0,
         }
     }
@@ -167,6 +214,9 @@ impl Pair {
             let index = usize::try_from(self.random.below(packet.len() as u64)).unwrap();
             packet[index] ^= 1 << self.random.below(8);
         }
+        if link.bare {
+            packet = strip_options(packet);
+        }
         let copies = 1 + u64::from(self.random.chance(link.duplication));
         for _ in 0..copies {
             let nanos = u64::try_from(link.jitter.as_nanos()).unwrap();
@@ -191,6 +241,11 @@ impl Pair {
             return false;
         };
         self.now = self.now.max(next);
+        let tick = self.link.tick.as_nanos();
+        if tick > 0 {
+            let since = (self.now - self.began).as_nanos().next_multiple_of(tick);
+            self.now = self.began + Duration::from_nanos(u64::try_from(since).unwrap());
+        }
         while self
             .in_flight
             .peek()
@@ -243,11 +298,6 @@ impl Pair {
             }
             assert!(self.step(), "the handshake stalled");
         }
-    }
-
-    /// What is still on its way is forgotten.
-    pub(crate) fn cut(&mut self) {
-        self.in_flight.clear();
     }
 
     pub(crate) fn is_silent(&self) -> bool {

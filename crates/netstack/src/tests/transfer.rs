@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::pair::{A, B, Link, Pair, Seeded};
-use crate::{CloseReason, ConnectionId, Received, State};
+use crate::{CloseReason, ConnectionId, Event, Limits, Received, State};
 
 /// One direction: what is sent is a function of the position.
 struct Stream {
@@ -13,6 +13,8 @@ struct Stream {
     received: usize,
     ended: bool,
     shut: bool,
+    /// `send` had no room, and no event has told of any since.
+    blocked: bool,
 }
 
 fn byte(position: usize, from: usize) -> u8 {
@@ -29,12 +31,13 @@ impl Stream {
             received: 0,
             ended: false,
             shut: false,
+            blocked: false,
         }
     }
 
     fn pump(&mut self, pair: &mut Pair, ids: [ConnectionId; 2], pauses: u64) {
         let mut buffer = [0; 16 * 1024];
-        while self.sent < self.length {
+        while self.sent < self.length && !self.blocked {
             let chunk = buffer.len().min(self.length - self.sent);
             for (at, out) in buffer[..chunk].iter_mut().enumerate() {
                 *out = byte(self.sent + at, self.from);
@@ -43,9 +46,7 @@ impl Stream {
             let taken = stack
                 .send(pair.now, ids[self.from], &buffer[..chunk])
                 .unwrap();
-            if taken == 0 {
-                break;
-            }
+            self.blocked = taken < chunk;
             self.sent += taken;
         }
         if self.sent == self.length && !self.shut {
@@ -86,6 +87,9 @@ fn transfer(pair: &mut Pair, lengths: [usize; 2], v6: bool, pauses: u64) -> Dura
     let mut streams = [Stream::new(A, lengths[A]), Stream::new(B, lengths[B])];
     for _ in 0..50_000_000_u64 {
         for stream in &mut streams {
+            let from = stream.from;
+            let events = pair.events(from);
+            stream.blocked &= !events.contains(&Event::Writable(ids[from]));
             stream.pump(pair, ids, pauses);
         }
         if streams.iter().all(|stream| stream.ended) {
@@ -105,13 +109,20 @@ fn transfer(pair: &mut Pair, lengths: [usize; 2], v6: bool, pauses: u64) -> Dura
     let took = pair.now - began;
     pair.run_for(Duration::from_secs(300));
     for side in [A, B] {
-        assert_eq!(
-            pair.stacks[side].close_reason(ids[side]),
-            Some(CloseReason::Finished)
+        // Who has lost every last ACK for as long as TIME-WAIT lasts learns of a peer that is
+        // gone; the peer has finished.
+        let reason = pair.stacks[side].close_reason(ids[side]);
+        let other = pair.stacks[1 - side].close_reason(ids[1 - side]);
+        let unlucky = reason == Some(CloseReason::Reset) && other == Some(CloseReason::Finished);
+        assert!(
+            unlucky || reason == Some(CloseReason::Finished),
+            "{reason:?}"
         );
         assert_eq!(pair.stacks[side].state(ids[side]), Some(State::Closed));
-        pair.stacks[side].release(pair.now, ids[side]);
         assert_eq!(pair.stacks[side].memory_bytes(), 0);
+    }
+    for side in [A, B] {
+        pair.stacks[side].release(pair.now, ids[side]);
     }
     pair.run_for(Duration::from_secs(1));
     assert!(pair.is_silent(), "silence: nothing owed");
@@ -124,11 +135,24 @@ fn transfer(pair: &mut Pair, lengths: [usize; 2], v6: bool, pauses: u64) -> Dura
 
 #[test]
 fn a_thousand_seeds_of_bad_links_deliver_every_byte_in_order_and_once() {
-    let seeds = std::env::var("SEEDS")
-        .ok()
-        .and_then(|seeds| seeds.parse().ok())
-        .unwrap_or(1_000);
-    for seed in 0..seeds {
+    // SEEDS=n runs that many, SEED=n repeats one.
+    let given = |name| {
+        std::env::var(name)
+            .ok()
+            .and_then(|given| given.parse::<u64>().ok())
+    };
+    let seeds = match given("SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..given("SEEDS").unwrap_or(1_000),
+    };
+    // With a loss of 15 % each way and the backoff, luck may take minutes.
+    let patience = Duration::from_secs(600);
+    let patient = Limits {
+        connect_timeout: patience,
+        user_timeout: patience,
+        ..Limits::default()
+    };
+    for seed in seeds {
         let mut random = Seeded(seed ^ 0x5eed);
         let millis = |random: &mut Seeded, bound| Duration::from_millis(random.below(bound));
         let link = Link {
@@ -138,13 +162,20 @@ fn a_thousand_seeds_of_bad_links_deliver_every_byte_in_order_and_once() {
             duplication: random.below(100),
             corruption: random.below(30),
             rate: random.chance(300).then_some((1_000_000, 30_000)),
+            bare: random.chance(250),
+            tick: Duration::from_millis([0, 0, 1, 16][usize::try_from(random.below(4)).unwrap()]),
         };
         let lengths = [random.below(60_000), random.below(20_000)];
         let lengths = lengths.map(|length| usize::try_from(length).unwrap());
         let v6 = random.chance(500);
         let pauses = if random.chance(300) { 900 } else { 0 };
         let outcome = std::panic::catch_unwind(|| {
-            transfer(&mut Pair::new(seed, link), lengths, v6, pauses);
+            transfer(
+                &mut Pair::with_limits(seed, link, patient),
+                lengths,
+                v6,
+                pauses,
+            );
         });
         assert!(
             outcome.is_ok(),

@@ -19,6 +19,8 @@ use crate::{
 
 /// After so long a silence the peer's timestamps may have wrapped (RFC 7323, 5.5).
 const STAMPS_VALID: Duration = Duration::from_secs(24 * 24 * 60 * 60);
+/// So much room is worth waking a writer for.
+const WRITABLE_ROOM: usize = 128 << 10;
 /// Challenge ACKs in one second per connection (RFC 5961, 7; a global limit would leak).
 const CHALLENGES_MAX: u8 = 10;
 const CHALLENGE_PERIOD: Duration = Duration::from_secs(1);
@@ -267,8 +269,11 @@ impl Connection {
         }
         let reason = match self.state {
             State::SynReceived if self.active => CloseReason::Refused,
-            // Everything was said; the peer only hurries.
+            // Everything was said; the peer only hurries, or has waited long enough for us.
             State::TimeWait => CloseReason::Finished,
+            State::Closing | State::LastAck if self.fin == Some(self.snd_una) => {
+                CloseReason::Finished
+            }
             State::SynSent
             | State::SynReceived
             | State::Established
@@ -383,7 +388,8 @@ impl Connection {
         self.rto_base = now;
         self.rtt.backoff = 0;
         self.soft_error = None;
-        if self.wants_room && self.send_buffer.len() <= self.send_limit() / 3 * 2 {
+        let room = self.send_limit().saturating_sub(self.send_buffer.len());
+        if self.wants_room && room >= (self.send_limit() / 8).min(WRITABLE_ROOM) {
             self.wants_room = false;
             self.signals |= signal::WRITABLE;
         }
@@ -585,7 +591,8 @@ impl Connection {
         }
         let slow_start = self.congestion.cwnd < self.congestion.ssthresh;
         // RFC 7661: a window that is not used says nothing about the path.
-        if !self.cwnd_limited && !(slow_start && pipe >= self.congestion.cwnd / 2) {
+        let used = self.cwnd_limited || (slow_start && pipe >= self.congestion.cwnd / 2);
+        if !used {
             return;
         }
         self.congestion.handle_ack(
