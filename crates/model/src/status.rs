@@ -119,3 +119,41 @@ pub enum Hop {
 
 /// A status lists no more peers than this; a gateway may have very many.
 pub const PEERS_MAX: usize = 1_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_read_the_names_that_the_manual_gives() {
+        let status = Status {
+            name: None,
+            role: Some(Role::Client),
+            serial: Some(3),
+            public_key: Some(PublicKey([1; 32])),
+            addresses: vec![IpAddr::from([10, 0, 0, 1])],
+            orgs: Vec::new(),
+            peers: vec![Peer {
+                name: None,
+                public_key: PublicKey([2; 32]),
+                endpoint: Some(SocketAddr::from(([192, 0, 2, 1], 51820))),
+                allowed_ips: vec!["10.0.0.0/8".to_owned()],
+                tunnel: Tunnel::NoEndpoint,
+                last_handshake_seconds: Some(7),
+                received_bytes: 1,
+                sent_bytes: 2,
+                persistent_keepalive_seconds: Some(25),
+            }],
+            peers_total: 1,
+            discards: BTreeMap::from([("node.no_peer".to_owned(), 1)]),
+            problems: Vec::new(),
+        };
+        let json = serde_json::to_value(&status).expect("plain data");
+        assert_eq!(json["role"], "client");
+        assert_eq!(json["peers"][0]["tunnel"], "no_endpoint");
+        assert_eq!(json["peers"][0]["endpoint"], "192.0.2.1:51820");
+        assert_eq!(json["discards"]["node.no_peer"], 1);
+        let read: Status = serde_json::from_value(json).expect("its own form");
+        assert_eq!(read, status);
+    }
+}

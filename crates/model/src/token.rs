@@ -325,7 +325,7 @@ mod tests {
         check("ginnel-root-aaaa", MalformedToken::UnknownKind);
         check(&whole[..whole.len() - 1], MalformedToken::Pin);
         check(&whole[..40], MalformedToken::Secret);
-        check(&whole.replace("aeaq", "ae!q"), MalformedToken::Secret);
+        check(&whole.replacen("aeaq", "ae!q", 1), MalformedToken::Secret);
         check(&format!("{}a", whole.as_str()), MalformedToken::Pin);
         check(
             &format!("ginnel-join-{}", "a".repeat(1 << 20)),

@@ -17,7 +17,7 @@ use std::{
 use crate::{
     address::OrgPrefix,
     id::NodeId,
-    map::Org,
+    map::{Node, Org},
     name::{Label, ZONE},
 };
 
@@ -126,6 +126,31 @@ impl Zone {
             services: services.collect(),
             askers,
         }
+    }
+
+    /// Takes over one node that was added to `org`, or changed from what it was as `former`.
+    ///
+    /// Equal to [`Zone::new`] of the changed organisation, at a cost that does not grow with it.
+    pub fn insert(&mut self, org: &Org, id: NodeId, former: Option<&Node>, serial: u64) {
+        let same_name = |other: &Node, node: &Node| other.name == node.name;
+        let offers = || {
+            org.services
+                .values()
+                .flatten()
+                .any(|offer| offer.node == id)
+        };
+        let Some(node) = org.nodes.get(&id) else {
+            return;
+        };
+        let renamed = former.is_some_and(|former| !same_name(former, node));
+        if renamed || self.nodes.contains_key(&node.name) || offers() {
+            // Who else had or has the name, or what is offered, only the whole can tell.
+            *self = Self::new(org, serial);
+            return;
+        }
+        self.serial = serial;
+        self.nodes.insert(node.name.clone(), node.address);
+        self.askers.insert(node.address, node.name.clone());
     }
 
     /// Returns the serial of the map that the zone was made from.

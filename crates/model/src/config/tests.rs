@@ -63,46 +63,39 @@ fn the_example_of_the_manual_is_read() {
     );
 }
 
+/// The text behind `before` has the error `expected` in its last line.
+#[track_caller]
+fn refused(before: &str, text: &str, expected: &str) {
+    let whole = format!("{before}{text}");
+    let line = whole.lines().count().max(1);
+    let error = Config::parse(whole.as_bytes()).expect_err(text);
+    assert_eq!(
+        error.to_string(),
+        format!("line {line}: {expected}"),
+        "{text}"
+    );
+}
+
+fn interface() -> String {
+    format!("[Interface]\nPrivateKey = {SECRET}\n")
+}
+
+fn peer_text() -> String {
+    format!("{}[Peer]\nPublicKey = {PUBLIC}\n", interface())
+}
+
 #[test]
-fn a_malformed_file_is_refused_with_line_key_and_remedy() {
-    let interface = format!("[Interface]\nPrivateKey = {SECRET}\n");
-    let peer = format!("{interface}[Peer]\nPublicKey = {PUBLIC}\n");
-    #[rustfmt::skip]
-    let table: &[(&str, &str, &str)] = &[
-        ("", "", "line 1: no [Interface]: it holds the private key and must be there once"),
-        ("", "[Interface]\n", "line 1: [Interface] has no `PrivateKey`"),
-        ("", "\n\n[Peer]\n", "line 1: no [Interface]: it holds the private key and must be there once"),
-        ("", "[Interfaces]", "line 1: unknown section: expected [Interface] or [Peer]"),
-        ("", "[Interface", "line 1: unknown section: expected [Interface] or [Peer]"),
-        ("", "\nMTU = 1420", "line 2: `MTU` stands before the first section: write [Interface] or [Peer] above it"),
-        (&interface, "[Interface]", "line 3: [Interface] stands a second time: merge it with the first"),
-        (&interface, "hello", "line 3: expected `Key = value`"),
-        (&interface, "Adress = 10.0.0.1", "line 3: unknown key `Adress`: [Interface] has PrivateKey, Address, DNS, MTU, ListenPort, FwMark"),
-        (&interface, "PublicKey = x", "line 3: `PublicKey` does not belong here but to [Peer]"),
-        (&interface, "PrivateKey = x", "line 3: `PrivateKey` stands a second time in this section"),
-        (&interface, "Address = 10.0.0.1/33", "line 3: `Address`: expected addresses such as 10.0.0.0/8 or fd00::1/64, separated by commas"),
-        (&interface, "Address = 10.0.0.1,,10.0.0.2", "line 3: `Address`: expected addresses such as 10.0.0.0/8 or fd00::1/64, separated by commas"),
-        (&interface, "Address = ::/129", "line 3: `Address`: expected addresses such as 10.0.0.0/8 or fd00::1/64, separated by commas"),
-        (&interface, "Address = ::/", "line 3: `Address`: expected addresses such as 10.0.0.0/8 or fd00::1/64, separated by commas"),
-        (&interface, "DNS = a b", "line 3: `DNS`: expected addresses or domains, separated by commas"),
-        (&interface, "MTU = 500", "line 3: `MTU`: expected bytes from 576 to 65535"),
-        (&interface, "MTU = +1420", "line 3: `MTU`: expected bytes from 576 to 65535"),
-        (&interface, "ListenPort = 65536", "line 3: `ListenPort`: expected a port from 0 to 65535"),
-        (&interface, "FwMark = 0x", "line 3: `FwMark`: expected a number up to 0xffffffff, or off"),
-        (&interface, "FwMark = 4294967296", "line 3: `FwMark`: expected a number up to 0xffffffff, or off"),
-        (&interface, "[Peer]\nAllowedIPs =", "line 3: [Peer] has no `PublicKey`"),
-        (&peer, "Address = 10.0.0.1", "line 5: `Address` does not belong here but to [Interface]"),
-        (&peer, "Name = x", "line 5: unknown key `Name`: [Peer] has PublicKey, PresharedKey, AllowedIPs, Endpoint, PersistentKeepalive"),
-        (&peer, "PresharedKey = short", "line 5: `PresharedKey`: expected 44 characters of base64 that end in `=`, as `wg genkey` prints them"),
-        (&peer, "Endpoint = example.com", "line 5: `Endpoint`: expected HOST:PORT, with an IPv6 address in brackets"),
-        (&peer, "Endpoint = ::1:51820", "line 5: `Endpoint`: expected HOST:PORT, with an IPv6 address in brackets"),
-        (&peer, "PersistentKeepalive = 70000", "line 5: `PersistentKeepalive`: expected seconds from 0 to 65535, or off"),
-    ];
-    for (before, text, expected) in table {
-        let error = Config::parse(format!("{before}{text}").as_bytes()).expect_err(text);
-        assert_eq!(error.to_string(), *expected, "{text}");
-    }
-    let twice = format!("{peer}[Peer]\nPublicKey = {PUBLIC}\n");
+fn a_malformed_section_is_refused_with_line_and_remedy() {
+    let no_interface = "no [Interface]: it holds the private key and must be there once";
+    refused("", "", no_interface);
+    refused("", "[Peer]", no_interface);
+    refused("", "[Interface]\n", "[Interface] has no `PrivateKey`");
+    let section = "unknown section: expected [Interface] or [Peer]";
+    refused("", "[Interfaces]", section);
+    refused("\n\n", "[Interface", section);
+    let outside = "stands before the first section: write [Interface] or [Peer] above it";
+    refused("", "\nMTU = 1420", &format!("`MTU` {outside}"));
+    let twice = format!("{}[Peer]\nPublicKey = {PUBLIC}\n", peer_text());
     let error = Config::parse(twice.as_bytes()).expect_err("one peer twice");
     let expected = "line 5: the peer of line 3 has the same `PublicKey`: merge the two";
     assert_eq!(error.to_string(), expected);
@@ -110,6 +103,69 @@ fn a_malformed_file_is_refused_with_line_key_and_remedy() {
     assert_eq!(error.to_string(), "line 2: the line is not UTF-8 text");
     let error = Config::parse(&vec![b'\n'; TEXT_MAX + 1]).expect_err("too long");
     assert_eq!(error.fault, Fault::TextTooLong);
+}
+
+#[test]
+fn a_malformed_interface_is_refused_with_line_key_and_remedy() {
+    let twice = "[Interface] stands a second time: merge it with the first";
+    refused(&interface(), "[Interface]", twice);
+    refused(&interface(), "hello", "expected `Key = value`");
+    let keys = "[Interface] has PrivateKey, Address, DNS, MTU, ListenPort, FwMark";
+    refused(
+        &interface(),
+        "Adress = 10.0.0.1",
+        &format!("unknown key `Adress`: {keys}"),
+    );
+    let wrong = "`PublicKey` does not belong here but to [Peer]";
+    refused(&interface(), "PublicKey = x", wrong);
+    let repeated = "`PrivateKey` stands a second time in this section";
+    refused(&interface(), "PrivateKey = x", repeated);
+    let addresses = "`Address`: expected addresses such as 10.0.0.0/8 or fd00::1/64, separated by \
+                     commas";
+    for value in [
+        "10.0.0.1/33",
+        "10.0.0.1,,10.0.0.2",
+        "::/129",
+        "::/",
+        "::/+1",
+        "x",
+    ] {
+        refused(&interface(), &format!("Address = {value}"), addresses);
+    }
+    let dns = "`DNS`: expected addresses or domains, separated by commas";
+    refused(&interface(), "DNS = a b", dns);
+    for value in ["500", "+1420", "", "65536"] {
+        let expected = "`MTU`: expected bytes from 576 to 65535";
+        refused(&interface(), &format!("MTU = {value}"), expected);
+    }
+    let port = "`ListenPort`: expected a port from 0 to 65535";
+    refused(&interface(), "ListenPort = 65536", port);
+    for value in ["0x", "4294967296", "-1", ""] {
+        let expected = "`FwMark`: expected a number up to 0xffffffff, or off";
+        refused(&interface(), &format!("FwMark = {value}"), expected);
+    }
+}
+
+#[test]
+fn a_malformed_peer_is_refused_with_line_key_and_remedy() {
+    refused(&interface(), "[Peer]", "[Peer] has no `PublicKey`");
+    let wrong = "`Address` does not belong here but to [Interface]";
+    refused(&peer_text(), "Address = 10.0.0.1", wrong);
+    let keys = "[Peer] has PublicKey, PresharedKey, AllowedIPs, Endpoint, PersistentKeepalive";
+    refused(
+        &peer_text(),
+        "Name = x",
+        &format!("unknown key `Name`: {keys}"),
+    );
+    let key = "`PresharedKey`: expected 44 characters of base64 that end in `=`, as `wg genkey` \
+               prints them";
+    refused(&peer_text(), "PresharedKey = short", key);
+    for value in ["example.com", "::1:51820"] {
+        let expected = "`Endpoint`: expected HOST:PORT, with an IPv6 address in brackets";
+        refused(&peer_text(), &format!("Endpoint = {value}"), expected);
+    }
+    let seconds = "`PersistentKeepalive`: expected seconds from 0 to 65535, or off";
+    refused(&peer_text(), "PersistentKeepalive = 70000", seconds);
 }
 
 #[test]

@@ -16,12 +16,12 @@ fn address(org: u8, node: u64) -> Ipv6Addr {
 }
 
 /// An organisation with the nodes `db` (1), `laptop` (2) and `web` (3); 1 and 3 offer `web`.
-fn zone(org: u8, name: &str) -> Zone {
+fn organisation(org: u8, name: &str) -> Org {
     let nodes = [(1, "db"), (2, "laptop"), (3, "web")]
         .into_iter()
         .map(|(id, name)| {
             let byte = u8::try_from(id).expect("a small id");
-            let node = map::Node {
+            let node = Node {
                 name: label(name),
                 public_key: PublicKey([byte; 32]),
                 address: address(org, byte.into()),
@@ -37,14 +37,17 @@ fn zone(org: u8, name: &str) -> Zone {
         (label("web"), vec![offer(1), offer(3), offer(3), offer(99)]),
         (label("gone"), vec![offer(99)]),
     ]);
-    let org = Org {
+    Org {
         name: label(name),
         prefix: prefix(org),
         gateway: None,
         nodes: nodes.collect(),
         services,
-    };
-    Zone::new(&org, 7)
+    }
+}
+
+fn zone(org: u8, name: &str) -> Zone {
+    Zone::new(&organisation(org, name), 7)
 }
 
 fn ask(zone: &Zone, name: &str, kind: Kind) -> Answer {
@@ -217,4 +220,24 @@ fn whoami_says_whom_the_resolver_sees() {
         Kind::Aaaa,
         &Answer::Addresses(vec![prefix(1).resolver()]),
     );
+}
+
+#[test]
+fn one_node_more_makes_the_same_zone_as_the_whole_anew() {
+    let names = ["ci", "db", "web"];
+    for id in [2_u32, 4, 99] {
+        for name in names {
+            let mut org = organisation(1, "acme");
+            let mut zone = Zone::new(&org, 7);
+            let node = Node {
+                name: label(name),
+                public_key: PublicKey([9; 32]),
+                address: address(1, u64::from(id)),
+            };
+            let id = NodeId(i64::from(id));
+            let former = org.nodes.insert(id, node);
+            zone.insert(&org, id, former.as_ref(), 8);
+            assert_eq!(zone, Zone::new(&org, 8), "{id} {name}");
+        }
+    }
 }
