@@ -15,21 +15,19 @@ use model::{
     zone::{Answer, Question, Zone},
 };
 use netstack::{Limits, ListenerId, Stack};
-use packet::ip;
-use wireguard::{
-    Device, HEADER, KeyLog, OVERHEAD, PeerId, Received, Seal, StaticSecret, Tai64n, Ticket,
-    Transmit, padded,
-};
+use wireguard::{Device, HEADER, KeyLog, OVERHEAD, PeerId, Received, StaticSecret, Tai64n, Ticket};
 
 use crate::{
-    discard::{Counters, Discard, Reason},
-    forward::{self, Verdict},
+    discard::{Counters, Reason},
     org::Orgs,
-    path, refusal,
+    refusal,
     resolver::server::Server,
     roster::{self, Roster},
     service::{self, Published, Services},
 };
+
+mod event;
+mod flow;
 
 /// Where packets come from that the node sends, and where those go that are for it.
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -252,19 +250,27 @@ impl Node {
     /// tells it about an unknown initiator; false when the map has no such organisation or the
     /// node cannot be a peer.
     pub fn insert_node(&mut self, now: Instant, org: OrgId, id: NodeId, node: &map::Node) -> bool {
-        let Source::Map(map) = &self.source else {
+        let Source::Map(map) = &mut self.source else {
             return false;
         };
-        let mut changed = map.clone();
-        let Some(entry) = changed.orgs.get_mut(&org) else {
-            return false;
-        };
-        if roster::wanted_node(entry, node).is_none() {
+        if map.own.role != Role::Gateway {
             return false;
         }
-        entry.nodes.insert(id, node.clone());
-        self.apply(now, &changed);
-        self.roster.peer(&node.public_key).is_some()
+        let Some(entry) = map.orgs.get_mut(&org) else {
+            return false;
+        };
+        let Some((key, wanted)) = roster::wanted_node(entry, node) else {
+            return false;
+        };
+        // Only what concerns this node is touched: there may be very many others.
+        let former = entry.nodes.insert(id, node.clone());
+        if let Some(former) = former.as_ref().filter(|former| former.public_key != key) {
+            self.roster.remove(&mut self.device, &former.public_key);
+        }
+        self.roster.set(now, &mut self.device, key, wanted);
+        self.orgs
+            .insert((org, entry), id, former.as_ref(), map.serial);
+        self.roster.peer(&key).is_some()
     }
 
     /// Takes the address that the name of an endpoint stands for, and begins a handshake.
@@ -581,302 +587,4 @@ impl Node {
         self.services.apply(now, stack, &published);
         self.server.apply(now, stack, &resolvers);
     }
-
-    fn is_gateway(&self) -> bool {
-        match &self.source {
-            Source::Map(map) => map.own.role == Role::Gateway,
-            Source::Nothing | Source::Config { .. } => false,
-        }
-    }
-
-    fn is_own(&self, address: IpAddr) -> bool {
-        match &self.source {
-            Source::Nothing => false,
-            Source::Map(_) => match address {
-                IpAddr::V4(_) => false,
-                IpAddr::V6(address) => self.orgs.is_own(address),
-            },
-            Source::Config { addresses, .. } => addresses.contains(&address),
-        }
-    }
-
-    /// Passes on a packet that `from` sealed: it lies behind the header in `datagram`.
-    fn forward<'a>(
-        &'a mut self,
-        now: Instant,
-        from: PeerId,
-        datagram: &'a mut [u8],
-        length: usize,
-    ) -> Outcome<'a> {
-        let packet = &mut datagram[HEADER..HEADER + length];
-        let Ok(addresses) = ip::addresses(packet) else {
-            self.counters.add(Reason::NotIp, 1);
-            return Outcome::Nothing;
-        };
-        let hop_limit = packet[HOP_LIMIT_V6];
-        let peer = match forward::decide(&self.orgs, &self.device, addresses, hop_limit) {
-            Verdict::Peer(peer) => peer,
-            Verdict::Local => {
-                self.deliver(now, &datagram[HEADER..HEADER + length]);
-                return Outcome::Nothing;
-            }
-            Verdict::Refused(reason) => {
-                self.counters.add(reason, 1);
-                self.refuse(now, from, reason, &datagram[HEADER..HEADER + length]);
-                return Outcome::Nothing;
-            }
-        };
-        packet[HOP_LIMIT_V6] = hop_limit - 1;
-        let room = OVERHEAD + padded(length);
-        let slot = if datagram.len() < room {
-            // A kernel pads only up to its MTU, so a full packet leaves no room for our padding.
-            self.scratch.resize(room.max(self.scratch.len()), 0);
-            self.scratch[HEADER..HEADER + length]
-                .copy_from_slice(&datagram[HEADER..HEADER + length]);
-            &mut self.scratch[..]
-        } else {
-            datagram
-        };
-        match self.device.seal_to(now, peer, slot, length) {
-            Seal::Sealed {
-                endpoint, length, ..
-            } => Outcome::Send {
-                destination: endpoint,
-                datagram: &slot[..length],
-            },
-            Seal::Staged { .. } => Outcome::Nothing,
-            Seal::Discarded(discard) => {
-                self.counters.add(discard, 1);
-                Outcome::Nothing
-            }
-        }
-    }
-
-    /// Seals the packet in `slot` for the peer on its path, or takes it to the own side.
-    fn send(
-        &mut self,
-        now: Instant,
-        slot: &mut [u8],
-        length: usize,
-    ) -> Option<(SocketAddr, usize)> {
-        let packet = slot.get(HEADER..HEADER + length);
-        let addresses = packet.map(ip::addresses);
-        let (Some(packet), Some(Ok(addresses))) = (packet, addresses) else {
-            self.counters.add(Reason::NotIp, 1);
-            return None;
-        };
-        if self.is_own(addresses.destination) {
-            self.deliver(now, packet);
-            return None;
-        }
-        let within = self.stays_within(addresses);
-        let peer = path::choose(&self.device, addresses.destination).filter(|_| within);
-        let Some(peer) = peer else {
-            let reason = if within {
-                Reason::NoPeer
-            } else {
-                Reason::OtherOrg
-            };
-            self.counters.add(reason, 1);
-            let source = self.addresses().into_iter();
-            let mut source = source.filter(|own| own.is_ipv4() == addresses.source.is_ipv4());
-            self.refuse_own(now, source.next(), reason, &slot[HEADER..HEADER + length]);
-            return None;
-        };
-        if slot.len() < OVERHEAD + padded(length) {
-            self.counters.add(Reason::NoRoom, 1);
-            return None;
-        }
-        self.sealed(now, peer, slot, length)
-    }
-
-    /// Tells whether a packet of a gateway's own stack stays within one organisation.
-    fn stays_within(&self, addresses: ip::Addresses) -> bool {
-        match (self.is_gateway(), addresses.destination) {
-            (false, _) => true,
-            (true, IpAddr::V4(_)) => false,
-            (true, IpAddr::V6(destination)) => {
-                let org = self.orgs.of(addresses.source);
-                org.is_some_and(|(prefix, _)| prefix.contains(destination))
-            }
-        }
-    }
-
-    fn sealed(
-        &mut self,
-        now: Instant,
-        peer: PeerId,
-        slot: &mut [u8],
-        length: usize,
-    ) -> Option<(SocketAddr, usize)> {
-        match self.device.seal_to(now, peer, slot, length) {
-            Seal::Sealed {
-                endpoint, length, ..
-            } => Some((endpoint, length)),
-            Seal::Staged { .. } => None,
-            Seal::Discarded(discard) => {
-                self.counters.add(discard, 1);
-                None
-            }
-        }
-    }
-
-    fn seal_copy(
-        &mut self,
-        now: Instant,
-        peer: PeerId,
-        packet: &[u8],
-        buffer: &mut [u8],
-    ) -> Option<(SocketAddr, usize)> {
-        if buffer.len() < OVERHEAD + padded(packet.len()) {
-            self.counters.add(Reason::NoRoom, 1);
-            return None;
-        }
-        buffer[HEADER..HEADER + packet.len()].copy_from_slice(packet);
-        self.sealed(now, peer, buffer, packet.len())
-    }
-
-    /// Gives a packet to the own side.
-    fn deliver(&mut self, now: Instant, packet: &[u8]) {
-        match &mut self.attachment {
-            Link::Tun => self.push_incoming(packet.to_vec()),
-            Link::Netstack(stack) => {
-                if let Err(discard) = stack.handle_packet(now, packet) {
-                    self.counters.add(Discard::from(discard), 1);
-                }
-                self.pump(now);
-            }
-            Link::None => self.counters.add(Reason::NoAttachment, 1),
-        }
-    }
-
-    fn push_incoming(&mut self, packet: Vec<u8>) {
-        if self.incoming.len() < QUEUE_MAX {
-            self.incoming.push_back(packet);
-        } else {
-            self.counters.add(Reason::QueueFull, 1);
-        }
-    }
-
-    /// Tells the peer `from` why its packet was refused, in the name of its resolver.
-    fn refuse(&mut self, now: Instant, from: PeerId, reason: Reason, packet: &[u8]) {
-        let (Some(cause), Ok(addresses)) = (forward::cause(reason), ip::addresses(packet)) else {
-            return;
-        };
-        let Some((prefix, served)) = self.orgs.of_mut(addresses.source) else {
-            return;
-        };
-        if self.outgoing.len() < QUEUE_MAX && served.errors.take(now) {
-            let source = IpAddr::V6(prefix.resolver());
-            let error = refusal::emit(source, cause, packet);
-            self.outgoing.extend(error.map(|error| (from, error)));
-        }
-    }
-
-    /// The same for a packet of the own side, in the node's own name.
-    fn refuse_own(&mut self, now: Instant, own: Option<IpAddr>, reason: Reason, packet: &[u8]) {
-        let (Some(cause), Some(own)) = (forward::cause(reason), own) else {
-            return;
-        };
-        if !self.errors.take(now) {
-            return;
-        }
-        let Some(error) = refusal::emit(own, cause, packet) else {
-            return;
-        };
-        match &mut self.attachment {
-            Link::Tun => self.push_incoming(error),
-            Link::Netstack(stack) => {
-                // An error that the stack cannot use was ours: it is no packet of anybody.
-                let _used = stack.handle_packet(now, &error).is_ok();
-            }
-            Link::None => {}
-        }
-    }
-
-    /// Lets the stack write its next packet behind the header of a slot.
-    fn poll_stack(&mut self, now: Instant, buffer: &mut [u8]) -> Option<usize> {
-        match &mut self.attachment {
-            Link::Netstack(stack) => {
-                let end = buffer.len().saturating_sub(OVERHEAD - HEADER);
-                stack.poll_transmit(now, &mut buffer[HEADER..end])
-            }
-            Link::Tun | Link::None => None,
-        }
-    }
-
-    /// Moves events of the parts to where they belong; true when the resolver did something.
-    fn pump(&mut self, now: Instant) -> bool {
-        while let Some(event) = self.device.poll_event() {
-            self.take_tunnel_event(event);
-        }
-        let mut resolved = false;
-        if let Link::Netstack(stack) = &mut self.attachment {
-            while let Some(event) = stack.poll_event() {
-                match self.server.handle_event(now, stack, &self.orgs, event) {
-                    Some(event) => self.events.push_back(Event::Stack(event)),
-                    None => resolved = true,
-                }
-            }
-        }
-        resolved
-    }
-
-    fn take_tunnel_event(&mut self, event: wireguard::Event) {
-        match event {
-            wireguard::Event::UnknownInitiator {
-                public_key,
-                source,
-                ticket,
-            } => self.events.push_back(Event::UnknownInitiator {
-                public_key: PublicKey(public_key.0),
-                source,
-                ticket,
-            }),
-            wireguard::Event::HandshakeCompleted { peer } => {
-                if let Some((public_key, peer)) = self.roster.by_id_mut(peer) {
-                    peer.attempts = 0;
-                    let event = Event::HandshakeCompleted { public_key };
-                    self.events.push_back(event);
-                }
-            }
-            wireguard::Event::HandshakeAbandoned { peer } => self.take_abandoned(peer),
-            wireguard::Event::EndpointMoved { peer, endpoint } => {
-                if let Some(public_key) = self.roster.key(peer) {
-                    self.events.push_back(Event::EndpointMoved {
-                        public_key,
-                        endpoint,
-                    });
-                }
-            }
-            wireguard::Event::SessionsZeroed { .. } => {}
-            wireguard::Event::KeyLog(log) => self.events.push_back(Event::KeyLog(log)),
-            wireguard::Event::Discarded { discard, count } => self.counters.add(discard, count),
-        }
-    }
-
-    /// The address behind a name may have changed, so it is asked for again.
-    fn take_abandoned(&mut self, peer: PeerId) {
-        let Some((public_key, peer)) = self.roster.by_id_mut(peer) else {
-            return;
-        };
-        let name = peer.wanted.endpoint.clone();
-        let name = name.filter(|endpoint| endpoint.socket_address().is_none());
-        let event = Event::HandshakeAbandoned { public_key };
-        self.events.push_back(event);
-        self.ask_for(name.map(|name| (public_key, name)).into_iter().collect());
-    }
-
-    fn count_attempt(&mut self, transmit: &Transmit) {
-        let initiation = transmit.datagram.len() == wireguard::INITIATION
-            && transmit.datagram.first() == Some(&1);
-        let peer = transmit.peer.filter(|_| initiation);
-        if let Some((_, peer)) = peer.and_then(|peer| self.roster.by_id_mut(peer)) {
-            peer.attempts = peer.attempts.saturating_add(1);
-        }
-    }
 }
-
-/// Where the hop limit lies in an IPv6 header (RFC 8200, 3): inside the shortest packet of either
-/// family, and looked at only when the packet is of this one.
-const HOP_LIMIT_V6: usize = 7;

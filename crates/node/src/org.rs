@@ -8,8 +8,8 @@ use std::{
 
 use model::{
     address::OrgPrefix,
-    id::OrgId,
-    map::{NetworkMap, Org, Role},
+    id::{NodeId, OrgId},
+    map::{NetworkMap, Node, Org, Role},
     zone::Zone,
 };
 
@@ -59,6 +59,21 @@ impl Orgs {
             };
             self.served.insert(org.prefix, served);
             self.own.extend(own_address(map, org));
+        }
+    }
+
+    /// Takes over one node of `org` that is new, or has changed from `former`.
+    pub(crate) fn insert(
+        &mut self,
+        org: (OrgId, &Org),
+        node: NodeId,
+        former: Option<&Node>,
+        serial: u64,
+    ) {
+        let (id, org) = org;
+        let served = self.served.get_mut(&org.prefix);
+        if let Some(served) = served.filter(|served| served.id == id) {
+            served.zone.insert(org, node, former, serial);
         }
     }
 

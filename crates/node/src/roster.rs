@@ -50,7 +50,8 @@ pub(crate) struct Roster {
     refused: BTreeMap<PublicKey, AddPeerError>,
 }
 
-/// How often a client makes itself heard, so that mappings on the way stay open (facts B5).
+/// How often a client makes itself heard, so that NAT mappings on the way stay open: less than the
+/// 30 s after which common routers forget a UDP mapping (RFC 4787, 4.3 asks for 120 s).
 const CLIENT_KEEPALIVE: NonZeroU16 = NonZeroU16::new(25).expect("not zero");
 
 impl Roster {

@@ -27,7 +27,7 @@ fn liars() -> World {
     for host in HOSTS {
         world.add(host, Attachment::Tun);
         let text = format!(
-            "[Interface]\nPrivateKey = {}\nAddress = {}\n[Peer]\nPublicKey = {}\n\
+            "[Interface]\nPrivateKey = {}\nAddress = {}\nMTU = 1400\n[Peer]\nPublicKey = {}\n\
              AllowedIPs = ::/0, 0.0.0.0/0\nEndpoint = {}\nPersistentKeepalive = 25\n",
             secret(host).to_base64(),
             address(host),
@@ -255,10 +255,41 @@ fn a_packet_at_its_last_hop_goes_no_further() {
 #[test]
 fn a_full_packet_of_a_peer_that_pads_less_is_forwarded_too() {
     let mut world = liars();
-    for length in 1..64 {
-        let packet = datagram(address(11), address(12), 9, &vec![1; length]);
+    // A peer does not pad beyond its own MTU (of 1,400), but the gateway's is larger.
+    let headers = ip::V6_HEADER + udp::HEADER;
+    for length in 1380..=1400 {
+        let packet = datagram(address(11), address(12), 9, &vec![1; length - headers]);
         world.send_packet(11, &packet);
     }
     world.run(Duration::from_millis(100));
-    assert_eq!(arrivals(&mut world).len(), 63);
+    let lengths: Vec<_> = arrivals(&mut world)
+        .iter()
+        .map(|(_, packet)| packet.len())
+        .collect();
+    assert_eq!(lengths, (1380..=1400).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_map_that_gives_away_an_address_of_another_organisation_is_not_followed() {
+    let mut world = liars();
+    let mut installation = Installation::new();
+    let taken = [(24, address(12)), (25, IpAddr::V6(prefix(2).resolver()))];
+    for (host, stolen) in taken {
+        let (id, mut node) = crate::world::member(host, "thief");
+        let IpAddr::V6(stolen) = stolen else {
+            panic!("an IPv6 address");
+        };
+        node.address = stolen;
+        installation.org(2).nodes.insert(id, node);
+    }
+    let now = world.now;
+    world
+        .node(GATEWAY)
+        .apply(now, &installation.map_of(GATEWAY));
+    assert_eq!(world.node(GATEWAY).status(now).peers_total, 6);
+    world.send_packet(11, &datagram(address(11), address(12), 9, b"hello"));
+    world.run(Duration::from_millis(100));
+    let arrived = arrivals(&mut world);
+    assert_eq!(arrived.len(), 1);
+    assert_eq!(arrived[0].0, 12);
 }

@@ -77,6 +77,13 @@ fn the_name_of_an_endpoint_is_asked_for_and_again_when_nobody_answers() {
         .set_endpoint(now, &public_key(GATEWAY), gateway);
     world.run(Duration::from_secs(1));
     assert!(ping(&mut world, 11, 12));
+
+    // An idle tunnel without keepalives is no problem, whatever went before.
+    world.run(Duration::from_secs(600));
+    let now = world.now;
+    let status = world.node(11).status(now);
+    assert_eq!(status.peers[0].tunnel, Tunnel::Idle);
+    assert_eq!(status.problems, []);
 }
 
 #[test]

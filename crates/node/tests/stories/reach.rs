@@ -8,6 +8,7 @@ use model::{
 };
 use netstack::{CloseReason, ConnectionId, Received};
 use node::{Discard, Event, Reason};
+use packet::icmp::Unreachable;
 
 use crate::world::{GATEWAY, Installation, World, endpoint, ip, netstack, public_key};
 
@@ -300,4 +301,42 @@ fn a_stranger_gets_nothing() {
     assert!(!ping(&mut world, 14, 11));
     let now = world.now;
     assert_eq!(world.node(14).status(now).peers[0].received_bytes, 0);
+}
+
+#[test]
+fn a_node_that_is_offline_is_reported_at_once() {
+    let mut world = World::standing(&Installation::new(), &[11]);
+    let now = world.now;
+    let remote = SocketAddr::new(ip(12), 22);
+    let id = world.stack(11).connect(now, remote).expect("a free port");
+    world.run(Duration::from_millis(100));
+    let reason = world.stack(11).close_reason(id);
+    assert_eq!(reason, Some(CloseReason::Unreachable(Unreachable::Host)));
+    let offline = Discard::WireGuard(wireguard::Discard::NoEndpoint);
+    assert_eq!(world.node(GATEWAY).counters().count(offline), 1);
+}
+
+#[test]
+fn a_node_reaches_what_it_publishes_itself() {
+    let mut installation = Installation::new();
+    installation.publish(11, "files", 8080);
+    let mut world = World::standing(&installation, &[11]);
+    assert!(ping(&mut world, 11, 11));
+    let mut transfer = Transfer::begin(&mut world, 11, 11, 8080, 100_000);
+    transfer.run(&mut world, Duration::from_secs(5));
+    assert!(transfer.done(), "{} bytes", transfer.received);
+}
+
+#[test]
+fn a_gateway_lists_its_peers_with_the_latest_handshake_first() {
+    let mut world = World::standing(&Installation::new(), &[11, 21]);
+    let now = world.now;
+    let status = world.node(GATEWAY).status(now);
+    assert_eq!(status.peers_total, 6);
+    assert_eq!(status.orgs.len(), 2);
+    assert_eq!(status.problems, []);
+    let up = |peer: &model::status::Peer| peer.tunnel == Tunnel::Up;
+    assert!(status.peers[..2].iter().all(up));
+    assert!(!status.peers[2..].iter().any(up));
+    assert_eq!(status.peers[0].allowed_ips.len(), 1);
 }

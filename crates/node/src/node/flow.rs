@@ -1,0 +1,266 @@
+//! Where packets go: opened ones to the own side or on to a peer, own ones to a peer.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
+
+use model::map::Role;
+use packet::ip;
+use wireguard::{HEADER, OVERHEAD, PeerId, Seal, padded};
+
+use super::{Link, Node, Outcome, QUEUE_MAX, Source};
+use crate::{
+    discard::{Discard, Reason},
+    forward::{self, Verdict},
+    path, refusal,
+};
+
+impl Node {
+    pub(super) fn is_gateway(&self) -> bool {
+        match &self.source {
+            Source::Map(map) => map.own.role == Role::Gateway,
+            Source::Nothing | Source::Config { .. } => false,
+        }
+    }
+
+    fn is_own(&self, address: IpAddr) -> bool {
+        match &self.source {
+            Source::Nothing => false,
+            Source::Map(_) => match address {
+                IpAddr::V4(_) => false,
+                IpAddr::V6(address) => self.orgs.is_own(address),
+            },
+            Source::Config { addresses, .. } => addresses.contains(&address),
+        }
+    }
+
+    /// Passes on a packet that `from` sealed: it lies behind the header in `datagram`.
+    pub(super) fn forward<'a>(
+        &'a mut self,
+        now: Instant,
+        from: PeerId,
+        datagram: &'a mut [u8],
+        length: usize,
+    ) -> Outcome<'a> {
+        let packet = &mut datagram[HEADER..HEADER + length];
+        let Ok(addresses) = ip::addresses(packet) else {
+            self.counters.add(Reason::NotIp, 1);
+            return Outcome::Nothing;
+        };
+        let hop_limit = packet[HOP_LIMIT_V6];
+        let peer = match forward::decide(&self.orgs, &self.device, addresses, hop_limit) {
+            Verdict::Peer(peer) => peer,
+            Verdict::Local => {
+                self.deliver(now, &datagram[HEADER..HEADER + length]);
+                return Outcome::Nothing;
+            }
+            Verdict::Refused(reason) => {
+                self.counters.add(reason, 1);
+                self.refuse(now, from, reason, &datagram[HEADER..HEADER + length]);
+                return Outcome::Nothing;
+            }
+        };
+        packet[HOP_LIMIT_V6] = hop_limit - 1;
+        let room = OVERHEAD + padded(length);
+        // A peer need not pad beyond its MTU, so a full packet may leave no room for our padding.
+        let copied = datagram.len() < room;
+        let slot = if copied {
+            self.scratch.resize(room.max(self.scratch.len()), 0);
+            self.scratch[HEADER..HEADER + length]
+                .copy_from_slice(&datagram[HEADER..HEADER + length]);
+            &mut self.scratch[..]
+        } else {
+            &mut *datagram
+        };
+        match self.device.seal_to(now, peer, slot, length) {
+            Seal::Sealed {
+                endpoint: destination,
+                length,
+                ..
+            } => {
+                let slot = if copied {
+                    &self.scratch[..]
+                } else {
+                    &*datagram
+                };
+                let datagram = &slot[..length];
+                Outcome::Send {
+                    destination,
+                    datagram,
+                }
+            }
+            Seal::Staged { .. } => Outcome::Nothing,
+            Seal::Discarded(discard) => {
+                self.counters.add(discard, 1);
+                if discard == wireguard::Discard::NoEndpoint {
+                    // The node exists and is not there: its sender need not wait for a timeout.
+                    self.refuse(
+                        now,
+                        from,
+                        Reason::NoPeer,
+                        &datagram[HEADER..HEADER + length],
+                    );
+                }
+                Outcome::Nothing
+            }
+        }
+    }
+
+    /// Seals the packet in `slot` for the peer on its path, or takes it to the own side.
+    pub(super) fn send(
+        &mut self,
+        now: Instant,
+        slot: &mut [u8],
+        length: usize,
+    ) -> Option<(SocketAddr, usize)> {
+        let packet = slot.get(HEADER..HEADER + length);
+        let addresses = packet.map(ip::addresses);
+        let (Some(packet), Some(Ok(addresses))) = (packet, addresses) else {
+            self.counters.add(Reason::NotIp, 1);
+            return None;
+        };
+        if self.is_own(addresses.destination) {
+            self.deliver(now, packet);
+            return None;
+        }
+        let within = self.stays_within(addresses);
+        let peer = path::choose(&self.device, addresses.destination).filter(|_| within);
+        let Some(peer) = peer else {
+            let reason = if within {
+                Reason::NoPeer
+            } else {
+                Reason::OtherOrg
+            };
+            self.counters.add(reason, 1);
+            let source = self.addresses().into_iter();
+            let mut source = source.filter(|own| own.is_ipv4() == addresses.source.is_ipv4());
+            self.refuse_own(now, source.next(), reason, &slot[HEADER..HEADER + length]);
+            return None;
+        };
+        if slot.len() < OVERHEAD + padded(length) {
+            self.counters.add(Reason::NoRoom, 1);
+            return None;
+        }
+        self.sealed(now, peer, slot, length)
+    }
+
+    /// Tells whether a packet of a gateway's own stack stays within one organisation.
+    fn stays_within(&self, addresses: ip::Addresses) -> bool {
+        match (self.is_gateway(), addresses.destination) {
+            (false, _) => true,
+            (true, IpAddr::V4(_)) => false,
+            (true, IpAddr::V6(destination)) => {
+                let org = self.orgs.of(addresses.source);
+                org.is_some_and(|(prefix, _)| prefix.contains(destination))
+            }
+        }
+    }
+
+    fn sealed(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        slot: &mut [u8],
+        length: usize,
+    ) -> Option<(SocketAddr, usize)> {
+        match self.device.seal_to(now, peer, slot, length) {
+            Seal::Sealed {
+                endpoint, length, ..
+            } => Some((endpoint, length)),
+            Seal::Staged { .. } => None,
+            Seal::Discarded(discard) => {
+                self.counters.add(discard, 1);
+                None
+            }
+        }
+    }
+
+    pub(super) fn seal_copy(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        packet: &[u8],
+        buffer: &mut [u8],
+    ) -> Option<(SocketAddr, usize)> {
+        if buffer.len() < OVERHEAD + padded(packet.len()) {
+            self.counters.add(Reason::NoRoom, 1);
+            return None;
+        }
+        buffer[HEADER..HEADER + packet.len()].copy_from_slice(packet);
+        self.sealed(now, peer, buffer, packet.len())
+    }
+
+    /// Gives a packet to the own side.
+    pub(super) fn deliver(&mut self, now: Instant, packet: &[u8]) {
+        match &mut self.attachment {
+            Link::Tun => self.push_incoming(packet.to_vec()),
+            Link::Netstack(stack) => {
+                if let Err(discard) = stack.handle_packet(now, packet) {
+                    self.counters.add(Discard::from(discard), 1);
+                }
+                self.pump(now);
+            }
+            Link::None => self.counters.add(Reason::NoAttachment, 1),
+        }
+    }
+
+    fn push_incoming(&mut self, packet: Vec<u8>) {
+        if self.incoming.len() < QUEUE_MAX {
+            self.incoming.push_back(packet);
+        } else {
+            self.counters.add(Reason::QueueFull, 1);
+        }
+    }
+
+    /// Tells the peer `from` why its packet was refused, in the name of its resolver.
+    fn refuse(&mut self, now: Instant, from: PeerId, reason: Reason, packet: &[u8]) {
+        let (Some(cause), Ok(addresses)) = (forward::cause(reason), ip::addresses(packet)) else {
+            return;
+        };
+        let Some((prefix, served)) = self.orgs.of_mut(addresses.source) else {
+            return;
+        };
+        if self.outgoing.len() < QUEUE_MAX && served.errors.take(now) {
+            let source = IpAddr::V6(prefix.resolver());
+            let error = refusal::emit(source, cause, packet);
+            self.outgoing.extend(error.map(|error| (from, error)));
+        }
+    }
+
+    /// The same for a packet of the own side, in the node's own name.
+    fn refuse_own(&mut self, now: Instant, own: Option<IpAddr>, reason: Reason, packet: &[u8]) {
+        let (Some(cause), Some(own)) = (forward::cause(reason), own) else {
+            return;
+        };
+        if !self.errors.take(now) {
+            return;
+        }
+        let Some(error) = refusal::emit(own, cause, packet) else {
+            return;
+        };
+        match &mut self.attachment {
+            Link::Tun => self.push_incoming(error),
+            Link::Netstack(stack) => {
+                // An error that the stack cannot use was ours: it is no packet of anybody.
+                let _used = stack.handle_packet(now, &error).is_ok();
+            }
+            Link::None => {}
+        }
+    }
+
+    /// Lets the stack write its next packet behind the header of a slot.
+    pub(super) fn poll_stack(&mut self, now: Instant, buffer: &mut [u8]) -> Option<usize> {
+        match &mut self.attachment {
+            Link::Netstack(stack) => {
+                let end = buffer.len().saturating_sub(OVERHEAD - HEADER);
+                stack.poll_transmit(now, &mut buffer[HEADER..end])
+            }
+            Link::Tun | Link::None => None,
+        }
+    }
+}
+
+/// Where the hop limit lies in an IPv6 header (RFC 8200, 3): inside the shortest packet of either
+/// family, and looked at only when the packet is of this one.
+const HOP_LIMIT_V6: usize = 7;
