@@ -4,7 +4,6 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd as _,
-    ptr,
 };
 
 use thiserror::Error;
