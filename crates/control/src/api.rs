@@ -60,7 +60,20 @@ struct Described(std::sync::Arc<str>);
 
 /// Builds the router of every route.
 pub(crate) fn router(server: Server) -> Router {
-    let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
+    let (router, description) = routes().split_for_parts();
+    let description = serde_json::to_string(&description).expect("a description is plain data");
+    router
+        .route_layer(middleware::from_fn_with_state(server.clone(), authorise))
+        .fallback(async || ApiError::not_found())
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(Extension(Described(description.into())))
+        .layer(middleware::from_fn_with_state(server.clone(), finish))
+        .with_state(server)
+}
+
+/// Returns every route with its description; none answers before its rule lets it.
+fn routes() -> OpenApiRouter<Server> {
+    OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(health::health))
         .routes(routes!(health::description))
         .routes(routes!(user::whoami))
@@ -80,15 +93,6 @@ pub(crate) fn router(server: Server) -> Router {
         .routes(routes!(service::list, service::add))
         .routes(routes!(service::show, service::remove))
         .routes(routes!(audit::list))
-        .split_for_parts();
-    let description = serde_json::to_string(&description).expect("a description is plain data");
-    router
-        .route_layer(middleware::from_fn_with_state(server.clone(), authorise))
-        .fallback(async || ApiError::not_found())
-        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(Extension(Described(description.into())))
-        .layer(middleware::from_fn_with_state(server.clone(), finish))
-        .with_state(server)
 }
 
 /// Gives the request its id, and an error its body and its log.
@@ -298,5 +302,52 @@ pub(crate) fn parse_endpoint(text: &str) -> Result<&str, ApiError> {
         Ok(text)
     } else {
         Err(refuse())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_route_has_a_rule_and_every_rule_a_route() {
+        let description = serde_json::to_value(routes().into_openapi()).expect("plain data");
+        let paths = description["paths"]
+            .as_object()
+            .expect("an object of paths");
+        let routes: BTreeSet<String> = paths
+            .iter()
+            .flat_map(|(path, item)| {
+                let methods = item.as_object().expect("an object of methods").keys();
+                methods.map(move |method| format!("{} {path}", method.to_uppercase()))
+            })
+            .collect();
+        let rules: BTreeSet<String> = permission::RULES
+            .iter()
+            .map(|rule| format!("{} {}", rule.method, rule.path))
+            .collect();
+        assert_eq!(routes, rules);
+        assert_eq!(rules.len(), permission::RULES.len(), "a rule stands twice");
+    }
+
+    #[test]
+    fn an_endpoint_is_host_and_port() {
+        for text in [
+            "a.example:1",
+            "10.0.0.1:65535",
+            "[::1]:443",
+            "localhost:8443",
+        ] {
+            assert!(parse_endpoint(text).is_ok(), "{text}");
+        }
+        let long = format!("{}:1", "a.".repeat(200));
+        for text in [
+            "", ":", "a", "a:", ":1", "a:0", "a:65536", "::1:443", "[::1]", "[::1:443", "a b:1",
+            "$(id):1", "a/b:1", "user@a:1", &long,
+        ] {
+            assert!(parse_endpoint(text).is_err(), "{text}");
+        }
     }
 }

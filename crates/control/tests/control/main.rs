@@ -1,0 +1,8 @@
+//! The control plane through its real router: requests, replies, and what is left on disk.
+
+mod disk;
+mod enrol;
+mod map;
+mod permission;
+mod token;
+mod world;

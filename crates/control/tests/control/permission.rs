@@ -1,0 +1,238 @@
+//! Every route with every kind of token, on things of the own and of another organisation.
+
+use std::fmt::Write as _;
+
+use axum::http::Method;
+use model::{
+    api::{Enrolled, ErrorCode, NewService, Service},
+    key::PublicKey,
+    token::{Kind, Token},
+};
+use serde_json::{Value, json};
+
+use crate::world::{World, label};
+
+/// A world with one of everything; the requests are about the node `web` of `default`.
+struct Stage {
+    world: World,
+    askers: Vec<(&'static str, Option<Token>)>,
+    web: Enrolled,
+    service: Service,
+    token: i64,
+}
+
+#[tokio::test]
+async fn only_who_may_gets_through() {
+    let mut stage = Stage::new().await;
+    let names: Vec<_> = stage.askers.iter().map(|(name, _)| *name).collect();
+    let mut table = format!("{:34}{}\n", "", columns(&names));
+    for (method, path) in routes(&stage).await {
+        let mut cells = Vec::new();
+        for index in 0..stage.askers.len() {
+            let status = stage.ask(&method, &path, index).await;
+            cells.push(status.to_string());
+            if method != Method::GET && status < 300 {
+                stage = Stage::new().await;
+            }
+        }
+        assert!(
+            cells.iter().any(|cell| cell.starts_with('2')),
+            "{method} {path}: nobody may"
+        );
+        let cells: Vec<_> = cells.iter().map(String::as_str).collect();
+        writeln!(
+            table,
+            "{:34}{}",
+            format!("{method} {path}"),
+            columns(&cells)
+        )
+        .unwrap();
+    }
+    insta::assert_snapshot!(table);
+}
+
+#[tokio::test]
+async fn what_is_not_a_route_answers_nobody() {
+    let world = World::new().await;
+    let admin = world.login().await.session_token;
+    let bearer = admin.emit();
+    for path in [
+        "/",
+        "/v1",
+        "/v1/",
+        "/v2/nodes",
+        "/v1/nodes/",
+        "/v1//nodes",
+        "/v1/../etc",
+    ] {
+        let reply = world.request(Method::GET, path, Some(&bearer), None).await;
+        reply.is(ErrorCode::NotFound);
+    }
+    for method in [Method::PUT, Method::PATCH, Method::HEAD, Method::TRACE] {
+        let reply = world
+            .request(method, "/v1/nodes", Some(&bearer), None)
+            .await;
+        assert_eq!(reply.status.as_u16(), 405);
+    }
+    for id in ["x", "-1", "0", "99", "9223372036854775808"] {
+        world
+            .get(&format!("/v1/nodes/{id}"), &admin)
+            .await
+            .is(ErrorCode::NotFound);
+    }
+}
+
+#[tokio::test]
+async fn a_request_without_meaning_is_refused_with_a_sentence() {
+    let world = World::new().await;
+    let admin = world.login().await.session_token;
+    let bearer = admin.emit();
+    let post = async |body: &str| {
+        let body = Some(body.to_owned());
+        world
+            .request(Method::POST, "/v1/orgs", Some(&bearer), body)
+            .await
+    };
+    for body in [
+        "",
+        "{",
+        "[]",
+        "{}",
+        r#"{"name":1}"#,
+        r#"{"name":"a b"}"#,
+        "\u{0}",
+    ] {
+        post(body).await.is(ErrorCode::MalformedRequest);
+    }
+    assert!(
+        post(r#"{"name":"a b"}"#)
+            .await
+            .refused()
+            .2
+            .contains("1 to 63 letters")
+    );
+    post(&format!(r#"{{"name":"{}"}}"#, "a".repeat(1 << 20)))
+        .await
+        .is(ErrorCode::TooLarge);
+    for query in ["limit=x", "after=x", "org=a%20b", "org=%00"] {
+        let reply = world.get(&format!("/v1/nodes?{query}"), &admin).await;
+        reply.is(ErrorCode::MalformedRequest);
+    }
+    let page = world.get("/v1/nodes?limit=0", &admin).await.json();
+    assert_eq!(page["items"].as_array().unwrap().len(), 1);
+}
+
+impl Stage {
+    async fn new() -> Self {
+        let world = World::new().await;
+        let session = world.login().await.session_token;
+        world.add_org(&session, "other").await;
+        world.add_org(&session, "empty").await;
+        let web = world.join(&session, None, "web", 1).await;
+        let peer = world.join(&session, None, "peer", 2).await;
+        let foreign = world.join(&session, Some("other"), "web", 3).await;
+        let gone = world.join(&session, Some("other"), "gone", 4).await;
+        world
+            .delete(&format!("/v1/nodes/{}", gone.id), &session)
+            .await;
+        let gateway = world.gateway(&session, "edge", 5).await;
+        let request = NewService {
+            name: label("web"),
+            node: None,
+            port: 80,
+            target: None,
+        };
+        let service = world
+            .post("/v1/services", &web.node_token, &request)
+            .await
+            .parse();
+        let token = world
+            .token_with(&session, Kind::Join, None, 1, 60)
+            .await
+            .entry
+            .id
+            .0;
+        let admin = world.server.admin_token().await;
+        let askers = vec![
+            ("anyone", None),
+            ("admin", Some(admin.expect("an admin token").token)),
+            (
+                "join",
+                Some(world.token(&session, Kind::Join, Some("other")).await),
+            ),
+            (
+                "enrol-gw",
+                Some(world.token(&session, Kind::Gateway, None).await),
+            ),
+            ("session", Some(session)),
+            ("itself", Some(web.node_token.clone())),
+            ("peer", Some(peer.node_token)),
+            ("foreign", Some(foreign.node_token)),
+            ("gateway", Some(gateway.node_token)),
+            ("removed", Some(gone.node_token)),
+        ];
+        Self {
+            world,
+            askers,
+            web,
+            service,
+            token,
+        }
+    }
+
+    async fn ask(&self, method: &Method, path: &str, index: usize) -> u16 {
+        let key = PublicKey([1; 32]).to_string().replace('=', "%3D");
+        let org = if *method == Method::DELETE {
+            "empty"
+        } else {
+            "default"
+        };
+        let concrete = path
+            .replace("{org}", org)
+            .replace("{node}", &self.web.id.to_string())
+            .replace("{service}", &self.service.id.to_string())
+            .replace("{token}", &self.token.to_string())
+            .replace("{key}", &key);
+        let key = PublicKey([100; 32]);
+        let body = match path {
+            "/v1/join" | "/v1/login" => json!({"name": "new", "public_key": key}),
+            "/v1/gateways" => json!({"name": "new", "public_key": key, "endpoint": "a:1"}),
+            "/v1/tokens" => json!({"kind": "join"}),
+            "/v1/services" => json!({"name": "new", "port": 81, "node": self.web.id}),
+            _ => json!({"name": "new"}),
+        };
+        let body = (*method != Method::GET).then(|| body.to_string());
+        let bearer = self.askers[index].1.as_ref().map(Token::emit);
+        let bearer = bearer.as_ref().map(|text| text.as_str());
+        let reply = self
+            .world
+            .request(method.clone(), &concrete, bearer, body)
+            .await;
+        reply.status.as_u16()
+    }
+}
+
+/// Returns every route that the API describes.
+async fn routes(stage: &Stage) -> Vec<(Method, String)> {
+    let get = Method::GET;
+    let reply = stage
+        .world
+        .request(get, "/v1/openapi.json", None, None)
+        .await;
+    let Value::Object(paths) = reply.json()["paths"].clone() else {
+        panic!("the description has paths");
+    };
+    let mut routes = Vec::new();
+    for (path, item) in paths {
+        for method in item.as_object().expect("methods").keys() {
+            let method = method.to_uppercase().parse().expect("a method");
+            routes.push((method, path.clone()));
+        }
+    }
+    routes
+}
+
+fn columns(cells: &[&str]) -> String {
+    let line: String = cells.iter().map(|cell| format!("{cell:9}")).collect();
+    line.trim_end().to_owned()
+}
