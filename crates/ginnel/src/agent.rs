@@ -17,7 +17,7 @@ pub(crate) mod protocol;
 mod relay;
 mod request;
 mod server;
-mod wire;
+pub(crate) mod wire;
 
 use std::{io::Write as _, process::ExitCode, time::Duration};
 

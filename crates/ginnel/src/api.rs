@@ -503,7 +503,17 @@ fn configuration(pin: Option<Pin>) -> Result<ClientConfig, Error> {
 }
 
 /// Says what a failed TLS handshake means for the person who waits for it.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the enum is rustls' and may grow"
+)]
 fn tls_reason(address: &str, host: &str, error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::TimedOut {
+        return format!(
+            "{address} did not end the handshake in 5 seconds; check that nothing between here \
+             and the server holds back large packets"
+        );
+    }
     let error = error
         .get_ref()
         .and_then(|error| error.downcast_ref::<rustls::Error>());

@@ -14,18 +14,18 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result};
 use model::{
-    endpoint::Endpoint,
     key::{PublicKey, SecretKey},
     map::{NetworkMap, Role},
 };
 use node::{Attachment, Event, Node};
 use tokio::{sync::mpsc, time};
 
+use self::publish::Publisher;
 pub(crate) use self::source::{Source, Update};
 use crate::{
     enrolment::State,
     remedy::advise,
-    tunnel::{Resolver, Tunnel},
+    tunnel::{Endpoints, Random, Resolver, Tunnel},
 };
 
 /// MTU inside the network: the least that IPv6 allows passes every path that carries a tunnel.
@@ -33,9 +33,6 @@ const MTU: usize = 1280;
 
 /// Endpoints and the timestamp floor are written so often at most.
 const KEEP_INTERVAL: Duration = Duration::from_secs(2);
-
-/// How long the system's resolver may take for one endpoint.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 const ENDPOINTS: &str = "endpoints.json";
 const TIMESTAMP: &str = "timestamp.json";
@@ -47,6 +44,8 @@ pub(crate) struct Enrolled {
     state: State,
     source: Source,
     role: Role,
+    endpoints: Endpoints,
+    publisher: Publisher,
 }
 
 impl Enrolled {
@@ -65,7 +64,7 @@ impl Enrolled {
         os::random::fill(&mut seed);
         let now = os::clock::Clock::start().now();
         let attachment = Attachment::Netstack { mtu: MTU, seed };
-        let random = Box::new(crate::tunnel::Random);
+        let random = Box::new(Random);
         let mut node = Node::new(now, os::clock::wall(), random, key, attachment);
         let role = map.own.role;
         node.apply(now, &map);
@@ -77,6 +76,8 @@ impl Enrolled {
             state,
             source,
             role,
+            endpoints: Endpoints::default(),
+            publisher: Publisher::new(),
         })
     }
 
@@ -102,6 +103,7 @@ impl Enrolled {
                     Some(Update::Removed) => return Err(self.leave().await),
                     None => return Ok(()),
                 },
+                () = self.tunnel.doubted() => self.endpoints.refresh(&self.tunnel),
                 _ = keep.tick(), if dirty => {
                     dirty = false;
                     self.keep();
@@ -111,13 +113,13 @@ impl Enrolled {
     }
 
     /// Takes an event; true when something changed that is kept on disk.
-    fn handle(&self, event: Event) -> bool {
+    fn handle(&mut self, event: Event) -> bool {
         match event {
             Event::ResolveEndpoint {
                 public_key,
                 endpoint,
             } => {
-                tokio::spawn(resolve(self.tunnel.clone(), public_key, endpoint));
+                self.endpoints.learn(&self.tunnel, public_key, endpoint);
                 false
             }
             Event::UnknownInitiator {
@@ -138,7 +140,7 @@ impl Enrolled {
                 false
             }
             Event::Stack(netstack::Event::Accepted(listener)) => {
-                publish::accept(&self.tunnel, listener);
+                self.publisher.accept(&self.tunnel, listener);
                 false
             }
             Event::HandshakeCompleted { .. } | Event::EndpointMoved { .. } => true,
@@ -230,25 +232,5 @@ fn resolver(map: &NetworkMap) -> Resolver {
             .map(|org| SocketAddr::new(org.prefix.resolver().into(), DNS))
             .collect(),
         search: vec![model::name::ZONE.to_owned()],
-    }
-}
-
-/// Finds out where an endpoint is and tells the node.
-async fn resolve(tunnel: Tunnel, public_key: PublicKey, endpoint: Endpoint) {
-    let name = endpoint.to_string();
-    let lookup = time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(name.clone())).await;
-    let address = match lookup {
-        Ok(Ok(mut addresses)) => addresses.next(),
-        Ok(Err(error)) => {
-            tracing::warn!(%error, endpoint = name, "DNS: resolve the endpoint");
-            None
-        }
-        Err(_) => {
-            tracing::warn!(endpoint = name, "DNS: no answer for the endpoint");
-            None
-        }
-    };
-    if let Some(address) = address {
-        tunnel.with(|node, now| node.set_endpoint(now, &public_key, address));
     }
 }

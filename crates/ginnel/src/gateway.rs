@@ -11,7 +11,6 @@ use crate::{
     enrol,
     enrolled::{Enrolled, Source},
     enrolment::{Enrolment, State},
-    interrupt,
     remedy::Advise as _,
     terminal,
 };
@@ -76,7 +75,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     ))?;
     tokio::select! {
         ended = enrolled.run() => ended.map(|()| ExitCode::SUCCESS),
-        () = interrupt::wait() => Ok(ExitCode::SUCCESS),
+        _ = terminal::interrupted() => Ok(ExitCode::SUCCESS),
     }
 }
 

@@ -12,7 +12,6 @@ mod enrolled;
 mod enrolment;
 mod forward;
 mod gateway;
-mod interrupt;
 mod join;
 mod login;
 mod logout;

@@ -1,20 +1,28 @@
 //! `ginnel resolve`: what a name means inside the tunnel.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
-use crate::{agent::protocol::RecordKind, cli::Global};
+use crate::{
+    agent::{
+        Client, client,
+        protocol::{Answer, RecordKind, Request},
+    },
+    cli::Global,
+    terminal,
+};
 
 /// Look a name up inside the tunnel
 ///
-/// Asks the network's own resolver: that of the organisation, or the DNS line of a plain configuration.
+/// Asks the network's own resolver: that of the organisation, or the DNS line of a plain
+/// configuration.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
     /// The name
     name: String,
 
-    /// Which records: A, AAAA or TXT; A and AAAA when left out
-    #[arg(ignore_case = true)]
+    /// Which records: A, AAAA or TXT; both A and AAAA when left out
+    #[arg(ignore_case = true, value_name = "TYPE")]
     kind: Option<RecordKind>,
 }
 
@@ -24,9 +32,29 @@ Examples:
   ginnel resolve _whoami.internal TXT
   ginnel resolve web.svc AAAA --json";
 
-/// Runs the command.
+/// The agent bounds each question; this bounds the agent.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Asks and prints one record a line.
 pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let _ = (args, global);
-    std::future::ready(()).await;
-    Ok(ExitCode::FAILURE)
+    let kinds = match args.kind {
+        Some(kind) => vec![kind],
+        None => vec![RecordKind::Aaaa, RecordKind::A],
+    };
+    let request = Request::Resolve {
+        name: args.name,
+        kinds,
+    };
+    let (answer, _) = Client::of(global)?.ask(&request, TIMEOUT).await?;
+    let Answer::Records(records) = answer else {
+        return Err(client::unexpected(&answer));
+    };
+    if global.json {
+        terminal::json(&records)?;
+    } else {
+        for record in records {
+            terminal::line(&record.value)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -17,7 +17,6 @@ use crate::{
     enrol,
     enrolled::{Enrolled, Source},
     enrolment::State,
-    interrupt,
     remedy::Advise as _,
     terminal,
 };
@@ -94,7 +93,11 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
         bootstrap = Some(server.admin_token().await?);
     }
     announce(&server, &endpoint, bootstrap.as_ref(), global)?;
-    server.serve(listener, interrupt::wait()).await?;
+    let interrupted = async {
+        // Without signal handlers the default action ends the process.
+        drop(terminal::interrupted().await);
+    };
+    server.serve(listener, interrupted).await?;
     gateway.abort();
     Ok(ExitCode::SUCCESS)
 }

@@ -13,11 +13,11 @@ const METHOD_REFUSED: u8 = 0xff;
 
 /// No message that a client sends is longer: a UDP header with a name of 255 bytes has 262, a
 /// greeting with 255 methods has 257.
-pub const MESSAGE_MAX: usize = 262;
+pub(crate) const MESSAGE_MAX: usize = 262;
 
 /// What a parser makes of the bytes that have come so far.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Parsed<T> {
+pub(crate) enum Parsed<T> {
     /// A message and its length; what follows belongs to the next one.
     Message(T, usize),
     /// The message is not complete. Never returned for [`MESSAGE_MAX`] bytes or more.
@@ -28,16 +28,16 @@ pub enum Parsed<T> {
 
 /// What a client asks for.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Request {
+pub(crate) struct Request {
     /// What to do.
-    pub command: Command,
+    pub(crate) command: Command,
     /// With whom.
-    pub target: Target,
+    pub(crate) target: Target,
 }
 
 /// What to do (section 4).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Command {
+pub(crate) enum Command {
     /// Open a TCP connection.
     Connect,
     /// Wait for a TCP connection; not supported.
@@ -50,16 +50,16 @@ pub enum Command {
 
 /// An address and a port, where the address may be a name.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Target {
+pub(crate) struct Target {
     /// The address.
-    pub host: Host,
+    pub(crate) host: Host,
     /// The port.
-    pub port: u16,
+    pub(crate) port: u16,
 }
 
 /// An address as SOCKS carries it (section 5).
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Host {
+pub(crate) enum Host {
     /// IPv4 or IPv6.
     Address(IpAddr),
     /// A domain name of 1 to 255 bytes without control characters or spaces.
@@ -70,13 +70,11 @@ pub enum Host {
 
 /// The outcome of a request (section 6).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Reply {
+pub(crate) enum Reply {
     /// The connection is open.
     Succeeded,
     /// Something else went wrong.
     GeneralFailure,
-    /// Rules forbid it.
-    NotAllowed,
     /// No route leads to the network.
     NetworkUnreachable,
     /// Nobody has the name or answers at the address.
@@ -93,7 +91,7 @@ pub enum Reply {
 
 /// Parses the greeting and tells whether the client offers to go without authentication.
 #[must_use]
-pub fn parse_greeting(bytes: &[u8]) -> Parsed<bool> {
+pub(crate) fn parse_greeting(bytes: &[u8]) -> Parsed<bool> {
     match *bytes {
         [] | [VERSION] => Parsed::Incomplete,
         [VERSION, count, ref rest @ ..] => match rest.get(..usize::from(count)) {
@@ -106,7 +104,7 @@ pub fn parse_greeting(bytes: &[u8]) -> Parsed<bool> {
 
 /// Returns the answer to a greeting.
 #[must_use]
-pub fn emit_method(accepted: bool) -> [u8; 2] {
+pub(crate) fn emit_method(accepted: bool) -> [u8; 2] {
     [
         VERSION,
         if accepted {
@@ -119,7 +117,7 @@ pub fn emit_method(accepted: bool) -> [u8; 2] {
 
 /// Parses a request.
 #[must_use]
-pub fn parse_request(bytes: &[u8]) -> Parsed<Request> {
+pub(crate) fn parse_request(bytes: &[u8]) -> Parsed<Request> {
     match *bytes {
         [VERSION, command, _, ref rest @ ..] => {
             let command = match command {
@@ -142,7 +140,7 @@ pub fn parse_request(bytes: &[u8]) -> Parsed<Request> {
 }
 
 /// Appends a reply that names the address at which the proxy acts for the client.
-pub fn emit_reply(reply: Reply, bound: SocketAddr, out: &mut Vec<u8>) {
+pub(crate) fn emit_reply(reply: Reply, bound: SocketAddr, out: &mut Vec<u8>) {
     out.extend([VERSION, reply.code(), 0]);
     emit_address(bound, out);
 }
@@ -151,7 +149,7 @@ pub fn emit_reply(reply: Reply, bound: SocketAddr, out: &mut Vec<u8>) {
 ///
 /// A fragment is malformed: reassembly is optional and nobody uses it.
 #[must_use]
-pub fn parse_datagram(bytes: &[u8]) -> Parsed<Target> {
+pub(crate) fn parse_datagram(bytes: &[u8]) -> Parsed<Target> {
     match *bytes {
         [_, _, 0, ref rest @ ..] => match parse_target(rest) {
             Parsed::Message(target, length) => Parsed::Message(target, 3 + length),
@@ -163,8 +161,25 @@ pub fn parse_datagram(bytes: &[u8]) -> Parsed<Target> {
     }
 }
 
+/// Appends the header of a datagram for `target`; false when the name is longer than 255 bytes.
+pub(crate) fn emit_datagram_to(target: &Target, out: &mut Vec<u8>) -> bool {
+    match &target.host {
+        Host::Address(address) => emit_datagram(SocketAddr::new(*address, target.port), out),
+        Host::Name(name) => {
+            let Ok(length) = u8::try_from(name.len()) else {
+                return false;
+            };
+            out.extend([0, 0, 0, 3, length]);
+            out.extend(name.bytes());
+            out.extend(target.port.to_be_bytes());
+        }
+        Host::Unknown => return false,
+    }
+    true
+}
+
 /// Appends the header of a datagram that came from `source`.
-pub fn emit_datagram(source: SocketAddr, out: &mut Vec<u8>) {
+pub(crate) fn emit_datagram(source: SocketAddr, out: &mut Vec<u8>) {
     out.extend([0, 0, 0]);
     emit_address(source, out);
 }
@@ -237,7 +252,6 @@ impl Reply {
         match self {
             Self::Succeeded => 0,
             Self::GeneralFailure => 1,
-            Self::NotAllowed => 2,
             Self::NetworkUnreachable => 3,
             Self::HostUnreachable => 4,
             Self::ConnectionRefused => 5,
@@ -383,5 +397,16 @@ mod tests {
         );
         out[2] = 1;
         assert_eq!(parse_datagram(&out), Parsed::Malformed);
+    }
+
+    #[test]
+    fn a_datagram_for_a_name_comes_back() {
+        let mut out = Vec::new();
+        assert!(emit_datagram_to(&name("db", 53), &mut out));
+        assert_eq!(
+            parse_datagram(&out),
+            Parsed::Message(name("db", 53), out.len())
+        );
+        assert!(!emit_datagram_to(&name(&"a".repeat(256), 53), &mut out));
     }
 }

@@ -19,7 +19,7 @@ pub(crate) fn directory(global: &Global) -> anyhow::Result<PathBuf> {
     if let Some(state) = &global.state {
         return std::path::absolute(state).context("find the state directory");
     }
-    if own_uid()? == 0 {
+    if os::process::euid() == 0 {
         return Ok("/var/lib/ginnel".into());
     }
     if let Some(base) = directory_in_environment("XDG_STATE_HOME") {
@@ -46,18 +46,11 @@ pub(crate) fn run_directory(global: &Global) -> anyhow::Result<PathBuf> {
     Ok(directory)
 }
 
-/// Returns the effective user id of this process.
-pub(crate) fn own_uid() -> anyhow::Result<u32> {
-    Ok(fs::metadata("/proc/self")
-        .context("read /proc/self: is /proc mounted?")?
-        .uid())
-}
-
 /// Makes a directory with mode 0700 that nobody else can have prepared.
 fn make_private(path: &Path) -> anyhow::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)?;
     let metadata = fs::symlink_metadata(path)?;
-    if !metadata.is_dir() || metadata.uid() != own_uid()? {
+    if !metadata.is_dir() || metadata.uid() != os::process::euid() {
         return Err(io::Error::other("it belongs to another user or is a link").into());
     }
     if metadata.mode() & 0o077 != 0 {

@@ -1,12 +1,22 @@
 //! `ginnel status`: what the local agent does.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
-use crate::cli::Global;
+use model::status::{Peer, Tunnel};
+
+use crate::{
+    agent::{
+        Client, client,
+        protocol::{Answer, Request, Status},
+    },
+    cli::Global,
+    terminal,
+};
 
 /// Show the tunnel and what runs through it
 ///
-/// Says whether the local agent runs, the age of the last handshake, bytes in each direction and open connections.
+/// Says whether the local agent runs, how each peer stands, bytes in each direction, open
+/// connections and why packets were not delivered. Starts nothing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {}
@@ -16,9 +26,112 @@ Examples:
   ginnel status
   ginnel --config wg0.conf status --json";
 
-/// Runs the command.
-pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let _ = (args, global);
-    std::future::ready(()).await;
-    Ok(ExitCode::FAILURE)
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Asks the agent, if it runs, and prints.
+pub(crate) async fn run(_args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+    let answer = Client::of(global)?
+        .ask_if_running(&Request::Status, TIMEOUT)
+        .await?;
+    match answer {
+        None if global.json => terminal::json(&serde_json::json!({ "running": false }))?,
+        None => terminal::line("no agent runs; the next command that needs one starts it")?,
+        Some((Answer::Status(status), _)) if global.json => {
+            let mut value = serde_json::to_value(&status)?;
+            value["running"] = true.into();
+            terminal::json(&value)?;
+        }
+        Some((Answer::Status(status), _)) => terminal::line(text(&status))?,
+        Some((answer, _)) => return Err(client::unexpected(&answer)),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(status: &Status) -> String {
+    let mut lines = vec![
+        format!("profile      {}", status.profile),
+        format!(
+            "agent        version {}, process {}, up {}{}",
+            status.version,
+            status.pid,
+            age(status.uptime_seconds),
+            if status.draining {
+                ", ends with its open connections"
+            } else {
+                ""
+            }
+        ),
+        format!("connections  {}", status.connections),
+    ];
+    let addresses: Vec<_> = status
+        .node
+        .addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    lines.push(format!("addresses    {}", addresses.join(", ")));
+    for peer in &status.node.peers {
+        lines.push(format!("peer         {}", peer_text(peer)));
+    }
+    for (reason, count) in &status.node.discards {
+        lines.push(format!("discarded    {count} {reason}"));
+    }
+    for problem in &status.node.problems {
+        lines.push(format!(
+            "problem      {}\n  {}",
+            problem.message, problem.remedy
+        ));
+    }
+    lines.join("\n")
+}
+
+fn peer_text(peer: &Peer) -> String {
+    let name = match &peer.name {
+        Some(name) => name.to_string(),
+        None => peer.public_key.to_string(),
+    };
+    let endpoint = peer
+        .endpoint
+        .map_or_else(|| "no endpoint".to_owned(), |e| e.to_string());
+    let tunnel = match peer.tunnel {
+        Tunnel::Up => "up",
+        Tunnel::Idle => "idle",
+        Tunnel::Unanswered => "handshake unanswered",
+        Tunnel::Unresolved => "name of the endpoint not resolved",
+        Tunnel::NoEndpoint => "waits to be called",
+    };
+    let handshake = peer.last_handshake_seconds;
+    let handshake = handshake.map_or_else(|| "never".to_owned(), |s| format!("{} ago", age(s)));
+    format!(
+        "{name} at {endpoint}: {tunnel}, last handshake {handshake}, {} B received, {} B sent",
+        peer.received_bytes, peer.sent_bytes
+    )
+}
+
+/// Writes a span of time with its two largest units.
+fn age(seconds: u64) -> String {
+    match (
+        seconds / 86_400,
+        seconds / 3_600 % 24,
+        seconds / 60 % 60,
+        seconds % 60,
+    ) {
+        (0, 0, 0, seconds) => format!("{seconds}s"),
+        (0, 0, minutes, seconds) => format!("{minutes}m{seconds}s"),
+        (0, hours, minutes, _) => format!("{hours}h{minutes}m"),
+        (days, hours, ..) => format!("{days}d{hours}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_has_its_two_largest_units() {
+        let ages = [(0, "0s"), (61, "1m1s"), (3_661, "1h1m"), (90_000, "1d1h")];
+        for (seconds, text) in ages {
+            assert_eq!(age(seconds), text);
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::Serialize;
+use tokio::signal::unix::SignalKind;
 
 use crate::remedy;
 
@@ -24,7 +25,7 @@ pub(crate) fn json(value: &impl Serialize) -> io::Result<()> {
 /// Prints one line for the person at the terminal that is not part of the result.
 pub(crate) fn note(text: impl std::fmt::Display) {
     // Nobody reads a closed stderr, so there is nobody to tell.
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    drop(writeln!(io::stderr().lock(), "{text}"));
 }
 
 /// Prints `error` and what to do about it, and returns the exit code that belongs to it.
@@ -119,4 +120,13 @@ fn padded(row: &[String], widths: &[usize]) -> String {
         .map(|(cell, width)| format!("{cell:width$}"))
         .collect();
     text.join("  ").trim_end().to_owned()
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+pub(crate) async fn interrupted() -> io::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+        _ = terminate.recv() => Ok(()),
+    }
 }

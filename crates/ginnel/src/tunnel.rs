@@ -10,6 +10,7 @@
 mod connect;
 mod core;
 mod driver;
+mod endpoint;
 mod outbox;
 mod resolver;
 mod socket;
@@ -28,7 +29,7 @@ use node::Node;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::{core::Core, socket::Sockets};
-pub(crate) use self::{resolver::Resolver, stream::TcpStream, udp::UdpSocket};
+pub(crate) use self::{endpoint::Endpoints, resolver::Resolver, stream::TcpStream, udp::UdpSocket};
 use crate::agent::protocol::{Code, Failure};
 
 /// A tunnel in user mode. Clones share it; it ends with the last of them.

@@ -41,7 +41,10 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
         idle: None,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let ready = || terminal::note(format_args!("{name} is ready"));
+    let ready = || {
+        // Whoever closed stdout does not wait for the line.
+        drop(terminal::line(format_args!("{name} is ready")));
+    };
     agent::serve(&profile, options, ready).await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, BufRead as _},
     net::SocketAddr,
-    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -94,6 +94,14 @@ impl Client {
         }
     }
 
+    /// Sees to it that an agent runs and its tunnel is open.
+    pub(crate) async fn hello(&self) -> anyhow::Result<()> {
+        match self.ask(&Request::Hello, GRACE).await? {
+            (Answer::Hello { .. }, _) => Ok(()),
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
     /// Sends a request to the agent, started if needed, and returns its first answer.
     pub(crate) async fn ask(
         &self,
@@ -166,16 +174,14 @@ impl Client {
     async fn start(&self) -> anyhow::Result<()> {
         let program = std::env::current_exe().context("find this program")?;
         let log = self.log()?;
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(&self.flags)
             .arg("agent")
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
-            .current_dir("/")
-            // Ctrl-C is for the command alone.
-            .process_group(0)
-            .spawn()
+            .current_dir("/");
+        let mut child = os::process::spawn_detached(&mut command, Vec::new())
             .context("local agent: start it")?;
         let stdout = child.stdout.take().expect("it was piped");
         let line = tokio::task::spawn_blocking(move || {

@@ -1,30 +1,20 @@
 //! The tunnel of a plain WireGuard configuration.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::net::SocketAddr;
 
-use model::{config::Config, endpoint::Endpoint, key::PublicKey};
+use model::{config::Config, key::PublicKey};
 use node::{Attachment, Event, Node};
-use tokio::{sync::mpsc, time};
+use tokio::sync::mpsc;
 use wireguard::StaticSecret;
 
 use super::profile::Opened;
 use crate::{
     remedy::advise,
-    tunnel::{Random, Resolver, Tunnel},
+    tunnel::{Endpoints, Random, Resolver, Tunnel},
 };
 
 /// The port of DNS.
 const DNS: u16 = 53;
-
-/// How long the system's resolver may take for one endpoint.
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// An endpoint is not looked up again sooner: a name server has others to serve.
-const RESOLVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Returns the public half of the configuration's key.
 pub(super) fn public_key(config: &Config) -> PublicKey {
@@ -69,15 +59,14 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
     Ok(Opened { tunnel, background })
 }
 
-/// Resolves the names of endpoints at first, and again when a peer does not answer.
+/// Keeps endpoints that are names resolved.
 async fn keep_resolved(tunnel: Tunnel, mut events: mpsc::Receiver<Event>) -> anyhow::Result<()> {
-    // At most one for each peer of the configuration.
-    let mut named: BTreeMap<PublicKey, (Endpoint, Option<Instant>)> = BTreeMap::new();
+    let mut endpoints = Endpoints::default();
     loop {
         tokio::select! {
             event = events.recv() => match event {
                 Some(Event::ResolveEndpoint { public_key, endpoint }) => {
-                    named.insert(public_key, (endpoint, None));
+                    endpoints.learn(&tunnel, public_key, endpoint);
                 }
                 Some(
                     Event::Stack(_)
@@ -86,31 +75,10 @@ async fn keep_resolved(tunnel: Tunnel, mut events: mpsc::Receiver<Event>) -> any
                     | Event::HandshakeAbandoned { .. }
                     | Event::EndpointMoved { .. }
                     | Event::KeyLog(_),
-                ) => continue,
+                ) => {}
                 None => return Ok(()),
             },
-            () = tunnel.doubted() => {}
-        }
-        for (public_key, (endpoint, last)) in &mut named {
-            let now = tunnel.now();
-            let due = |last: Instant| now.saturating_duration_since(last) >= RESOLVE_INTERVAL;
-            if !last.is_none_or(due) {
-                continue;
-            }
-            *last = Some(now);
-            match resolve(endpoint).await {
-                Some(address) => tunnel.with(|node, now| {
-                    node.set_endpoint(now, public_key, address);
-                }),
-                None => tracing::info!(%endpoint, "DNS: no address for this endpoint"),
-            }
+            () = tunnel.doubted() => endpoints.refresh(&tunnel),
         }
     }
-}
-
-/// Asks the system's resolver where an endpoint is.
-pub(crate) async fn resolve(endpoint: &Endpoint) -> Option<SocketAddr> {
-    let text = endpoint.to_string();
-    let lookup = time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host(text));
-    lookup.await.ok()?.ok()?.next()
 }

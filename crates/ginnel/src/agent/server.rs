@@ -1,14 +1,16 @@
 //! The agent's life: lock, tunnel, socket, requests, and when to go.
 
 use std::{
-    fs::{self, File, TryLockError},
-    os::unix::fs::PermissionsExt as _,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
+use os::{
+    file::{Lock, LockError},
+    unix,
+};
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -23,7 +25,6 @@ use super::{
 };
 use crate::{
     remedy::{Advise as _, advise},
-    state,
     tunnel::Tunnel,
 };
 
@@ -88,14 +89,17 @@ pub(crate) async fn serve(
         mut background,
     } = profile.open().await?;
     let path = profile.socket();
-    let listener = listen(&path)?;
+    let (listener, file) = unix::listen(&path)
+        .with_context(|| format!("local agent: listen at `{}`", path.display()))
+        .remedy("name another directory: --state DIR or XDG_RUNTIME_DIR=DIR")?;
+    let listener = UnixListener::from_std(listener).context("local agent: register its socket")?;
     let agent = Arc::new(Agent {
         started: tunnel.now(),
         tunnel,
         profile: profile.to_string(),
         fingerprint: profile.fingerprint(),
         version: options.version,
-        uid: state::own_uid()?,
+        uid: os::process::euid(),
         open: watch::Sender::new(0),
         mode: Mutex::new(Mode::Serving),
         changed: tokio::sync::Notify::new(),
@@ -105,9 +109,8 @@ pub(crate) async fn serve(
         ended = accept(&agent, &listener, options.idle) => ended,
         ended = &mut background => ended.map(|()| End::Stopped),
     };
-    // Still under the lock, so this is our own socket. Whoever connected a moment ago is cut off
-    // before an answer and tries again.
-    drop(fs::remove_file(&path));
+    // Whoever connected a moment ago is cut off before an answer and tries again.
+    drop(file);
     drop(listener);
     if let End::Served = ended? {
         agent.drained().await;
@@ -256,47 +259,23 @@ impl Drop for Open {
 }
 
 /// Takes the lock of a profile, waiting a moment for an agent that is about to end.
-async fn lock(path: &Path) -> anyhow::Result<File> {
-    let open = || format!("open the lock `{}`", path.display());
-    let mut options = File::options();
-    let file = options
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .with_context(open)?;
-    let locked = time::timeout(LOCK_TIMEOUT, async {
+async fn lock(path: &Path) -> anyhow::Result<Lock> {
+    let attempts = async {
         loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(()),
-                Err(TryLockError::WouldBlock) => time::sleep(Duration::from_millis(20)).await,
-                Err(TryLockError::Error(error)) => return Err(error),
+            match Lock::acquire(path) {
+                Err(LockError::Held { .. }) => time::sleep(Duration::from_millis(20)).await,
+                taken => return taken,
             }
         }
-    });
-    match locked.await {
-        Ok(locked) => locked.with_context(open)?,
-        Err(_) => {
-            return Err(advise(
-                "local agent: an agent of this profile still has open connections and takes no \
-                 new ones",
-                "end those connections, or wait for them",
-            ));
-        }
+    };
+    match time::timeout(LOCK_TIMEOUT, attempts).await {
+        Ok(taken) => taken.with_context(|| format!("open the lock `{}`", path.display())),
+        Err(_) => Err(advise(
+            "local agent: an agent of this profile still has open connections and takes no new \
+             ones",
+            "end those connections, or wait for them",
+        )),
     }
-    Ok(file)
-}
-
-fn listen(path: &Path) -> anyhow::Result<UnixListener> {
-    // Under the lock nobody serves it.
-    drop(fs::remove_file(path));
-    UnixListener::bind(path)
-        .and_then(|listener| {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-            Ok(listener)
-        })
-        .with_context(|| format!("local agent: listen at `{}`", path.display()))
-        .remedy("name another directory: --state DIR or XDG_RUNTIME_DIR=DIR")
 }
 
 async fn sleep(time: Option<Duration>) {

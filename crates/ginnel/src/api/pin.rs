@@ -112,3 +112,63 @@ fn pin(key: &[u8]) -> Pin {
     let hash = context.finish();
     Pin(hash.as_ref().try_into().expect("SHA-256 has 32 bytes"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PublicKeyData as _,
+    };
+    use rustls::crypto::aws_lc_rs::default_provider;
+
+    use super::*;
+
+    type Issuer = CertifiedIssuer<'static, KeyPair>;
+
+    #[test]
+    fn only_what_the_pinned_authority_signed_is_accepted() {
+        let (own, other) = (authority("own"), authority("other"));
+        let pinned = digest::digest(&digest::SHA256, &own.key().subject_public_key_info());
+        let pin = Pin(pinned.as_ref().try_into().unwrap());
+        let verifier = PinVerifier::new(pin, Arc::new(default_provider()));
+        let name = ServerName::try_from("vpn.example").unwrap();
+        // 2026-11-22, within the default validity of rcgen's certificates.
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(1_795_305_600));
+        let check = |leaf: &CertificateDer<'static>, chain: &[CertificateDer<'static>], right| {
+            let verdict = verifier.verify_server_cert(leaf, chain, &name, &[], now);
+            assert_eq!(verdict.is_ok(), right, "{verdict:?}");
+        };
+        let leaf = |issuer: &Issuer, name: &str| {
+            let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+            let key = KeyPair::generate().unwrap();
+            params.signed_by(&key, issuer).unwrap().der().clone()
+        };
+        let (own_der, other_der) = (own.der().clone(), other.der().clone());
+        let right = leaf(&own, "vpn.example");
+        check(&right, std::slice::from_ref(&own_der), true);
+        check(&right, &[other_der.clone(), own_der.clone()], true);
+        // The authority itself must be in the chain; nothing else is known of it.
+        check(&right, &[], false);
+        check(&right, std::slice::from_ref(&other_der), false);
+        // The authority's certificate is public: showing it beside a foreign one proves nothing.
+        let foreign = leaf(&other, "vpn.example");
+        check(&foreign, std::slice::from_ref(&own_der), false);
+        check(&foreign, &[other_der.clone(), own_der.clone()], false);
+        check(&own_der, std::slice::from_ref(&own_der), false);
+        let misnamed = leaf(&own, "mail.example");
+        check(&misnamed, std::slice::from_ref(&own_der), false);
+        let garbage = CertificateDer::from(vec![0x30, 0x80]);
+        check(&right, &[garbage.clone(), own_der], true);
+        check(&garbage, &[other_der], false);
+    }
+
+    fn authority(name: &str) -> Issuer {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, name);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+}

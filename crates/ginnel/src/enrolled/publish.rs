@@ -1,45 +1,69 @@
 //! Published ports: each accepted connection is led to its target on this machine.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use netstack::ListenerId;
-use tokio::{io, net::TcpStream, time};
+use tokio::{io::copy_bidirectional_with_sizes, net::TcpStream, sync::Semaphore, time};
 
-use crate::tunnel::Tunnel;
+use crate::tunnel::{self, Tunnel};
+
+/// Connections to published ports at a time; at the bound new ones are closed.
+const ACCEPTED_MAX: usize = 4_096;
 
 /// How long a target may take to accept.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Accepts every connection that waits at `listener` and leads it to the target.
-pub(crate) fn accept(tunnel: &Tunnel, listener: ListenerId) {
-    let published = tunnel.with(|node, _| node.published(listener).cloned());
-    let Some(published) = published else {
-        return;
-    };
-    let target = published
-        .target
-        .unwrap_or_else(|| format!("127.0.0.1:{}", published.port));
-    while let Some(stream) = tunnel.accept(listener) {
-        let (target, name) = (target.clone(), published.name.clone());
-        tokio::spawn(async move {
-            let mut stream = stream;
-            let connected = time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&target)).await;
-            let mut target = match connected {
-                Ok(Ok(target)) => target,
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, target, service = %name, "published port");
-                    return stream.abort();
-                }
-                Err(_) => {
-                    tracing::warn!(target, service = %name, "published port: no answer");
-                    return stream.abort();
-                }
-            };
-            // Latency first: what the far side wrote is passed on as it comes.
-            drop(target.set_nodelay(true));
-            if let Err(error) = io::copy_bidirectional(&mut stream, &mut target).await {
-                tracing::debug!(%error, service = %name, "published port");
-            }
+/// Bytes in flight in one direction of one connection.
+const BUFFER: usize = 64 * 1024;
+
+/// Leads connections from published ports to their targets.
+pub(super) struct Publisher {
+    places: Arc<Semaphore>,
+}
+
+impl Publisher {
+    pub(super) fn new() -> Self {
+        let places = Arc::new(Semaphore::new(ACCEPTED_MAX));
+        Self { places }
+    }
+
+    /// Accepts every connection that waits at `listener`.
+    pub(super) fn accept(&self, tunnel: &Tunnel, listener: ListenerId) {
+        let target = tunnel.with(|node, _| {
+            let published = node.published(listener)?;
+            let own = || format!("127.0.0.1:{}", published.port);
+            Some(published.target.clone().unwrap_or_else(own))
         });
+        while let Some(stream) = tunnel.accept(listener) {
+            let place = Arc::clone(&self.places).try_acquire_owned();
+            let (Some(target), Ok(place)) = (target.clone(), place) else {
+                stream.abort();
+                continue;
+            };
+            tokio::spawn(async move {
+                lead(stream, &target).await;
+                drop(place);
+            });
+        }
+    }
+}
+
+async fn lead(mut stream: tunnel::TcpStream, target: &str) {
+    let mut program = match time::timeout(CONNECT_TIMEOUT, TcpStream::connect(target)).await {
+        Ok(Ok(program)) => program,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, target, "published port");
+            return stream.abort();
+        }
+        Err(_) => {
+            tracing::warn!(target, "published port: no answer");
+            return stream.abort();
+        }
+    };
+    // It only costs latency if it fails.
+    drop(program.set_nodelay(true));
+    let moved = copy_bidirectional_with_sizes(&mut stream, &mut program, BUFFER, BUFFER);
+    if let Err(error) = moved.await {
+        tracing::debug!(%error, target, "published port");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, task::Waker, time::Instant};
 
-use netstack::{ConnectionId, EchoId, Event, ListenerId, Stack, UdpId};
+use netstack::{ConnectionId, EchoId, Event, Stack, UdpId};
 use node::{Node, Outcome};
 use tokio::sync::{mpsc, oneshot};
 
@@ -14,8 +14,6 @@ pub(super) struct Core {
     pub(super) clock: os::clock::Clock,
     /// Tasks that wait for a connection; bounded by the connections of the stack.
     pub(super) streams: BTreeMap<ConnectionId, Waiting>,
-    /// Tasks that wait for a connection to accept; bounded by the listeners of the stack.
-    pub(super) listeners: BTreeMap<ListenerId, Option<Waker>>,
     /// Tasks that wait for a datagram; bounded by the sockets of the stack.
     pub(super) datagrams: BTreeMap<UdpId, Option<Waker>>,
     /// Tasks that wait for an echo reply; bounded by the echoes of the stack.
@@ -52,7 +50,6 @@ impl Core {
             events,
             clock: os::clock::Clock::start(),
             streams: BTreeMap::new(),
-            listeners: BTreeMap::new(),
             datagrams: BTreeMap::new(),
             echoes: BTreeMap::new(),
             armed: None,
@@ -84,15 +81,15 @@ impl Core {
         }
     }
 
-    /// Returns until when the driver may sleep, and whether it has to wait for room to send.
-    pub(super) fn arm(&mut self) -> (Option<Instant>, bool) {
+    /// Returns until when the driver may sleep, and towards where it has to wait for room.
+    pub(super) fn arm(&mut self) -> (Option<Instant>, Option<SocketAddr>) {
         self.armed = self.node.poll_timeout();
         (self.armed, self.outbox.blocked)
     }
 
     /// Tells that the sockets may have room again.
     pub(super) fn unblock(&mut self) {
-        self.outbox.blocked = false;
+        self.outbox.blocked = None;
     }
 
     /// Sends what the node has to send and collects whom its events wake.
@@ -119,7 +116,7 @@ impl Core {
             (Some(_), None) => true,
             (None, _) => false,
         };
-        after.kick = earlier || (self.outbox.blocked && !was_blocked);
+        after.kick = earlier || (self.outbox.blocked.is_some() && was_blocked.is_none());
         after
     }
 
@@ -137,11 +134,8 @@ impl Core {
             Event::Writable(id) => {
                 wakers.extend(self.streams.get_mut(&id).and_then(|w| w.write.take()));
             }
-            Event::Accepted(id) => match self.listeners.get_mut(&id) {
-                Some(waker) => wakers.extend(waker.take()),
-                // A published port.
-                None => self.publish(node::Event::Stack(event)),
-            },
+            // A published port.
+            Event::Accepted(_) => self.publish(node::Event::Stack(event)),
             Event::UdpReadable(id) | Event::UdpFailed(id, _) => {
                 wakers.extend(self.datagrams.get_mut(&id).and_then(Option::take));
             }
@@ -159,13 +153,13 @@ impl Core {
     fn answer(&mut self, id: EchoId, echo: Echo) {
         if let Some(sender) = self.echoes.remove(&id) {
             // Nobody waits when the command has gone away.
-            drop(sender.send(echo));
+            let _unheard = sender.send(echo);
         }
     }
 
     fn flush(&mut self, now: Instant, sockets: &Sockets) {
         let mut dry = false;
-        while !dry && !self.outbox.blocked {
+        while !dry && self.outbox.blocked.is_none() {
             while !dry && self.outbox.has_room() {
                 match self.node.poll_transmit(now, self.outbox.room()) {
                     Some((destination, length)) => self.outbox.push(destination, length),

@@ -7,9 +7,10 @@ use std::{
 };
 
 use node::Node;
+use os::udp::Batch;
 use tokio::time;
 
-use super::{Shared, socket::Inbox};
+use super::Shared;
 
 /// Batches that are read in one go before other tasks get their turn.
 const BATCHES_MAX: usize = 16;
@@ -19,20 +20,20 @@ const SUSPEND: Duration = Duration::from_secs(10);
 
 /// Drives until its task is aborted.
 pub(super) async fn drive(shared: Arc<Shared>) {
-    let mut inbox = Inbox::new();
+    let mut batch = Batch::default();
     let mut daytime = Daytime::new(shared.turn().now);
     loop {
         let (deadline, blocked) = shared.turn().arm();
         tokio::select! {
             biased;
             () = shared.sockets.readable() => {
-                if !read(&shared, &mut inbox) {
+                if !read(&shared, &mut batch) {
                     // A socket that only fails must not spin.
                     time::sleep(Duration::from_millis(20)).await;
                 }
                 tokio::task::yield_now().await;
             }
-            () = shared.sockets.writable(), if blocked => shared.turn().unblock(),
+            () = shared.sockets.writable(blocked) => shared.turn().unblock(),
             () = sleep_until(deadline) => {
                 let mut turn = shared.turn();
                 let now = turn.now;
@@ -45,25 +46,29 @@ pub(super) async fn drive(shared: Arc<Shared>) {
 }
 
 /// Reads what has come, within a bound; false when the socket failed.
-fn read(shared: &Shared, inbox: &mut Inbox) -> bool {
-    for _ in 0..BATCHES_MAX {
-        match shared.sockets.receive(inbox) {
-            Ok(false) => return true,
-            Ok(true) => {}
-            Err(error) => {
-                tracing::debug!(%error, "receive");
-                return false;
-            }
-        }
+fn read(shared: &Shared, batch: &mut Batch) -> bool {
+    let take = |batch: &mut Batch| {
         let mut turn = shared.turn();
         let now = turn.now;
-        inbox.each(|source, datagram| turn.handle_datagram(now, source, datagram));
+        for datagram in batch.datagrams() {
+            turn.handle_datagram(now, datagram.source, datagram.bytes);
+        }
         if turn
             .node
             .poll_timeout()
             .is_some_and(|deadline| deadline <= now)
         {
             turn.node.handle_timeout(now);
+        }
+    };
+    for _ in 0..BATCHES_MAX {
+        match shared.sockets.receive(batch, take) {
+            Ok(true) => {}
+            Ok(false) => return true,
+            Err(error) => {
+                tracing::debug!(%error, "receive");
+                return false;
+            }
         }
     }
     true

@@ -1,6 +1,8 @@
 //! Sealed datagrams on their way to the kernel, gathered into runs that one call can send.
 
-use std::{collections::VecDeque, io, net::SocketAddr};
+use std::{collections::VecDeque, net::SocketAddr};
+
+use os::udp::SendError;
 
 use super::socket::Sockets;
 
@@ -12,8 +14,8 @@ pub(super) struct Outbox {
     buffer: Box<[u8]>,
     used: usize,
     runs: VecDeque<Run>,
-    /// The socket's buffer is full: the driver waits until there is room.
-    pub(super) blocked: bool,
+    /// The socket towards it has no room: the driver waits until there is some.
+    pub(super) blocked: Option<SocketAddr>,
 }
 
 /// Datagrams to one destination, all of one length, the last one perhaps shorter.
@@ -41,7 +43,7 @@ impl Outbox {
             buffer: vec![0; BUFFER].into_boxed_slice(),
             used: 0,
             runs: VecDeque::new(),
-            blocked: false,
+            blocked: None,
         }
     }
 
@@ -82,17 +84,22 @@ impl Outbox {
 
     /// Gives everything to the kernel, or stops as `blocked`.
     pub(super) fn send(&mut self, sockets: &Sockets) {
-        while let Some(run) = self.runs.front() {
+        while let Some(run) = self.runs.front_mut() {
             let bytes = &self.buffer[run.start..run.start + run.length];
             match sockets.send(bytes, run.segment, run.destination) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.blocked = true;
+                Ok(sent) if sent < run.length => {
+                    run.start += sent;
+                    run.length -= sent;
+                    continue;
+                }
+                Err(SendError::WouldBlock) => {
+                    self.blocked = Some(run.destination);
                     return;
                 }
                 // The network is away for now, or a datagram is too long for it: as good as lost
                 // on the way, and repaired as any loss is.
                 Err(error) => tracing::debug!(%error, destination = %run.destination, "send"),
-                Ok(()) => {}
+                Ok(_) => {}
             }
             self.runs.pop_front();
         }

@@ -1,114 +1,129 @@
-//! The UDP sockets under the tunnel: one for each family, read and written in batches.
+//! The UDP sockets under the tunnel, one for each family, read and written in runs.
 
-use std::{
-    io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-};
+use std::{io, net::SocketAddr};
 
 use anyhow::Context as _;
-use tokio::net::UdpSocket;
+use os::udp::{Batch, Options, Pair, SendError, Socket};
+use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::remedy::Advise as _;
 
 /// The sockets; a family that the machine lacks has none.
 pub(super) struct Sockets {
-    v4: Option<UdpSocket>,
-    v6: Option<UdpSocket>,
+    v4: Option<AsyncFd<Socket>>,
+    v6: Option<AsyncFd<Socket>>,
 }
 
-/// Datagrams that were read in one go.
-pub(super) struct Inbox {
-    buffer: Box<[u8]>,
-    received: Vec<(SocketAddr, usize, usize)>,
-}
+/// Bytes that the kernel may queue in each direction: 25 ms at 1 Gbit/s, a little more than the
+/// scheduler makes us wait.
+const BUFFER: usize = 4 << 20;
 
 impl Sockets {
     /// Binds both families to `port`, or to a port that the system chooses for zero.
-    pub(super) fn bind(port: u16, _mark: Option<u32>) -> anyhow::Result<Self> {
-        let bind = |address: SocketAddr| {
-            let socket = std::net::UdpSocket::bind(address)?;
-            socket.set_nonblocking(true)?;
-            UdpSocket::from_std(socket)
+    pub(super) fn bind(port: u16, mark: Option<u32>) -> anyhow::Result<Self> {
+        let options = Options {
+            mark: mark.unwrap_or(0),
+            buffer_bytes: BUFFER,
+            reuse_port: false,
         };
-        let v4 = bind((Ipv4Addr::UNSPECIFIED, port).into())
+        let Pair { v4, v6 } = Pair::bind(port, &options)
             .with_context(|| format!("UDP: bind port {port}"))
-            .remedy("another program has the port: stop it, or change ListenPort")?;
-        let v6 = bind((Ipv6Addr::UNSPECIFIED, 0).into()).ok();
-        Ok(Self { v4: Some(v4), v6 })
+            .remedy(
+                "if the port is in use, stop the other program or change ListenPort; FwMark \
+                 needs root",
+            )?;
+        Ok(Self {
+            v4: register(v4).context("UDP: register the socket")?,
+            v6: register(v6).context("UDP: register the socket")?,
+        })
     }
 
     /// Returns the port that was bound.
     pub(super) fn port(&self) -> u16 {
         let socket = self.v4.as_ref().or(self.v6.as_ref());
-        let address = socket.and_then(|socket| socket.local_addr().ok());
-        address.map_or(0, |address| address.port())
+        socket.map_or(0, |socket| socket.get_ref().local_address().port())
     }
 
+    /// Waits until there is something to receive.
     pub(super) async fn readable(&self) {
         tokio::select! {
-            _ = async { match &self.v4 { Some(s) => s.readable().await, None => std::future::pending().await } } => {}
-            _ = async { match &self.v6 { Some(s) => s.readable().await, None => std::future::pending().await } } => {}
+            () = ready(self.v4.as_ref(), Interest::READABLE) => {}
+            () = ready(self.v6.as_ref(), Interest::READABLE) => {}
         }
     }
 
-    pub(super) async fn writable(&self) {
-        tokio::select! {
-            _ = async { match &self.v4 { Some(s) => s.writable().await, None => std::future::pending().await } } => {}
-            _ = async { match &self.v6 { Some(s) => s.writable().await, None => std::future::pending().await } } => {}
+    /// Waits until there is room to send to `destination`.
+    pub(super) async fn writable(&self, destination: Option<SocketAddr>) {
+        match destination {
+            Some(SocketAddr::V4(_)) => ready(self.v4.as_ref(), Interest::WRITABLE).await,
+            Some(SocketAddr::V6(_)) => ready(self.v6.as_ref(), Interest::WRITABLE).await,
+            None => std::future::pending().await,
         }
     }
 
+    /// Sends `run` as datagrams of `segment` bytes, of which the last may be shorter, and returns
+    /// how many bytes are on their way.
     pub(super) fn send(
         &self,
         run: &[u8],
         segment: usize,
         destination: SocketAddr,
-    ) -> io::Result<()> {
+    ) -> Result<usize, SendError> {
         let socket = if destination.is_ipv4() {
             &self.v4
         } else {
             &self.v6
         };
         let Some(socket) = socket else {
-            return Err(io::ErrorKind::NetworkUnreachable.into());
+            return Err(SendError::Unreachable);
         };
-        for datagram in run.chunks(segment) {
-            socket.try_send_to(datagram, destination)?;
-        }
-        Ok(())
+        let mut outcome = Err(SendError::WouldBlock);
+        // Only a full queue is hidden here, so that the driver really waits for room.
+        let tried = socket.try_io(Interest::WRITABLE, |socket| {
+            outcome = socket.send_run(destination, None, run, segment);
+            match outcome {
+                Err(SendError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+                Ok(_) | Err(_) => Ok(()),
+            }
+        });
+        tried.map_err(|_| SendError::WouldBlock).and(outcome)
     }
 
-    /// Reads a batch; false when there was nothing.
-    pub(super) fn receive(&self, inbox: &mut Inbox) -> io::Result<bool> {
-        inbox.received.clear();
-        let mut used = 0;
+    /// Reads what has come into both families, one batch each, and hands every datagram to `take`;
+    /// false when there was nothing.
+    pub(super) fn receive(
+        &self,
+        batch: &mut Batch,
+        mut take: impl FnMut(&mut Batch),
+    ) -> io::Result<bool> {
+        let mut any = false;
         for socket in [&self.v4, &self.v6].into_iter().flatten() {
-            while inbox.buffer.len() - used >= 65_536 {
-                match socket.try_recv_from(&mut inbox.buffer[used..]) {
-                    Ok((length, source)) => {
-                        inbox.received.push((source, used, length));
-                        used += length;
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) => return Err(error),
+            match socket.try_io(Interest::READABLE, |socket| socket.recv_batch(batch)) {
+                Ok(_) => {
+                    any = true;
+                    take(batch);
                 }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
             }
         }
-        Ok(!inbox.received.is_empty())
+        Ok(any)
     }
 }
 
-impl Inbox {
-    pub(super) fn new() -> Self {
-        Self {
-            buffer: vec![0; 256 * 1024].into_boxed_slice(),
-            received: Vec::new(),
-        }
-    }
+#[expect(
+    deprecated,
+    reason = "the socket owns its descriptor, which is what the successor asks"
+)]
+fn register(socket: Option<Socket>) -> io::Result<Option<AsyncFd<Socket>>> {
+    socket.map(AsyncFd::new).transpose()
+}
 
-    pub(super) fn each(&mut self, mut take: impl FnMut(SocketAddr, &mut [u8])) {
-        for (source, start, length) in &self.received {
-            take(*source, &mut self.buffer[*start..*start + *length]);
-        }
-    }
+async fn ready(socket: Option<&AsyncFd<Socket>>, interest: Interest) {
+    let waited = match socket {
+        // An error is found again by the call that follows.
+        Some(socket) => socket.ready(interest).await.map(drop),
+        None => std::future::pending().await,
+    };
+    drop(waited);
 }

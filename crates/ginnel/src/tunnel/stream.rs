@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use netstack::{CloseReason, ConnectionId, ListenerId, Received, RecvError, SendError, State};
+use netstack::{CloseReason, ConnectionId, Received, RecvError, SendError, State};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Tunnel;
@@ -19,12 +19,6 @@ pub(crate) struct TcpStream {
     id: ConnectionId,
     local: SocketAddr,
     remote: SocketAddr,
-}
-
-/// A TCP listener inside the tunnel.
-pub(crate) struct TcpListener {
-    tunnel: Tunnel,
-    id: ListenerId,
 }
 
 impl TcpStream {
@@ -71,13 +65,6 @@ impl TcpStream {
             None => Poll::Ready(Err(CloseReason::Aborted)),
         }
     }
-
-    /// Ends the connection at once with a RST.
-    pub(crate) fn abort(&self) {
-        let mut turn = self.tunnel.turn();
-        let now = turn.now;
-        turn.stack().abort(now, self.id);
-    }
 }
 
 impl TcpStream {
@@ -93,6 +80,13 @@ impl TcpStream {
             bytes = &bytes[sent..];
         }
         Ok(())
+    }
+
+    /// Ends the connection at once with a RST.
+    pub(crate) fn abort(&self) {
+        let mut turn = self.tunnel.turn();
+        let now = turn.now;
+        turn.stack().abort(now, self.id);
     }
 
     /// Ends our direction; the other one goes on.
@@ -176,47 +170,6 @@ impl Drop for TcpStream {
         let now = turn.now;
         turn.streams.remove(&self.id);
         turn.stack().release(now, self.id);
-    }
-}
-
-impl TcpListener {
-    /// Listens inside the tunnel; an unspecified address stands for every own one of its family.
-    pub(crate) fn bind(
-        tunnel: &Tunnel,
-        local: SocketAddr,
-        backlog: usize,
-    ) -> Result<Self, netstack::ListenError> {
-        let mut turn = tunnel.turn();
-        let id = turn.stack().listen(local, backlog)?;
-        turn.listeners.insert(id, None);
-        drop(turn);
-        Ok(Self {
-            tunnel: tunnel.clone(),
-            id,
-        })
-    }
-
-    /// Waits for the next connection.
-    pub(crate) async fn accept(&self) -> TcpStream {
-        let id = poll_fn(|context| {
-            let mut turn = self.tunnel.turn();
-            if let Some(id) = turn.stack().accept(self.id) {
-                return Poll::Ready(id);
-            }
-            turn.listeners
-                .insert(self.id, Some(context.waker().clone()));
-            Poll::Pending
-        });
-        TcpStream::new(&self.tunnel, id.await)
-    }
-}
-
-impl Drop for TcpListener {
-    fn drop(&mut self) {
-        let mut turn = self.tunnel.turn();
-        let now = turn.now;
-        turn.listeners.remove(&self.id);
-        turn.stack().release_listener(now, self.id);
     }
 }
 
