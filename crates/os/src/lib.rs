@@ -15,6 +15,7 @@ pub mod net;
 pub mod poll;
 pub mod process;
 pub mod random;
+pub mod reactor;
 pub mod signal;
 pub mod tun;
 pub mod udp;

@@ -3,7 +3,7 @@
 use std::{
     ffi::CString,
     io,
-    os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
 };
 
 /// The longest name of an interface in bytes (IFNAMSIZ without its final zero).
@@ -107,6 +107,12 @@ impl Watch {
             changed = true;
         }
         changed
+    }
+}
+
+impl AsRawFd for Watch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.descriptor.as_fd().as_raw_fd()
     }
 }
 

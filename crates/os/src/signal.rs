@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
 
 use nix::sys::{
@@ -35,6 +35,12 @@ impl Termination {
     /// Tells whether one of the signals came since the last call; does not block.
     pub fn arrived(&self) -> io::Result<bool> {
         Ok(self.descriptor.read_signal()?.is_some())
+    }
+}
+
+impl AsRawFd for Termination {
+    fn as_raw_fd(&self) -> RawFd {
+        self.descriptor.as_fd().as_raw_fd()
     }
 }
 

@@ -11,6 +11,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use nix::{
@@ -62,8 +63,15 @@ pub enum ListenError {
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
+    file: Identity,
+}
+
+/// Tells a file from others at the same path: numbers of inodes are used again.
+#[derive(Debug, Eq, PartialEq)]
+struct Identity {
     device: u64,
     inode: u64,
+    born: Option<SystemTime>,
 }
 
 /// Listens at `path`, mode 0600 from its first moment; the listener does not block.
@@ -91,11 +99,9 @@ pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
 impl SocketFile {
     /// Takes over the removal of the socket file at `path`.
     pub fn adopt(path: &Path) -> io::Result<Self> {
-        let metadata = fs::symlink_metadata(path)?;
         Ok(Self {
             path: path.to_owned(),
-            device: metadata.dev(),
-            inode: metadata.ino(),
+            file: Identity::of(path)?,
         })
     }
 
@@ -107,8 +113,18 @@ impl SocketFile {
     /// Tells whether the file is still there and still ours.
     #[must_use]
     pub fn is_ours(&self) -> bool {
-        fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| metadata.dev() == self.device && metadata.ino() == self.inode)
+        Identity::of(&self.path).is_ok_and(|file| file == self.file)
+    }
+}
+
+impl Identity {
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::symlink_metadata(path)?;
+        Ok(Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            born: metadata.created().ok(),
+        })
     }
 }
 
