@@ -14,7 +14,6 @@ use model::{
     name::Label,
     token::Token,
 };
-use sqlx::SqliteConnection;
 use tokio::time::timeout;
 use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -182,7 +181,7 @@ async fn authenticate(
 
 /// Returns the row and the node of a token that is valid now.
 pub(crate) async fn identify(
-    connection: &mut SqliteConnection,
+    connection: &mut storage::Connection,
     token: &Token,
     now: i64,
 ) -> Result<(storage::token::Token, Option<storage::node::Node>), ApiError> {
@@ -233,7 +232,7 @@ pub(crate) fn usable(row: &storage::token::Token, now: i64) -> Result<(), ApiErr
 
 /// Returns the organisation of a name, if the asker may know it.
 async fn org_named(
-    connection: &mut SqliteConnection,
+    connection: &mut storage::Connection,
     access: &Access,
     name: &Label,
 ) -> Result<Org, ApiError> {
@@ -255,7 +254,7 @@ async fn org_named(
 
 /// Returns the organisation that limits a list; `None` is all.
 async fn org_of_list(
-    connection: &mut SqliteConnection,
+    connection: &mut storage::Connection,
     access: &Access,
     asked: Option<&Label>,
 ) -> Result<Option<storage::OrgId>, ApiError> {

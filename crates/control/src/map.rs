@@ -8,13 +8,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use crate::storage::{self, Error, node::Node, node::Part, org::Org};
 use model::{
     id::{NodeId, OrgId},
     map::{self, NetworkMap, Own},
 };
-use sqlx::SqliteConnection;
-
-use crate::storage::{self, Error, node::Node, node::Part, org::Org};
 
 /// Builds maps and keeps what the members of an organisation share.
 pub(crate) struct Maps {
@@ -33,7 +31,7 @@ impl Maps {
     /// Returns the serial of the node's map as it would be built now; `None` once it is removed.
     pub(crate) async fn serial(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut storage::Connection,
         node: NodeId,
     ) -> Result<Option<u64>, Error> {
         let Some(node) = live(connection, node).await? else {
@@ -50,7 +48,7 @@ impl Maps {
     /// Builds the map of a node from the connection's snapshot; `None` once it is removed.
     pub(crate) async fn map(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut storage::Connection,
         node: NodeId,
     ) -> Result<Option<NetworkMap>, Error> {
         let Some(node) = live(connection, node).await? else {
@@ -86,7 +84,7 @@ impl Maps {
 
     async fn org(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut storage::Connection,
         org: &Org,
     ) -> Result<Arc<map::Org>, Error> {
         if let Some((serial, shared)) = self.lock().get(&org.id)
@@ -104,18 +102,18 @@ impl Maps {
     }
 }
 
-async fn live(connection: &mut SqliteConnection, node: NodeId) -> Result<Option<Node>, Error> {
+async fn live(connection: &mut storage::Connection, node: NodeId) -> Result<Option<Node>, Error> {
     let node = storage::node::node(connection, node).await?;
     Ok(node.filter(|node| node.removed.is_none()))
 }
 
-async fn installation_serial(connection: &mut SqliteConnection) -> Result<u64, Error> {
+async fn installation_serial(connection: &mut storage::Connection) -> Result<u64, Error> {
     let installation = storage::installation::installation(connection).await?;
     Ok(installation.ok_or(Error::Corrupt("installation"))?.serial)
 }
 
 /// Builds an organisation with all targets in it.
-async fn build(connection: &mut SqliteConnection, org: &Org) -> Result<map::Org, Error> {
+async fn build(connection: &mut storage::Connection, org: &Org) -> Result<map::Org, Error> {
     let mut nodes = BTreeMap::new();
     for node in storage::node::nodes_of(connection, org.id).await? {
         nodes.extend(for_others(&node).map(|others| (node.id, others)));

@@ -6,6 +6,8 @@
 use std::{path::Path, time::Duration};
 
 pub(crate) use model::id::OrgId;
+/// What every statement runs on.
+pub(crate) use sqlx::SqliteConnection as Connection;
 use sqlx::{
     ConnectOptions as _, Row, SqlSafeStr as _, Sqlite, SqliteConnection, SqlitePool, Transaction,
     migrate::{MigrateError, Migration, MigrationType, Migrator},

@@ -273,7 +273,7 @@ async fn enrol(
 
 /// Returns the live node of a key if it is a device of the same person, who signs in again.
 async fn live_device(
-    connection: &mut sqlx::SqliteConnection,
+    connection: &mut storage::Connection,
     org: &Org,
     key: PublicKey,
     asking: Option<UserId>,
@@ -289,7 +289,7 @@ async fn live_device(
 
 /// Refuses a name or a key that another live node has.
 pub(super) async fn is_free(
-    connection: &mut sqlx::SqliteConnection,
+    connection: &mut storage::Connection,
     org: Option<&Org>,
     name: &Label,
     key: PublicKey,

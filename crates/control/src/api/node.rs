@@ -110,7 +110,7 @@ pub(super) async fn remove(
 
 async fn described(
     server: &Server,
-    connection: &mut sqlx::SqliteConnection,
+    connection: &mut storage::Connection,
     node: Node,
 ) -> Result<api::Node, ApiError> {
     let org = match node.org() {

@@ -140,10 +140,7 @@ impl Server {
     }
 }
 
-async fn described(
-    connection: &mut sqlx::SqliteConnection,
-    org: Org,
-) -> Result<api::Org, ApiError> {
+async fn described(connection: &mut storage::Connection, org: Org) -> Result<api::Org, ApiError> {
     Ok(api::Org {
         id: org.id,
         nodes: storage::node::count_of(connection, org.id).await?,

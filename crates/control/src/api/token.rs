@@ -172,7 +172,7 @@ async fn grant(
 
 /// Returns a token that stands in the list.
 async fn listed(
-    connection: &mut sqlx::SqliteConnection,
+    connection: &mut storage::Connection,
     id: TokenId,
     now: i64,
 ) -> Result<Token, ApiError> {
@@ -183,7 +183,7 @@ async fn listed(
 }
 
 async fn described(
-    connection: &mut sqlx::SqliteConnection,
+    connection: &mut storage::Connection,
     token: Token,
 ) -> Result<TokenEntry, ApiError> {
     let org = match token.org {
