@@ -1,13 +1,13 @@
 //! The command line: global flags and one variant for each command.
 
-use std::{future::Future, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::{
     admin, agent, completions, demo, dial, forward, gateway, join, login, logout, manual, ping,
-    proxy, resolve, server, status, up, whoami,
+    proxy, resolve, server, status, tun, up, whoami,
 };
 
 /// A private network that a team runs itself.
@@ -72,6 +72,7 @@ pub(crate) enum Command {
     Ping(ping::Args),
     Resolve(resolve::Args),
     Status(status::Args),
+    Tun(tun::Args),
     Org(admin::org::Args),
     User(admin::user::Args),
     Node(admin::node::Args),
@@ -104,6 +105,7 @@ impl Command {
             Self::Ping(args) => block_on(ping::run(args, global)),
             Self::Resolve(args) => block_on(resolve::run(args, global)),
             Self::Status(args) => block_on(status::run(args, global)),
+            Self::Tun(args) => tun::run(&args),
             Self::Org(args) => block_on(admin::org::run(args, global)),
             Self::User(args) => block_on(admin::user::run(args, global)),
             Self::Node(args) => block_on(admin::node::run(args, global)),
@@ -111,10 +113,17 @@ impl Command {
             Self::Service(args) => block_on(admin::service::run(args, global)),
             Self::Audit(args) => block_on(admin::audit::run(args, global)),
             Self::Agent(args) => serve_on(agent::run(args, global)),
-            Self::Completions(args) => completions::run(args),
+            Self::Completions(args) => completions::run(&args),
             Self::Man(args) => manual::run(&args),
         }
     }
+}
+
+/// Returns the command line of this process.
+pub(crate) fn arguments() -> Vec<OsString> {
+    let cli = Cli::command();
+    let commands: Vec<_> = cli.get_subcommands().map(clap::Command::get_name).collect();
+    tun::expand(std::env::args_os().collect(), &commands)
 }
 
 /// Runs a command that waits for sockets, on one thread: it only moves bytes.
@@ -148,8 +157,6 @@ where
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -15,7 +15,7 @@ pub(crate) struct Args {
 }
 
 /// Prints the script, made from the same table as the help.
-pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "ginnel", &mut script);
     io::Write::write_all(&mut io::stdout().lock(), &script)?;

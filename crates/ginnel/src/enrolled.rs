@@ -24,8 +24,9 @@ use self::publish::Publisher;
 pub(crate) use self::source::{Source, Update};
 use crate::{
     enrolment::State,
+    random::OsRandom,
     remedy::advise,
-    tunnel::{Endpoints, Random, Resolver, Tunnel},
+    tunnel::{Endpoints, Resolver, Tunnel},
 };
 
 /// MTU inside the network: the least that IPv6 allows passes every path that carries a tunnel.
@@ -64,7 +65,7 @@ impl Enrolled {
         os::random::fill(&mut seed);
         let now = os::clock::Clock::start().now();
         let attachment = Attachment::Netstack { mtu: MTU, seed };
-        let random = Box::new(Random);
+        let random = Box::new(OsRandom);
         let mut node = Node::new(now, os::clock::wall(), random, key, attachment);
         let role = map.own.role;
         node.apply(now, &map);
@@ -100,7 +101,7 @@ impl Enrolled {
                 },
                 update = updates.recv() => match update {
                     Some(Update::Map(map)) => self.apply(&map).await?,
-                    Some(Update::Removed) => return Err(self.leave().await),
+                    Some(Update::Removed) => return Err(self.leave()),
                     None => return Ok(()),
                 },
                 () = self.tunnel.doubted() => self.endpoints.refresh(&self.tunnel),
@@ -167,7 +168,7 @@ impl Enrolled {
     }
 
     /// Cuts every tunnel, forgets the map, and says why the node ends.
-    async fn leave(&mut self) -> anyhow::Error {
+    fn leave(&mut self) -> anyhow::Error {
         let empty = self.tunnel.with(|node, now| {
             let mut map = node.map()?.clone();
             map.orgs.clear();

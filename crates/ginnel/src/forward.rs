@@ -101,6 +101,10 @@ async fn bind(local: &Local) -> anyhow::Result<Listener> {
         Local::Unix(path) => bind_unix(path),
     };
     listener.map_err(|error| {
+        #[expect(
+            clippy::wildcard_enum_match_arm,
+            reason = "the standard library grows the enum; the rest has one remedy"
+        )]
         let remedy = match error.kind() {
             io::ErrorKind::AddrInUse => {
                 "another program listens there: stop it, or choose another port; 0 lets the \

@@ -18,6 +18,7 @@ mod logout;
 mod manual;
 mod ping;
 mod proxy;
+mod random;
 mod remedy;
 mod resolve;
 mod server;
@@ -26,6 +27,7 @@ mod state;
 mod status;
 mod terminal;
 mod trace;
+mod tun;
 mod tunnel;
 mod up;
 mod whoami;
@@ -37,7 +39,7 @@ use clap::Parser as _;
 use crate::cli::Cli;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(cli::arguments());
     trace::start(&cli.global);
     match cli.command.run(&cli.global) {
         Ok(code) => code,

@@ -31,7 +31,13 @@ pub(crate) struct Args {
     count: Option<u16>,
 
     /// Wait this many seconds between requests
-    #[arg(short, long, default_value_t = 1.0, value_name = "SECONDS", value_parser = parse_interval)]
+    #[arg(
+        short,
+        long,
+        default_value_t = 1.0,
+        value_name = "SECONDS",
+        value_parser = parse_interval
+    )]
     interval: f64,
 
     /// Payload of a request, in bytes

@@ -123,7 +123,7 @@ async fn open(args: &Args) -> Result<(Server, TcpListener, State)> {
         public,
         certificate,
         wall: Arc::new(os::clock::wall),
-        random: Arc::new(SystemRandom),
+        random: Arc::new(crate::random::OsRandom),
     };
     let server = Server::open(config)
         .await
@@ -177,15 +177,6 @@ fn announce(
         terminal::line(bootstrap.token.emit().as_str())?;
     }
     Ok(())
-}
-
-/// The machine's randomness, as the control plane takes it.
-struct SystemRandom;
-
-impl control::Random for SystemRandom {
-    fn fill(&self, bytes: &mut [u8]) {
-        os::random::fill(bytes);
-    }
 }
 
 #[cfg(test)]

@@ -221,15 +221,6 @@ impl Drop for Driver {
     }
 }
 
-/// The system's randomness for the device.
-pub(crate) struct Random;
-
-impl wireguard::Random for Random {
-    fn fill(&mut self, bytes: &mut [u8]) {
-        os::random::fill(bytes);
-    }
-}
-
 /// Says how a remote address is written with its port.
 fn at(remote: SocketAddr) -> String {
     format!("{} port {}", remote.ip(), remote.port())

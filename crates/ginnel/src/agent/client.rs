@@ -90,7 +90,15 @@ impl Client {
         match answer {
             Answer::Connected { local, .. } => Ok(Ok(Pipe { stream, local })),
             Answer::Failed(failure) => Ok(Err(failure)),
-            other => Err(unexpected(&other)),
+            other @ (Answer::Hello { .. }
+            | Answer::Relaying
+            | Answer::Records(_)
+            | Answer::Pinging(_)
+            | Answer::Echo { .. }
+            | Answer::Done
+            | Answer::Status(_)
+            | Answer::Draining { .. }
+            | Answer::Retired) => Err(unexpected(&other)),
         }
     }
 

@@ -9,8 +9,9 @@ use wireguard::StaticSecret;
 
 use super::profile::Opened;
 use crate::{
+    random::OsRandom,
     remedy::advise,
-    tunnel::{Endpoints, Random, Resolver, Tunnel},
+    tunnel::{Endpoints, Resolver, Tunnel},
 };
 
 /// The port of DNS.
@@ -36,7 +37,7 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
     os::random::fill(&mut seed);
     let mtu = interface.mtu.map_or(wireguard::MTU_DEFAULT, usize::from);
     let attachment = Attachment::Netstack { mtu, seed };
-    let random = Box::new(Random);
+    let random = Box::new(OsRandom);
     let mut node = Node::new(
         now,
         os::clock::wall(),

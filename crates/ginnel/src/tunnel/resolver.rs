@@ -343,13 +343,15 @@ fn read_answer(message: &Message, name: &Name, kind: RecordKind) -> Answered {
     }
     let mut owner = name;
     for _ in 0..ALIASES_MAX {
-        let alias = message
-            .answers
-            .iter()
-            .find_map(|record| match &record.data {
-                RData::CNAME(target) if record.name == *owner => Some(&target.0),
-                _ => None,
-            });
+        let mut answers = message.answers.iter();
+        let alias = answers.find_map(|record| {
+            if let RData::CNAME(target) = &record.data
+                && record.name == *owner
+            {
+                return Some(&target.0);
+            }
+            None
+        });
         match alias {
             Some(target) => owner = target,
             None => break,

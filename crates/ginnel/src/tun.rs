@@ -1,0 +1,267 @@
+//! `ginnel tun`: a userspace WireGuard interface, driven by `wg` and `wg-quick` as wireguard-go is.
+
+mod configuration;
+mod control;
+mod engine;
+mod outbound;
+mod uapi;
+mod wire;
+
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    fs,
+    io::{Read as _, Write as _},
+    os::{
+        fd::RawFd,
+        unix::{fs::DirBuilderExt as _, net::UnixListener, net::UnixStream},
+    },
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use os::{
+    process,
+    tun::{OpenError, Options, Tun},
+    unix::{self, ListenError, SocketFile},
+};
+
+use self::{
+    control::Control,
+    engine::{Ended, Engine},
+};
+use crate::remedy::Advise as _;
+
+/// Make a WireGuard network interface without the kernel module
+///
+/// Configured by `wg` and `wg-quick` through /var/run/wireguard/NAME.sock, as wireguard-go is. Goes
+/// to the background once the interface and the socket are there. Needs root or CAP_NET_ADMIN.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Name of the interface, at most 15 bytes
+    name: String,
+
+    /// Stay in the foreground
+    #[arg(short, long)]
+    foreground: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ginnel tun wg0 && wg setconf wg0 wg0.conf
+  WG_QUICK_USERSPACE_IMPLEMENTATION=ginnel wg-quick up wg0
+
+Environment, as for wireguard-go: WG_TUN_FD and WG_UAPI_FD (open descriptors to use),
+WG_PROCESS_FOREGROUND=1 (as -f), WG_TUN_NAME_FILE (where to write the interface's name),
+LOG_LEVEL (in the background: keep the log on stderr).";
+
+/// Makes of `ginnel NAME` what it means when `wg-quick` runs it: `ginnel tun NAME`.
+///
+/// `wg-quick` runs its userspace implementation as one word with one argument, so there is no room
+/// for `tun`: that word is `ginnel`, or a link to it named `ginnel-tun`.
+pub(crate) fn expand(mut arguments: Vec<OsString>, commands: &[&str]) -> Vec<OsString> {
+    let wanted = env::var_os("WG_QUICK_USERSPACE_IMPLEMENTATION");
+    if let [program, name] = &arguments[..]
+        && names_an_interface(program, name, wanted.as_deref(), commands)
+    {
+        arguments.insert(1, "tun".into());
+    }
+    arguments
+}
+
+fn names_an_interface(
+    program: &OsStr,
+    argument: &OsStr,
+    wanted: Option<&OsStr>,
+    commands: &[&str],
+) -> bool {
+    let program = Path::new(program).file_name();
+    let is_link = program == Some(OsStr::new("ginnel-tun"));
+    let is_wanted = wanted.is_some_and(|wanted| Path::new(wanted).file_name() == program);
+    let is_flag = argument.as_encoded_bytes().starts_with(b"-");
+    let is_command = commands.iter().any(|command| *command == argument);
+    !is_flag && (is_link || is_wanted && !is_command)
+}
+
+/// Runs the command to its end, or until the background process is ready.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let tun = match inherited("WG_TUN_FD")? {
+        Some(descriptor) => Tun::adopt(descriptor).context("TUN: use WG_TUN_FD")?,
+        None => open_tun(&args.name)?,
+    };
+    let name = tun.name().context("TUN: read the interface's name")?;
+    let (listener, file) = match inherited("WG_UAPI_FD")? {
+        Some(descriptor) => {
+            let file = SocketFile::adopt(&socket_path(&name)).context("find the UAPI socket")?;
+            (UnixListener::from(descriptor), file)
+        }
+        None => listen(&name)?,
+    };
+    write_name(&name)?;
+    if !args.foreground && env::var_os(FOREGROUND).is_none_or(|value| value != "1") {
+        return go_background(&name, tun, listener, file);
+    }
+    listener.set_nonblocking(true)?;
+    let engine = Engine::new(&name, tun, Control::new(listener, file))?;
+    tell_ready()?;
+    match engine.run()? {
+        Ended::Signal => tracing::info!("{name}: ended by a signal"),
+        Ended::InterfaceGone => tracing::warn!("{name}: the interface was deleted"),
+        Ended::SocketGone => tracing::warn!("{name}: the UAPI socket was removed"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open_tun(name: &str) -> anyhow::Result<Tun> {
+    let options = Options {
+        name,
+        offload: false,
+        multi_queue: false,
+    };
+    Tun::open(&options).map_err(|error| {
+        let remedy = match &error {
+            OpenError::Denied => {
+                "run it as root or give it the right: setcap cap_net_admin+ep on the program; \
+                 without either, `ginnel --config FILE proxy` needs no interface"
+            }
+            OpenError::NoDevice => "load the driver: modprobe tun",
+            OpenError::InUse => "choose another name, or delete the interface: ip link delete NAME",
+            OpenError::BadName => "choose another name, such as wg0",
+            OpenError::Io(_) => "see the kernel's log: dmesg",
+        };
+        let error = anyhow::Error::new(error).context(format!("TUN: make interface `{name}`"));
+        let advised: anyhow::Result<Tun> = Err(error);
+        advised.remedy(remedy).expect_err("made from an error")
+    })
+}
+
+fn listen(name: &str) -> anyhow::Result<(UnixListener, SocketFile)> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(SOCKET_DIRECTORY)
+        .with_context(|| format!("make directory {SOCKET_DIRECTORY}"))
+        .remedy("run it as root, or make the directory and give it to this user")?;
+    let path = socket_path(name);
+    unix::listen(&path).map_err(|error| {
+        let remedy = match &error {
+            ListenError::InUse => "stop the other process that serves this interface",
+            ListenError::NotASocket => "move the file away",
+            ListenError::Io(_) => "run it as root, or give the directory to this user",
+        };
+        let error = anyhow::Error::new(error);
+        let context = format!("UAPI: listen on {}", path.display());
+        let advised: anyhow::Result<()> = Err(error.context(context));
+        advised.remedy(remedy).expect_err("made from an error")
+    })
+}
+
+/// Starts this program again, detached, with the interface and the socket, and waits for its word.
+fn go_background(
+    name: &str,
+    tun: Tun,
+    listener: UnixListener,
+    file: SocketFile,
+) -> anyhow::Result<ExitCode> {
+    let (mut ours, theirs) = UnixStream::pair().context("make a pair of sockets")?;
+    let program = env::current_exe().context("find our own program")?;
+    let mut command = Command::new(program);
+    command
+        .args(["tun", "--foreground", name])
+        .env("WG_TUN_FD", TUN_FD.to_string())
+        .env("WG_UAPI_FD", UAPI_FD.to_string())
+        .env(READY, READY_FD.to_string())
+        .env_remove("WG_TUN_NAME_FILE")
+        .current_dir("/");
+    let descriptors = vec![
+        (tun.into_descriptor(), TUN_FD),
+        (listener.into(), UAPI_FD),
+        (theirs.into(), READY_FD),
+    ];
+    process::spawn_detached(&mut command, descriptors).context("start the background process")?;
+    ours.set_read_timeout(Some(READY_MAX))?;
+    let mut word = [0];
+    // What went wrong there was printed there: the child has our stderr until it is ready.
+    ours.read_exact(&mut word)
+        .with_context(|| format!("the background process for `{name}` ended"))
+        .remedy("run it with -f to see why")?;
+    file.leave();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tells the process that started us that we serve from now on, and lets go of its terminal.
+fn tell_ready() -> anyhow::Result<()> {
+    let Some(descriptor) = inherited(READY)? else {
+        return Ok(());
+    };
+    // Whoever captures our parent's output waits until the last holder closes it.
+    if env::var_os("LOG_LEVEL").is_none_or(|level| level == "silent") {
+        process::silence().context("let go of the terminal")?;
+    }
+    // A parent that is gone does not need to know.
+    UnixStream::from(descriptor).write_all(b"1").ok();
+    Ok(())
+}
+
+fn inherited(variable: &str) -> anyhow::Result<Option<std::os::fd::OwnedFd>> {
+    let Some(text) = env::var_os(variable).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let number: Option<RawFd> = text.to_str().and_then(|text| text.parse().ok());
+    let descriptor = number
+        .and_then(process::inherited)
+        .with_context(|| format!("{variable} names no open descriptor"))?;
+    Ok(Some(descriptor))
+}
+
+fn write_name(name: &str) -> anyhow::Result<()> {
+    match env::var_os("WG_TUN_NAME_FILE").filter(|path| !path.is_empty()) {
+        Some(path) => fs::write(&path, format!("{name}\n"))
+            .with_context(|| format!("write {}", Path::new(&path).display())),
+        None => Ok(()),
+    }
+}
+
+fn socket_path(name: &str) -> PathBuf {
+    Path::new(SOCKET_DIRECTORY).join(format!("{name}.sock"))
+}
+
+/// Where `wg` looks.
+const SOCKET_DIRECTORY: &str = "/var/run/wireguard";
+const FOREGROUND: &str = "WG_PROCESS_FOREGROUND";
+const READY: &str = "GINNEL_READY_FD";
+/// Numbers in the background process, as in wireguard-go.
+const TUN_FD: RawFd = 3;
+const UAPI_FD: RawFd = 4;
+const READY_FD: RawFd = 5;
+/// Starting takes milliseconds; a machine that is slower than this has other troubles.
+const READY_MAX: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_word_from_wg_quick_is_an_interface_unless_it_is_a_command() {
+        let check = |program: &str, argument: &str, wanted: Option<&str>, expected: bool| {
+            let found = names_an_interface(
+                program.as_ref(),
+                argument.as_ref(),
+                wanted.map(OsStr::new),
+                &["status", "tun"],
+            );
+            assert_eq!(found, expected, "{program} {argument} {wanted:?}");
+        };
+        check("/usr/bin/ginnel-tun", "wg0", None, true);
+        check("/usr/bin/ginnel-tun", "status", None, true);
+        check("/usr/bin/ginnel-tun", "--help", None, false);
+        check("/usr/bin/ginnel", "wg0", None, false);
+        check("/usr/bin/ginnel", "wg0", Some("ginnel"), true);
+        check("ginnel", "wg0", Some("/opt/ginnel"), true);
+        check("ginnel", "wg0", Some("wireguard-go"), false);
+        check("ginnel", "status", Some("ginnel"), false);
+    }
+}

@@ -1,0 +1,386 @@
+//! The text of WireGuard's cross-platform userspace API: requests parsed, answers written.
+//!
+//! Source: <https://www.wireguard.com/xplatform/>, "Configuration Protocol"; where that is silent
+//! wireguard-go is followed. A request is parsed whole before any of it is applied.
+
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
+    str::FromStr,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use wireguard::{KEY, PeerStatus, Prefix, PresharedKey, PublicKey, StaticSecret};
+use zeroize::Zeroizing;
+
+/// What a client asks for.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) enum Request {
+    /// Show everything.
+    Get,
+    /// Change what is named.
+    Set(Box<Settings>),
+}
+
+/// The answer's number: zero, or a negative error number of Linux.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Errno(pub(crate) i32);
+
+/// Changes, in the order in which they are applied: the device's, then each peer's.
+#[derive(Default, Eq, PartialEq)]
+pub(crate) struct Settings {
+    /// `Some(None)` removes the key.
+    pub(crate) private_key: Option<Option<StaticSecret>>,
+    /// Zero chooses a free one.
+    pub(crate) listen_port: Option<u16>,
+    /// Zero removes the mark.
+    pub(crate) fwmark: Option<u32>,
+    /// All peers go first.
+    pub(crate) replace_peers: bool,
+    /// One for each `public_key` line; a key may come twice.
+    pub(crate) peers: Vec<PeerSettings>,
+}
+
+/// Changes of one peer.
+#[derive(Eq, PartialEq)]
+pub(crate) struct PeerSettings {
+    pub(crate) public_key: PublicKey,
+    pub(crate) remove: bool,
+    /// A peer that is not there is not made.
+    pub(crate) update_only: bool,
+    /// 32 zeros remove the key.
+    pub(crate) preshared_key: Option<PresharedKey>,
+    pub(crate) endpoint: Option<Endpoint>,
+    /// `Some(None)` switches it off.
+    pub(crate) persistent_keepalive: Option<Option<NonZeroU16>>,
+    /// All allowed IPs go before others are added.
+    pub(crate) replace_allowed_ips: bool,
+    pub(crate) allowed_ips: Vec<AllowedIp>,
+}
+
+/// Where a peer is; a link-local address may name its interface.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Endpoint {
+    pub(crate) address: SocketAddr,
+    pub(crate) zone: Option<String>,
+}
+
+/// An allowed IP to add, or to take away (a leading `-`).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum AllowedIp {
+    Add(Prefix),
+    Remove(Prefix),
+}
+
+/// What stands at the beginning of the bytes that a client has sent so far.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Framing {
+    /// More must come.
+    Partial,
+    /// A request of this length, with the empty line that ends it.
+    Whole(usize),
+    /// Longer than any request may be.
+    TooLong,
+}
+
+/// Bytes of the longest request: more than 200,000 peers with keys, endpoint and two prefixes.
+pub(crate) const REQUEST_MAX: usize = 64 << 20;
+
+/// Finds the end of the first request; `seen` bytes were looked at before.
+pub(crate) fn frame(bytes: &[u8], seen: usize) -> Framing {
+    let start = seen.saturating_sub(1);
+    let end = bytes
+        .get(start..)
+        .and_then(|fresh| fresh.windows(2).position(|pair| pair == b"\n\n"));
+    match end {
+        Some(at) => Framing::Whole(start + at + 2),
+        None if bytes.len() >= REQUEST_MAX => Framing::TooLong,
+        None => Framing::Partial,
+    }
+}
+
+/// Parses a whole request; `Ok(None)` is an operation that this protocol does not have, after
+/// which the connection is of no use.
+pub(crate) fn parse(request: &[u8]) -> Result<Option<Request>, Errno> {
+    let text = str::from_utf8(request).map_err(|_| Errno::PROTOCOL)?;
+    let mut lines = text.lines();
+    match lines.next() {
+        Some("get=1") if lines.all(str::is_empty) => Ok(Some(Request::Get)),
+        Some("get=1") => Err(Errno::PROTOCOL),
+        Some("set=1") => {
+            let settings = parse_settings(lines.take_while(|line| !line.is_empty()))?;
+            Ok(Some(Request::Set(Box::new(settings))))
+        }
+        Some(_) | None => Ok(None),
+    }
+}
+
+fn parse_settings<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Settings, Errno> {
+    let mut settings = Settings::default();
+    for line in lines {
+        let (key, value) = line.split_once('=').ok_or(Errno::PROTOCOL)?;
+        if key == "public_key" {
+            let public_key = PublicKey(*parse_key(value)?);
+            settings.peers.push(PeerSettings::new(public_key));
+        } else if let Some(peer) = settings.peers.last_mut() {
+            parse_peer_line(peer, key, value)?;
+        } else {
+            parse_device_line(&mut settings, key, value)?;
+        }
+    }
+    Ok(settings)
+}
+
+fn parse_device_line(settings: &mut Settings, key: &str, value: &str) -> Result<(), Errno> {
+    match key {
+        "private_key" => {
+            let key = parse_key(value)?;
+            let absent = *key == [0; KEY];
+            settings.private_key = Some((!absent).then(|| StaticSecret::new(*key)));
+        }
+        "listen_port" => settings.listen_port = Some(parse_number(value)?),
+        // An empty mark means none, as in wireguard-go.
+        "fwmark" if value.is_empty() => settings.fwmark = Some(0),
+        "fwmark" => settings.fwmark = Some(parse_number(value)?),
+        "replace_peers" => settings.replace_peers = parse_true(value)?,
+        _ => return Err(Errno::INVALID),
+    }
+    Ok(())
+}
+
+fn parse_peer_line(peer: &mut PeerSettings, key: &str, value: &str) -> Result<(), Errno> {
+    match key {
+        "remove" => peer.remove = parse_true(value)?,
+        "update_only" => peer.update_only = parse_true(value)?,
+        "preshared_key" => peer.preshared_key = Some(PresharedKey::new(*parse_key(value)?)),
+        "endpoint" => peer.endpoint = Some(value.parse()?),
+        "persistent_keepalive_interval" => {
+            peer.persistent_keepalive = Some(NonZeroU16::new(parse_number(value)?));
+        }
+        "replace_allowed_ips" => {
+            peer.replace_allowed_ips = parse_true(value)?;
+            // Lines before this one are replaced too.
+            peer.allowed_ips.clear();
+        }
+        "allowed_ip" => peer.allowed_ips.push(value.parse()?),
+        "protocol_version" if value == "1" => {}
+        _ => return Err(Errno::INVALID),
+    }
+    Ok(())
+}
+
+fn parse_key(value: &str) -> Result<Zeroizing<[u8; KEY]>, Errno> {
+    let mut key = Zeroizing::new([0; KEY]);
+    let digits = value.as_bytes();
+    if digits.len() != 2 * KEY {
+        return Err(Errno::INVALID);
+    }
+    for (byte, pair) in key.iter_mut().zip(digits.chunks(2)) {
+        *byte = parse_digit(pair[0])? << 4 | parse_digit(pair[1])?;
+    }
+    Ok(key)
+}
+
+fn parse_digit(digit: u8) -> Result<u8, Errno> {
+    match digit {
+        b'0'..=b'9' => Ok(digit - b'0'),
+        b'a'..=b'f' => Ok(digit - b'a' + 10),
+        b'A'..=b'F' => Ok(digit - b'A' + 10),
+        _ => Err(Errno::INVALID),
+    }
+}
+
+/// Parses digits only: `from_str` alone would take a sign.
+fn parse_number<T: FromStr>(value: &str) -> Result<T, Errno> {
+    let digits = value.bytes().all(|byte| byte.is_ascii_digit());
+    let number = value.parse().ok().filter(|_| digits);
+    number.ok_or(Errno::INVALID)
+}
+
+fn parse_true(value: &str) -> Result<bool, Errno> {
+    if value == "true" {
+        Ok(true)
+    } else {
+        Err(Errno::INVALID)
+    }
+}
+
+impl PeerSettings {
+    fn new(public_key: PublicKey) -> Self {
+        Self {
+            public_key,
+            remove: false,
+            update_only: false,
+            preshared_key: None,
+            endpoint: None,
+            persistent_keepalive: None,
+            replace_allowed_ips: false,
+            allowed_ips: Vec::new(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Settings {{ {} peers, .. }}", self.peers.len())
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = Errno;
+
+    fn from_str(text: &str) -> Result<Self, Errno> {
+        if let Ok(address) = text.parse() {
+            return Ok(Self {
+                address,
+                zone: None,
+            });
+        }
+        // `[fe80::1%eth0]:51820`: the standard library takes only numbers for the zone.
+        let (host, port) = text.rsplit_once("]:").ok_or(Errno::INVALID)?;
+        let (address, zone) = host
+            .strip_prefix('[')
+            .and_then(|host| host.split_once('%'))
+            .ok_or(Errno::INVALID)?;
+        let address: std::net::Ipv6Addr = address.parse().map_err(|_| Errno::INVALID)?;
+        if zone.is_empty() {
+            return Err(Errno::INVALID);
+        }
+        Ok(Self {
+            address: (address, parse_number(port)?).into(),
+            zone: Some(zone.to_owned()),
+        })
+    }
+}
+
+impl FromStr for AllowedIp {
+    type Err = Errno;
+
+    fn from_str(text: &str) -> Result<Self, Errno> {
+        let (text, remove) = match text.strip_prefix('-') {
+            Some(rest) => (rest, true),
+            None => (text, false),
+        };
+        let (address, bits) = text.split_once('/').ok_or(Errno::INVALID)?;
+        let address: IpAddr = address.parse().map_err(|_| Errno::INVALID)?;
+        let prefix = Prefix::new(address, parse_number(bits)?).ok_or(Errno::INVALID)?;
+        Ok(if remove {
+            Self::Remove(prefix)
+        } else {
+            Self::Add(prefix)
+        })
+    }
+}
+
+impl Errno {
+    /// Done.
+    pub(crate) const NONE: Self = Self(0);
+    /// A key, a value or a line that makes no sense (EINVAL).
+    pub(crate) const INVALID: Self = Self(-22);
+    /// Not lines of `key=value` (EPROTO).
+    pub(crate) const PROTOCOL: Self = Self(-71);
+    /// No more peers fit (ENOSPC).
+    pub(crate) const FULL: Self = Self(-28);
+    /// An error of the system without a number (EIO).
+    pub(crate) const IO: Self = Self(-5);
+}
+
+impl From<std::io::Error> for Errno {
+    fn from(error: std::io::Error) -> Self {
+        error
+            .raw_os_error()
+            .map_or(Self::IO, |number| Self(-number))
+    }
+}
+
+/// What the answer to `get=1` says about the device.
+pub(crate) struct DeviceStatus<'a> {
+    pub(crate) private_key: Option<&'a StaticSecret>,
+    /// Zero: none.
+    pub(crate) listen_port: u16,
+    /// Zero: none.
+    pub(crate) fwmark: u32,
+}
+
+/// Writes the answer to `get=1`. It holds the private key.
+pub(crate) fn emit_status<'a>(
+    device: &DeviceStatus<'_>,
+    peers: impl Iterator<Item = PeerStatus<'a>>,
+) -> Zeroizing<String> {
+    let mut text = Answer(Zeroizing::new(String::with_capacity(4096)));
+    if let Some(key) = device.private_key {
+        text.line("private_key", Hex(key.expose()));
+    }
+    if device.listen_port != 0 {
+        text.line("listen_port", device.listen_port);
+    }
+    if device.fwmark != 0 {
+        text.line("fwmark", device.fwmark);
+    }
+    for peer in peers {
+        emit_peer(&mut text, &peer);
+    }
+    text.line("errno", 0);
+    text.0.push('\n');
+    text.0
+}
+
+fn emit_peer(text: &mut Answer, peer: &PeerStatus<'_>) {
+    text.line("public_key", Hex(&peer.public_key.0));
+    let preshared = peer.preshared_key.map_or(&[0; KEY], PresharedKey::expose);
+    text.line("preshared_key", Hex(preshared));
+    text.line("protocol_version", 1);
+    if let Some(endpoint) = peer.endpoint {
+        text.line("endpoint", endpoint);
+    }
+    let since_epoch = peer
+        .last_handshake_wall
+        .unwrap_or(UNIX_EPOCH)
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    text.line("last_handshake_time_sec", since_epoch.as_secs());
+    text.line("last_handshake_time_nsec", since_epoch.subsec_nanos());
+    text.line("tx_bytes", peer.sent_bytes);
+    text.line("rx_bytes", peer.received_bytes);
+    let seconds = peer.persistent_keepalive.map_or(0, NonZeroU16::get);
+    text.line("persistent_keepalive_interval", seconds);
+    for prefix in peer.allowed_ips {
+        let (address, bits) = (prefix.address(), prefix.bits());
+        text.line("allowed_ip", format_args!("{address}/{bits}"));
+    }
+}
+
+/// Writes the answer to a request that was applied or refused.
+pub(crate) fn emit_errno(errno: Errno) -> String {
+    format!("errno={}\n\n", errno.0)
+}
+
+/// Text that holds secrets: it never moves to a larger buffer without erasing the smaller one.
+struct Answer(Zeroizing<String>);
+
+impl Answer {
+    fn line(&mut self, key: &str, value: impl std::fmt::Display) {
+        if self.0.capacity() - self.0.len() < LINE_MAX {
+            let mut larger = Zeroizing::new(String::with_capacity(2 * self.0.capacity()));
+            larger.push_str(&self.0);
+            self.0 = larger;
+        }
+        writeln!(self.0, "{key}={value}").expect("a string takes everything");
+    }
+}
+
+/// Bytes as hexadecimal digits.
+struct Hex<'a>(&'a [u8; KEY]);
+
+impl std::fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Longer than any line of an answer.
+const LINE_MAX: usize = 256;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! The UDP side: both sockets on one port, our address towards each peer, and lost datagrams.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
+    time::Duration,
+};
+
+use os::{
+    poll::{self, Interest},
+    udp::{Options, Pair, SendError, Socket},
+};
+
+use super::{outbound::Run, uapi::Errno};
+
+/// The sockets and what belongs to them.
+pub(crate) struct Wire {
+    pair: Pair,
+    fwmark: u32,
+    /// Our address that each peer last wrote to, from which answers go. At most `SOURCES_MAX`;
+    /// all are forgotten then, and routing chooses.
+    sources: BTreeMap<SocketAddr, IpAddr>,
+    latest: Option<(SocketAddr, IpAddr)>,
+    lost: BTreeMap<&'static str, u64>,
+}
+
+impl Wire {
+    /// Listens on a free port.
+    pub(crate) fn open() -> io::Result<Self> {
+        Ok(Self {
+            pair: Pair::bind(0, &options(0))?,
+            fwmark: 0,
+            sources: BTreeMap::new(),
+            latest: None,
+            lost: BTreeMap::new(),
+        })
+    }
+
+    /// Listens on `port` instead; on failure everything stays as it was.
+    pub(crate) fn listen(&mut self, port: u16) -> Result<(), Errno> {
+        if port != self.port() {
+            self.pair = Pair::bind(port, &options(self.fwmark))?;
+        }
+        Ok(())
+    }
+
+    /// Marks outgoing datagrams.
+    pub(crate) fn mark(&mut self, fwmark: u32) -> Result<(), Errno> {
+        for socket in self.pair.sockets() {
+            socket.set_mark(fwmark)?;
+        }
+        self.fwmark = fwmark;
+        // Routing may choose otherwise now.
+        self.forget_sources();
+        Ok(())
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.pair.port()
+    }
+
+    /// Returns the sockets that exist, IPv4 first.
+    pub(crate) fn sockets(&self) -> [Option<&Socket>; 2] {
+        [self.pair.v4.as_ref(), self.pair.v6.as_ref()]
+    }
+
+    pub(crate) fn fwmark(&self) -> u32 {
+        self.fwmark
+    }
+
+    /// Remembers that `peer` wrote to our address `local`.
+    pub(crate) fn note_source(&mut self, peer: SocketAddr, local: Option<IpAddr>) {
+        let Some(local) = local else { return };
+        if self.latest == Some((peer, local)) {
+            return;
+        }
+        if self.sources.len() >= SOURCES_MAX {
+            self.sources.clear();
+        }
+        self.sources.insert(peer, local);
+        self.latest = Some((peer, local));
+    }
+
+    /// Lets routing choose our address towards `peer` anew.
+    pub(crate) fn forget_source(&mut self, peer: SocketAddr) {
+        self.sources.remove(&peer);
+        self.latest = None;
+    }
+
+    /// Lets routing choose our address towards everyone anew.
+    pub(crate) fn forget_sources(&mut self) {
+        self.sources.clear();
+        self.latest = None;
+    }
+
+    /// Sends a run; what cannot be sent is counted and lost, as on any network.
+    pub(crate) fn send(&mut self, run: &Run<'_>) {
+        let mut from = self.sources.get(&run.destination).copied();
+        let mut sent = 0;
+        let mut waits = WAITS_MAX;
+        while sent < run.bytes.len() {
+            let result = match self.pair.towards(run.destination) {
+                Some(socket) => {
+                    socket.send_run(run.destination, from, &run.bytes[sent..], run.segment)
+                }
+                None => Err(SendError::Unreachable),
+            };
+            match result {
+                Ok(length) => sent += length,
+                Err(SendError::SourceGone) if from.is_some() => {
+                    from = None;
+                    self.forget_source(run.destination);
+                }
+                Err(SendError::WouldBlock) if waits > 0 => {
+                    waits -= 1;
+                    self.wait_for_room(run.destination);
+                }
+                Err(error) => return self.count_lost(error, run, sent),
+            }
+        }
+    }
+
+    /// Returns how many datagrams were lost, by reason.
+    pub(crate) fn lost(&self) -> &BTreeMap<&'static str, u64> {
+        &self.lost
+    }
+
+    fn wait_for_room(&self, destination: SocketAddr) {
+        // Back-pressure: while we wait, packets queue in the TUN, and the senders slow down.
+        if let Some(socket) = self.pair.towards(destination) {
+            poll::wait_for(socket.as_fd(), Interest::WRITE, WAIT).ok();
+        }
+    }
+
+    fn count_lost(&mut self, error: SendError, run: &Run<'_>, sent: usize) {
+        let datagrams = (run.bytes.len() - sent).div_ceil(run.segment.max(1));
+        let reason = match error {
+            SendError::WouldBlock => "queue full",
+            SendError::NoBuffers => "no buffers",
+            SendError::TooLong => "too long",
+            SendError::Unreachable | SendError::SourceGone => "unreachable",
+            SendError::Refused => "refused",
+            SendError::Denied => "denied",
+            SendError::Failed(_) => "other",
+        };
+        let count = self.lost.entry(reason).or_default();
+        if *count == 0 {
+            tracing::info!("UDP: send to {}: {error}", run.destination);
+        }
+        *count += u64::try_from(datagrams).unwrap_or(u64::MAX);
+    }
+}
+
+fn options(mark: u32) -> Options {
+    Options {
+        mark,
+        buffer_bytes: BUFFER_BYTES,
+        reuse_port: false,
+    }
+}
+
+const SOURCES_MAX: usize = 65_536;
+/// As wireguard-go: enough for 40 ms at 1.4 Gb/s.
+const BUFFER_BYTES: usize = 7 << 20;
+/// A socket that has no room for so long is not going to have it.
+const WAITS_MAX: u32 = 3;
+const WAIT: Duration = Duration::from_millis(20);
