@@ -1,0 +1,128 @@
+//! Parsers of IP, UDP, TCP and ICMP: total, and what they accept is emitted back.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use packet::{checksum::Sum, icmp, ip, tcp, udp};
+
+/// An IP packet.
+pub fn ip(data: &[u8]) {
+    let _ = ip::parse_quote(data);
+    let holds = ip::v4_checksum_holds(data);
+    let addresses = ip::addresses(data);
+    let Ok(packet) = ip::parse(data) else {
+        return;
+    };
+    let addresses = addresses.expect("a packet that parses has addresses");
+    assert!(addresses.length <= data.len());
+    assert_eq!(addresses.source, packet.header.source);
+    assert_eq!(addresses.destination, packet.header.destination);
+    assert!(
+        holds || packet.header.source.is_ipv4(),
+        "IPv6 has no checksum"
+    );
+    assert!(packet.payload.len() <= data.len());
+    if packet.header.fragment.is_some() || packet.payload.len() > 65_515 {
+        return;
+    }
+    let mut out = vec![0; 40 + packet.payload.len()];
+    let length = ip::emit_header(&packet.header, packet.payload.len(), &mut out);
+    out[length..length + packet.payload.len()].copy_from_slice(packet.payload);
+    out.truncate(length + packet.payload.len());
+    assert!(ip::v4_checksum_holds(&out));
+    assert_eq!(ip::parse(&out), Ok(packet));
+}
+
+/// A UDP datagram, as it came and with its checksum made right.
+pub fn udp(data: &[u8]) {
+    let (source, destination, data) = addresses(data);
+    let _ = udp::parse(source, destination, data);
+    let mut data = data.to_vec();
+    if data.len() < udp::HEADER {
+        return;
+    }
+    let length = usize::from(u16::from_be_bytes([data[4], data[5]]));
+    if let Some(datagram) = data.get_mut(..length).filter(|it| it.len() >= udp::HEADER) {
+        seal(source, destination, ip::UDP, datagram, 6);
+        let parsed = udp::parse(source, destination, datagram).expect("only the sum was wrong");
+        let mut out = vec![0; datagram.len()];
+        let length = udp::emit(source, destination, &parsed, &mut out);
+        assert_eq!(&out[..length], &*datagram, "emitted as parsed");
+    }
+}
+
+/// A TCP segment, as it came and with its checksum made right.
+pub fn tcp(data: &[u8]) {
+    let (source, destination, data) = addresses(data);
+    let parsed = tcp::parse(source, destination, data);
+    let Ok(segment) = tcp::parse_unverified(data) else {
+        assert!(parsed.is_err());
+        return;
+    };
+    assert!(segment.payload.len() + tcp::HEADER <= data.len());
+    let mut out = vec![0; tcp::HEADER + tcp::OPTIONS_MAX + segment.payload.len()];
+    let length = tcp::emit(source, destination, &segment, &mut out);
+    let again = tcp::parse(source, destination, &out[..length]).expect("our own segment");
+    // A window scale above 14 counts as 14 (RFC 7323, 2.3), so only the second time is exact.
+    let mut twice = vec![0; out.len()];
+    let twice_length = tcp::emit(source, destination, &again, &mut twice);
+    assert_eq!(out[..length], twice[..twice_length]);
+    assert_eq!(again.payload, segment.payload);
+    assert_eq!(again.header.sequence, segment.header.sequence);
+    assert_eq!(again.header.options.sack, segment.header.options.sack);
+    assert_eq!(
+        again.header.options.timestamps,
+        segment.header.options.timestamps
+    );
+}
+
+/// An ICMP message, as it came and with its checksum made right; its quote too.
+pub fn icmp(data: &[u8]) {
+    let (source, destination, data) = addresses(data);
+    let _ = icmp::parse(source, destination, data);
+    let mut data = data.to_vec();
+    if data.len() < icmp::HEADER {
+        return;
+    }
+    if source.is_ipv4() {
+        data[2..4].copy_from_slice(&[0, 0]);
+        let checksum = Sum::default().add(&data).finish();
+        data[2..4].copy_from_slice(&checksum.to_be_bytes());
+    } else {
+        seal(source, destination, ip::ICMPV6, &mut data, 2);
+    }
+    let message = icmp::parse(source, destination, &data).expect("only the sum was wrong");
+    if let icmp::Message::Error { quote, .. } = message {
+        let _ = ip::parse_quote(quote);
+    }
+    let mut out = vec![0; data.len()];
+    let length = icmp::emit(source, destination, &message, &mut out);
+    let again = icmp::parse(source, destination, &out[..length]).expect("our own message");
+    assert_eq!(again, message);
+}
+
+/// The first byte chooses the family, so that one corpus covers both.
+fn addresses(data: &[u8]) -> (IpAddr, IpAddr, &[u8]) {
+    match data.split_first() {
+        Some((first, rest)) if first & 1 == 1 => {
+            let source = Ipv4Addr::new(10, 0, 0, 1);
+            (source.into(), Ipv4Addr::new(10, 0, 0, 2).into(), rest)
+        }
+        Some((_, rest)) => {
+            let source = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+            let destination = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+            (source.into(), destination.into(), rest)
+        }
+        None => (Ipv4Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into(), &[]),
+    }
+}
+
+/// Writes the checksum of `data` at `at`.
+fn seal(source: IpAddr, destination: IpAddr, protocol: u8, data: &mut [u8], at: usize) {
+    data[at..at + 2].copy_from_slice(&[0, 0]);
+    let sum = Sum::default().add_pseudo_header(source, destination, protocol, data.len());
+    let checksum = match sum.add(data).finish() {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    data[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+}
