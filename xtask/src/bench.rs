@@ -1,0 +1,121 @@
+//! Benches: each measures ours and a baseline in one run and prints their ratio.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::step;
+
+/// A bench target of `xtask/benches`, which prints lines `CASE TAB OURS TAB BASELINE` in ns.
+struct Bench {
+    name: &'static str,
+    measures: &'static str,
+}
+
+const BENCHES: &[Bench] = &[Bench {
+    name: "aead",
+    measures: "`wireguard` sealing and opening a packet, against the AEAD alone",
+}];
+
+/// What is still to be measured, and where its baseline comes from.
+const LATER: &[(&str, &str)] = &[
+    (
+        "tunnel",
+        "`ginnel tun` between two namespaces, against wireguard-go and plain veth",
+    ),
+    (
+        "netstack",
+        "user-mode TCP over loss and delay, against the kernel's TCP",
+    ),
+    (
+        "handshake",
+        "handshakes a second of one core, against X25519 alone",
+    ),
+];
+
+/// Runs the named benches, or all.
+pub(crate) fn run(names: &[&str]) -> Result<()> {
+    for name in names {
+        if let Some((_, what)) = LATER.iter().find(|(later, _)| later == name) {
+            bail!("bench `{name}` does not exist yet; it is to measure {what}");
+        }
+        let known = BENCHES.iter().any(|bench| bench.name == *name);
+        ensure!(
+            known,
+            "`{name}` is not a bench; the benches are\n{}",
+            help()
+        );
+    }
+    for bench in BENCHES {
+        if names.is_empty() || names.contains(&bench.name) {
+            step::say(&table(bench, &output(bench)?)?);
+        }
+    }
+    Ok(())
+}
+
+/// Returns one line for each bench.
+pub(crate) fn help() -> String {
+    let now = BENCHES
+        .iter()
+        .map(|bench| (bench.name, bench.measures.to_owned()));
+    let later = LATER
+        .iter()
+        .map(|(name, what)| (*name, format!("(to come) {what}")));
+    now.chain(later)
+        .map(|(name, what)| format!("  {name:<10}{what}\n"))
+        .collect()
+}
+
+fn output(bench: &Bench) -> Result<String> {
+    let mut command = step::cargo(&[
+        "bench",
+        "--quiet",
+        "--package",
+        "xtask",
+        "--bench",
+        bench.name,
+    ]);
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output();
+    let output = output.with_context(|| format!("run bench `{}`", bench.name))?;
+    ensure!(output.status.success(), "bench `{}` failed", bench.name);
+    String::from_utf8(output.stdout).context("a bench prints UTF-8")
+}
+
+fn table(bench: &Bench, lines: &str) -> Result<String> {
+    let mut table = format!("\n{}: {}\n\n", bench.name, bench.measures);
+    table += "| case | ours, ns | baseline, ns | ratio |\n|---|---|---|---|\n";
+    for line in lines.lines().filter(|line| !line.is_empty()) {
+        let cells: Vec<_> = line.split('\t').collect();
+        let &[case, ours, baseline] = cells.as_slice() else {
+            bail!("bench `{}` printed `{line}`", bench.name);
+        };
+        let parse = |cell: &str| {
+            cell.parse::<f64>()
+                .with_context(|| format!("parse `{cell}`"))
+        };
+        let (ours, baseline) = (parse(ours)?, parse(baseline)?);
+        table += &format!(
+            "| {case} | {ours:.0} | {baseline:.0} | {:.2} |\n",
+            ours / baseline
+        );
+    }
+    Ok(table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_a_bench_becomes_a_row_with_the_ratio() {
+        let table = table(&BENCHES[0], "seal 1420\t1500\t1000\n").unwrap();
+        assert!(
+            table.ends_with("| seal 1420 | 1500 | 1000 | 1.50 |\n"),
+            "{table}"
+        );
+    }
+}

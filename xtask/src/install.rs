@@ -1,0 +1,128 @@
+//! Installs the foreign programs that the tests talk to.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result};
+
+use crate::step;
+
+/// Debian packages, and what needs each.
+const PACKAGES: &[&str] = &[
+    // Peers of the tunnel, and `wg` and `wg-quick` that drive ours.
+    "wireguard-tools",
+    "wireguard-go",
+    // Topologies: namespaces, links, filters, traffic, and what went over the wire.
+    "iproute2",
+    "iputils-ping",
+    "iperf3",
+    "nftables",
+    "procps",
+    "tcpdump",
+    "tshark",
+    "util-linux",
+    // Clients and servers that go through the tunnel.
+    "ca-certificates",
+    "curl",
+    "dnsutils",
+    "openssh-client",
+    "openssh-server",
+    "postgresql",
+    "python3",
+    "socat",
+];
+
+/// A peer that only crates.io has.
+const BORINGTUN: &str = "0.7.1";
+/// The version whose configuration `deny.toml` is.
+const CARGO_DENY: &str = "0.20.2";
+
+/// Installs what is missing, or says what to install when that takes root.
+pub(crate) fn tests() -> Result<()> {
+    let missing: Vec<_> = PACKAGES
+        .iter()
+        .copied()
+        .filter(|name| !is_installed(name))
+        .collect();
+    if missing.is_empty() {
+        return program("boringtun-cli", BORINGTUN);
+    }
+    if !is_root() || !is_in_path("apt-get") {
+        let names = missing.join(" ");
+        step::note(&format!("not installed, so some tests skip: {names}"));
+        return Ok(());
+    }
+    step::note(&format!("installing {}", missing.join(" ")));
+    apt_get(&["update", "-q"])?;
+    let mut arguments = vec!["install", "-q", "-y", "--no-install-recommends"];
+    arguments.extend(missing);
+    apt_get(&arguments)?;
+    program("boringtun-cli", BORINGTUN)
+}
+
+/// Installs cargo-deny.
+pub(crate) fn cargo_deny() -> Result<()> {
+    program("cargo-deny", CARGO_DENY)
+}
+
+/// Returns `PATH` with the programs that were built here in front.
+pub(crate) fn path() -> String {
+    let own = cache().join("bin");
+    let path = env::var("PATH").unwrap_or_default();
+    format!("{}:{path}", own.display())
+}
+
+/// Tells whether `program` can be run.
+pub(crate) fn is_in_path(program: &str) -> bool {
+    path()
+        .split(':')
+        .any(|directory| Path::new(directory).join(program).is_file())
+}
+
+/// Builds a program from crates.io once; the cache outlives the clone.
+fn program(name: &str, version: &str) -> Result<()> {
+    if is_in_path(name) {
+        return Ok(());
+    }
+    let cache = cache();
+    step::note(&format!(
+        "building {name} {version} into {}",
+        cache.display()
+    ));
+    let mut command = step::cargo(&["install", name, "--version", version, "--locked", "--quiet"]);
+    command.arg("--root").arg(cache);
+    step::must(command).with_context(|| format!("install {name}"))
+}
+
+fn cache() -> PathBuf {
+    let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let outside = base.or_else(home).map(|base| base.join("ginnel-ci"));
+    let writable = outside.filter(|path| std::fs::create_dir_all(path).is_ok());
+    writable.unwrap_or_else(|| crate::root().join("target/programs"))
+}
+
+fn apt_get(arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    command
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdout(Stdio::null());
+    step::must(command)
+}
+
+fn is_installed(package: &str) -> bool {
+    let query = Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status}", package])
+        .stderr(Stdio::null())
+        .output();
+    query.is_ok_and(|output| output.stdout == b"installed")
+}
+
+fn is_root() -> bool {
+    let id = Command::new("id").arg("-u").output();
+    id.is_ok_and(|output| output.stdout == b"0\n")
+}
