@@ -21,6 +21,24 @@ pub fn inputs(target: &str) -> Vec<Vec<u8>> {
         "model_map" => texts(MAPS),
         "api_bodies" => texts(BODIES),
         "socks_messages" => socks(),
+        "node_resolver" => questions(),
+        "uapi_requests" => texts(REQUESTS),
+        "packet_offload" => vec![
+            V4.to_vec(),
+            V6.to_vec(),
+            [
+                b"\x00\x00\x01".as_slice(),
+                &[40, 9].repeat(20),
+                &[3, 9, 40, 9],
+            ]
+            .concat(),
+            [
+                b"\x01\x00\x01".as_slice(),
+                &[50, 9].repeat(20),
+                &[50, 3, 50, 4],
+            ]
+            .concat(),
+        ],
         // Programs for state machines: random ones, longer and longer.
         _ => (1..=16).map(|nth| generator.bytes(nth * 24)).collect(),
     }
@@ -84,6 +102,24 @@ fn socks() -> Vec<Vec<u8>> {
     ]
 }
 
+/// Questions for a node, a service, a TXT record, with EDNS, and for a foreign name.
+fn questions() -> Vec<Vec<u8>> {
+    let head = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00".as_slice();
+    let edns = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x01".as_slice();
+    let option = b"\x00\x00\x29\x04\xd0\x00\x00\x00\x00\x00\x00".as_slice();
+    let question = |name: &[u8], kind: u8| [name, b"\x08internal\x00\x00", &[kind, 0, 1]].concat();
+    vec![
+        [head, &question(b"\x02db", 28)].concat(),
+        [head, &question(b"\x02DB\x04acme", 28)].concat(),
+        [head, &question(b"\x03web\x03svc", 28)].concat(),
+        [head, &question(b"\x07_whoami", 16)].concat(),
+        [edns, &question(b"\x02db", 255), option].concat(),
+        [head, &question(b"\x02db", 1)].concat(),
+        [head, b"\x07example\x03com\x00\x00\x01\x00\x01"].concat(),
+        [head, b"\xc0\x0c\x00\x01\x00\x01"].concat(),
+    ]
+}
+
 const V4: [u8; 28] = [
     0x45, 0, 0, 28, 0, 0, 0x40, 0, 64, 17, 0x66, 0xcf, 10, 0, 0, 1, 10, 0, 0, 2, 0, 53, 0, 53, 0,
     8, 0, 0,
@@ -131,7 +167,7 @@ const TOKENS: &[&str] = &[
     "ginnel-join-",
 ];
 
-const MAPS: &[&str] = &[
+pub(crate) const MAPS: &[&str] = &[
     r#"{"serial":7,"own":{"id":1,"name":"db","role":"client"},"orgs":{"1":{"name":"acme",
        "prefix":"fd01:203:405::/48","gateway":{"id":9,"name":"gw",
        "public_key":"AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=","endpoint":"gw.example.com:1"},
@@ -149,4 +185,17 @@ const BODIES: &[&str] = &[
     r#"{"code":"not_found","message":"no such node"}"#,
     r#"{"kind":"join","org":"acme","expires_in_seconds":3600,"uses_max":1}"#,
     r#"{"name":"web","node":"db","port":8080,"target":"127.0.0.1:80"}"#,
+];
+
+const REQUESTS: &[&str] = &[
+    "get=1\n\n",
+    "set=1\nprivate_key=e84b5a6d2717c1003a13b431570353dbaca9146cf150c5f8575680feba52027a\n\
+     fwmark=0\nlisten_port=12912\nreplace_peers=true\n\
+     public_key=b85996fecc9c7f1fc6d2572a76eda11d59bcd20be8e543b15ce4bd85a8e75a33\n\
+     preshared_key=188515093e952f5f22e865cef3012e72f8b5f0b598ac0309d5dacce3b70fcf52\n\
+     replace_allowed_ips=true\nallowed_ip=192.168.4.4/32\nallowed_ip=-10.0.0.0/8\n\
+     endpoint=[abcd:23::33%2]:51820\npersistent_keepalive_interval=25\n\
+     public_key=58402e695ba1772b1cc9309755f043251ea77fdcf10fbe63989ceb7e19321376\n\
+     update_only=true\nremove=true\nprotocol_version=1\n\n",
+    "set=1\nlisten_port=99999\n\n",
 ];

@@ -7,8 +7,11 @@ pub mod corpus;
 pub mod input;
 pub mod model;
 pub mod netstack;
+pub mod offload;
 pub mod packet;
+pub mod resolver;
 pub mod socks;
+pub mod uapi;
 pub mod wireguard;
 
 /// A target: it takes any bytes.
@@ -23,11 +26,14 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("model_token", model::token),
     ("netstack_packets", netstack::packets),
     ("netstack_pair", netstack::pair),
+    ("node_resolver", resolver::messages),
     ("packet_icmp", packet::icmp),
     ("packet_ip", packet::ip),
+    ("packet_offload", offload::packets),
     ("packet_tcp", packet::tcp),
     ("packet_udp", packet::udp),
     ("socks_messages", socks::messages),
+    ("uapi_requests", uapi::requests),
     ("wireguard_device", wireguard::device),
     ("wireguard_messages", wireguard::messages),
 ];

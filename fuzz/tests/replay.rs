@@ -30,11 +30,14 @@ targets! {
     model_token
     netstack_packets
     netstack_pair
+    node_resolver
     packet_icmp
     packet_ip
+    packet_offload
     packet_tcp
     packet_udp
     socks_messages
+    uapi_requests
     wireguard_device
     wireguard_messages
 }

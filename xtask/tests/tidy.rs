@@ -26,17 +26,18 @@ impl Faults {
 
 #[test]
 fn formatting_is_canonical() {
-    let mut command = Command::new("cargo");
-    let output = command
-        .args(["fmt", "--all", "--check"])
-        .current_dir(root())
-        .output();
-    let output = output.expect("cargo runs");
-    assert!(
-        output.status.success(),
-        "\n{}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    for manifest in ["Cargo.toml", "fuzz/Cargo.toml"] {
+        let output = Command::new("cargo")
+            .args(["fmt", "--all", "--check", "--manifest-path", manifest])
+            .current_dir(root())
+            .output();
+        let output = output.expect("cargo runs");
+        assert!(
+            output.status.success(),
+            "\n{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+    }
 }
 
 /// The paths that git knows, in order; those of a merge in progress are listed once.

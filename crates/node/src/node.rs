@@ -273,12 +273,17 @@ impl Node {
         self.roster.peer(&key).is_some()
     }
 
-    /// Takes the address that the name of an endpoint stands for, and begins a handshake.
+    /// Takes the address that the name of an endpoint stands for, and begins a handshake when it is
+    /// another one than before.
     pub fn set_endpoint(&mut self, now: Instant, public_key: &PublicKey, endpoint: SocketAddr) {
+        let former = self.roster.peer(public_key).map(|peer| peer.id);
+        let former = former.and_then(|id| self.device.status(id)?.endpoint);
         let peer = self
             .roster
             .set_endpoint(&mut self.device, public_key, endpoint);
-        if let Some(peer) = peer {
+        // The same address again is no reason for another attempt: it would never end, and
+        // packets that wait for it would never be given up.
+        if let Some(peer) = peer.filter(|_| former != Some(endpoint)) {
             self.device.initiate(now, peer);
         }
     }

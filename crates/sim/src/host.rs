@@ -173,10 +173,10 @@ impl Host {
         };
         if sleep.clock_stops {
             self.stalled += now - sleep.since;
-            let (clock, wall) = (self.clock(now), self.wall(now));
-            if let Some(node) = &mut self.node {
-                node.set_wall_clock(clock, wall);
-            }
+        }
+        let (clock, wall) = (self.clock(now), self.wall(now));
+        if let Some(node) = &mut self.node {
+            node.set_wall_clock(clock, wall);
         }
     }
 }

@@ -23,6 +23,7 @@ pub(crate) enum Forbidden {
 pub(crate) struct Sent {
     pub(crate) from: HostId,
     pub(crate) to: HostId,
+    /// By the sender's own clock, which may stand still while it sleeps on a packet.
     at: Instant,
     forbidden: Option<Forbidden>,
     arrived: bool,
@@ -43,7 +44,7 @@ impl Ledger {
     /// Enters a packet and returns its number.
     pub(crate) fn send(
         &mut self,
-        now: Instant,
+        clock: Instant,
         from: HostId,
         to: HostId,
         forbidden: Option<Forbidden>,
@@ -53,7 +54,7 @@ impl Ledger {
         let sent = Sent {
             from,
             to,
-            at: now,
+            at: clock,
             forbidden,
             arrived: false,
         };
@@ -63,12 +64,13 @@ impl Ledger {
 
     /// Notes that a packet came out at `host`; the error says which promise that breaks.
     ///
-    /// `cut` is when sender or receiver was removed.
+    /// `clock` is a host's own clock now, `cut` when a host was removed.
     pub(crate) fn arrive(
         &mut self,
         now: Instant,
         host: HostId,
         id: u64,
+        clock: impl Fn(HostId) -> Instant,
         cut: impl Fn(HostId) -> Option<Instant>,
     ) -> Result<(), String> {
         let Some(sent) = self.packets.get_mut(&id) else {
@@ -84,17 +86,17 @@ impl Ledger {
         if let Some(forbidden) = sent.forbidden {
             return Err(format!("packet {id} from {from:?} arrived: {forbidden:?}"));
         }
-        if now > at + LIFETIME {
+        let age = clock(from).saturating_duration_since(at);
+        if age > LIFETIME {
             return Err(format!(
-                "packet {id} arrived {:?} after it was sent",
-                now - at
+                "packet {id} from {from:?} to {to:?} arrived after {age:?}"
             ));
         }
         for end in [from, to] {
             if let Some(cut) = cut(end).filter(|cut| now > *cut + CUT_TIME) {
                 let late = now - cut;
                 return Err(format!(
-                    "packet {id} arrived {late:?} after {end:?} was removed"
+                    "packet {id} from {from:?} to {to:?} arrived {late:?} after {end:?} was removed"
                 ));
             }
         }
@@ -124,6 +126,6 @@ impl Ledger {
     }
 }
 
-/// Within this time after a removal everything that belongs to the node has stopped; what is on
-/// the last way already cannot be called back.
-const CUT_TIME: Duration = Duration::from_secs(2);
+/// What a node sent after its removal never arrives. What the gateway had accepted before may wait
+/// there for a handshake with its receiver, which is tried for `REKEY_ATTEMPT_TIME`.
+const CUT_TIME: Duration = Duration::from_secs(90 + 5);

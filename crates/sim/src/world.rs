@@ -65,8 +65,8 @@ const TURNS_MAX: usize = 10_000;
 const SETTLE_SECONDS: u64 = 40;
 /// Who records a datagram that is then lost, and sends it from elsewhere, moves an endpoint to
 /// there (known limitations of WireGuard: roaming is not confirmed). The client finds back when it
-/// has given up (`REKEY_ATTEMPT_TIME`) and asks for the gateway's name again.
-const SETTLE_ATTACKED_SECONDS: u64 = 15 + 90 + SETTLE_SECONDS;
+/// has asked three times in vain and looks the gateway's name up again.
+const SETTLE_ATTACKED_SECONDS: u64 = 15 + 3 * 6 + SETTLE_SECONDS;
 
 impl World {
     /// Makes the world of `seed`: a running gateway, no organisation, good weather.
@@ -267,7 +267,8 @@ impl World {
         let host = &mut self.hosts[host.0];
         host.clock_error = seconds;
         let (clock, wall) = (host.clock(now), host.wall(now));
-        if let Some(node) = &mut host.node {
+        // One that sleeps learns it when it wakes.
+        if let Some(node) = host.node.as_mut().filter(|_| host.asleep.is_none()) {
             node.set_wall_clock(clock, wall);
         }
     }
@@ -302,6 +303,9 @@ impl World {
                 .collect(),
             HostId(_) => vec![self.hosts[GATEWAY.0].public_key],
         };
+        if !self.hosts[host.0].is_awake() {
+            return;
+        }
         let clock = self.hosts[host.0].clock(self.now);
         if let Some(node) = &mut self.hosts[host.0].node {
             for key in keys {
@@ -371,7 +375,8 @@ impl World {
         } else {
             None
         };
-        let id = self.ledger.send(self.now, from, to, forbidden);
+        let clock = self.hosts[from.0].clock(self.now);
+        let id = self.ledger.send(clock, from, to, forbidden);
         if let Some(member) = self.hosts[from.0].membership {
             self.emit(from, member.address.into(), to, id);
         }
@@ -380,9 +385,8 @@ impl World {
 
     /// Sends a packet that bears the address of `pretended` as its source.
     pub fn forge(&mut self, from: HostId, pretended: HostId, to: HostId) -> u64 {
-        let id = self
-            .ledger
-            .send(self.now, from, to, Some(Forbidden::Forged));
+        let clock = self.hosts[from.0].clock(self.now);
+        let id = self.ledger.send(clock, from, to, Some(Forbidden::Forged));
         let pretended = self.hosts[pretended.0].membership;
         if let Some(member) = pretended.filter(|_| !self.hosts[from.0].user) {
             self.emit(from, member.address.into(), to, id);
@@ -695,7 +699,8 @@ impl World {
         let id = u64::from_be_bytes(*id);
         let hosts = &self.hosts;
         let cut = |host: HostId| hosts[host.0].removed.and_then(|removal| removal.applied);
-        let outcome = self.ledger.arrive(self.now, host, id, cut);
+        let (now, clock) = (self.now, |host: HostId| hosts[host.0].clock(self.now));
+        let outcome = self.ledger.arrive(now, host, id, clock, cut);
         if let Err(what) = outcome {
             self.fail(&what);
         }
@@ -780,9 +785,10 @@ impl World {
                 public_key,
                 endpoint,
             } => {
+                let gateway = self.hosts[GATEWAY.0].local;
                 let node = self.hosts[id.0].node.as_mut();
                 if let Some(node) = node.filter(|_| endpoint.to_string() == ENDPOINT) {
-                    node.set_endpoint(clock, &public_key, GATEWAY_ADDRESS);
+                    node.set_endpoint(clock, &public_key, gateway);
                 }
             }
             Event::UnknownInitiator {

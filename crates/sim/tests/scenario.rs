@@ -157,6 +157,22 @@ fn a_gateway_that_is_killed_and_restarted_carries_traffic_in_three_seconds() {
 }
 
 #[test]
+fn a_gateway_whose_name_moved_is_found_again_under_traffic() {
+    scenario(|world, one, other| {
+        check(world, one, other, SECOND);
+        world.roam(world.gateway());
+        // Silence is noticed after 15 s, doubted after three attempts of 5 s and jitter.
+        for _ in 0..40 {
+            world.send(one, other);
+            world.send(other, one);
+            world.wait(SECOND);
+        }
+        check(world, one, other, SECOND);
+        check(world, other, one, SECOND);
+    });
+}
+
+#[test]
 fn of_a_removed_node_nothing_arrives_any_more() {
     for seed in seeds(SEEDS) {
         let mut world = World::new(seed);

@@ -58,24 +58,46 @@ impl Node {
         }
     }
 
-    /// The address behind a name may have changed, so it is asked for again.
     fn take_abandoned(&mut self, peer: PeerId) {
-        let Some((public_key, peer)) = self.roster.by_id_mut(peer) else {
+        let Some(public_key) = self.roster.key(peer) else {
             return;
         };
-        let name = peer.wanted.endpoint.clone();
-        let name = name.filter(|endpoint| endpoint.socket_address().is_none());
-        let event = Event::HandshakeAbandoned { public_key };
-        self.events.push_back(event);
-        self.ask_for(name.map(|name| (public_key, name)).into_iter().collect());
+        self.events
+            .push_back(Event::HandshakeAbandoned { public_key });
+        self.return_to_wanted_endpoint(peer);
     }
 
     pub(super) fn count_attempt(&mut self, transmit: &Transmit) {
         let initiation = transmit.datagram.len() == wireguard::INITIATION
             && transmit.datagram.first() == Some(&1);
-        let peer = transmit.peer.filter(|_| initiation);
-        if let Some((_, peer)) = peer.and_then(|peer| self.roster.by_id_mut(peer)) {
+        let Some(id) = transmit.peer.filter(|_| initiation) else {
+            return;
+        };
+        if let Some((_, peer)) = self.roster.by_id_mut(id) {
             peer.attempts = peer.attempts.saturating_add(1);
+            // Under traffic an attempt never ends, so its end is not waited for.
+            if peer.attempts.is_multiple_of(ATTEMPTS_UNTIL_LOOKUP) {
+                self.return_to_wanted_endpoint(id);
+            }
+        }
+    }
+
+    /// Goes back to the endpoint of the map or configuration, for the address behind a name may
+    /// have changed, and a forger on the path may have moved the endpoint (roaming is not
+    /// confirmed).
+    fn return_to_wanted_endpoint(&mut self, id: PeerId) {
+        let Some((public_key, peer)) = self.roster.by_id_mut(id) else {
+            return;
+        };
+        let Some(endpoint) = peer.wanted.endpoint.clone() else {
+            return;
+        };
+        match endpoint.socket_address() {
+            Some(address) => self.device.set_endpoint(id, Some(address)),
+            None => self.ask_for(vec![(public_key, endpoint)]),
         }
     }
 }
+
+/// Initiations without an answer, `REKEY_TIMEOUT` apart, after which an endpoint is doubted.
+const ATTEMPTS_UNTIL_LOOKUP: u32 = 3;
