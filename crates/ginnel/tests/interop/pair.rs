@@ -31,8 +31,8 @@ impl Pair {
         within(LONG, "the first echo is answered", || {
             space.ping(to, 1) == 1
         });
-        let tunnels = [&self.ours, &self.theirs];
-        assert!(tunnels[initiator].latest_handshake() > 0);
+        // Of ours, because boringtun shows an age instead of a time.
+        assert!(self.ours.latest_handshake() > 0);
     }
 }
 
@@ -62,6 +62,7 @@ pub(crate) fn a_wrong_preshared_key_lets_nothing_pass(program: Program) {
     pair.ours.set_peer(&pair.theirs, 1, Some(&key), false);
     assert_eq!(pair.world.spaces[0].ping(inner(1, false), 2), 0);
     assert_eq!(pair.ours.latest_handshake(), 0);
+    pair.theirs.remove_peer(&pair.ours);
     pair.theirs.set_peer(&pair.ours, 0, Some(&key), false);
     pair.handshake_from(0);
 }
@@ -94,8 +95,15 @@ pub(crate) fn roaming_loses_at_most_a_moment(program: Program, mover: usize) {
     let ping = ping.spawn().expect("ping runs");
     std::thread::sleep(Duration::from_secs(1));
     let old = format!("{}/24", outer(mover, false));
-    space.ip(&["address", "add", "10.99.0.77/24", "dev", &space.link]);
+    // Another prefix length: the kernel removes secondary addresses with their primary one.
+    space.ip(&["address", "add", "10.99.0.77/25", "dev", &space.link]);
     space.ip(&["address", "delete", &old, "dev", &space.link]);
+    let tunnels = [&pair.ours, &pair.theirs];
+    if mover == 1 {
+        // wireguard-go insists on the address that is gone (sendmsg says ENETUNREACH, which it
+        // does not expect) until its socket is made anew.
+        pair.theirs.set(&["listen-port", "51821"]);
+    }
     let output = ping.wait_with_output().expect("ping ends");
     let answered = received(&text(&output));
     assert!(
@@ -103,9 +111,13 @@ pub(crate) fn roaming_loses_at_most_a_moment(program: Program, mover: usize) {
         "{answered} of 25 answered\n{}",
         text(&output)
     );
-    let tunnels = [&pair.ours, &pair.theirs];
     let seen = tunnels[1 - mover].show_peer("endpoints");
-    assert_eq!(seen, "10.99.0.77:51820", "the other side followed");
+    let port = 51820 + mover;
+    assert_eq!(
+        seen,
+        format!("10.99.0.77:{port}"),
+        "the other side followed"
+    );
 }
 
 /// For 150 s echo requests go both ways, from two pairs whose initiators differ; the sessions are

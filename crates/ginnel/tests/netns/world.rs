@@ -286,6 +286,11 @@ impl Tunnel {
         self.set(&arguments);
     }
 
+    /// Forgets `other`; boringtun cannot change a peer, only make one.
+    pub(crate) fn remove_peer(&self, other: &Self) {
+        self.set(&["peer", &other.public_key, "remove"]);
+    }
+
     /// Runs `wg show INTERFACE ...` and returns what it prints.
     pub(crate) fn show(&self, what: &[&str]) -> String {
         let mut wg = Command::new("wg");
@@ -378,12 +383,12 @@ impl Program {
 
 /// The outer address of space `number`.
 pub(crate) fn outer(number: usize, v6: bool) -> IpAddr {
-    address(number, v6, 99)
+    address(number, v6, 99, 0xfd99)
 }
 
 /// The inner address of space `number`.
 pub(crate) fn inner(number: usize, v6: bool) -> IpAddr {
-    address(number, v6, 88)
+    address(number, v6, 88, 0xfd88)
 }
 
 /// Where the UAPI socket of an interface is.
@@ -414,11 +419,22 @@ pub(crate) fn received(text: &str) -> u32 {
     count.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
-/// Returns the path of a file with `contents` that `wg` can read once.
-pub(crate) fn file_with(contents: &str) -> String {
-    let directory = std::env::temp_dir().join(unique("key"));
-    fs::write(&directory, contents).expect("a temporary file");
-    directory.to_str().expect("UTF-8").to_owned()
+/// A file that `wg` reads a key or a configuration from; goes with the value.
+pub(crate) struct Input(tempfile::NamedTempFile);
+
+/// Makes a file with `contents`.
+pub(crate) fn file_with(contents: &str) -> Input {
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.write_all(contents.as_bytes()).expect("it takes them");
+    Input(file)
+}
+
+impl std::ops::Deref for Input {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.0.path().to_str().expect("UTF-8")
+    }
 }
 
 /// Runs `wg` with `input` and returns its one line.
@@ -452,12 +468,12 @@ pub(crate) fn unique(kind: &str) -> String {
     format!("g{kind}{:x}-{count}", std::process::id())
 }
 
-fn address(number: usize, v6: bool, net: u8) -> IpAddr {
+fn address(number: usize, v6: bool, v4_net: u8, v6_net: u16) -> IpAddr {
     let host = u8::try_from(number + 1).expect("two spaces");
     if v6 {
-        [0xfd00 | u16::from(net), 0, 0, 0, 0, 0, 0, host.into()].into()
+        [v6_net, 0, 0, 0, 0, 0, 0, host.into()].into()
     } else {
-        [10, net, 0, host].into()
+        [10, v4_net, 0, host].into()
     }
 }
 
