@@ -1,0 +1,13 @@
+//! `ginnel tun` against foreign programs, in network namespaces.
+//!
+//! A program that is not installed is skipped loudly, or fails the test with `INTEROP=required`.
+
+#[path = "../netns/world.rs"]
+mod world;
+
+mod boringtun;
+mod flood;
+mod pair;
+mod wg;
+mod wg_quick;
+mod wireguard_go;

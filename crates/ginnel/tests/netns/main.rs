@@ -1,0 +1,6 @@
+//! `ginnel tun` on the real kernel: interfaces, signals, rights and limits.
+//!
+//! Skips loudly without root; fails then with `NETNS=required`.
+
+mod interface;
+mod world;
