@@ -10,7 +10,7 @@ use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicU8, Ordering},
 };
 
 use socket2::{Domain, Protocol, Type};
@@ -32,12 +32,16 @@ pub struct Options {
 }
 
 /// A UDP socket of one family; it does not block.
+///
+/// Its datagrams may be fragmented on their way, as those of the kernel's WireGuard: the packets
+/// inside are already as small as the tunnel's MTU asks, and what is dropped for its size is
+/// dropped without a word on many paths.
 #[derive(Debug)]
 pub struct Socket {
     socket: socket2::Socket,
     local: SocketAddr,
-    /// Set once the kernel or the network card refused UDP_SEGMENT.
-    segmentation_broken: AtomicBool,
+    /// Refusals of UDP_SEGMENT since its last success; from `REFUSALS_MAX` on it is not tried.
+    refusals: AtomicU8,
 }
 
 /// A socket for each family on the same port; a family that this machine lacks has none.
@@ -67,6 +71,7 @@ impl Socket {
         if options.buffer_bytes != 0 {
             set_buffers(&socket, options.buffer_bytes)?;
         }
+        control::allow_fragments(&socket, local.is_ipv6())?;
         control::request_source_and_runs(&socket, local.is_ipv6());
         socket.bind(&local.into())?;
         let local = socket
@@ -76,7 +81,7 @@ impl Socket {
         Ok(Self {
             socket,
             local,
-            segmentation_broken: AtomicBool::new(false),
+            refusals: AtomicU8::new(0),
         })
     }
 
@@ -94,12 +99,13 @@ impl Socket {
     /// Tells whether runs still leave with one system call.
     #[must_use]
     pub fn segments(&self) -> bool {
-        !self.segmentation_broken.load(Ordering::Relaxed)
+        self.refusals.load(Ordering::Relaxed) < REFUSALS_MAX
     }
 
     /// Switches segmentation by the kernel on or off.
     pub fn set_segments(&self, on: bool) {
-        self.segmentation_broken.store(!on, Ordering::Relaxed);
+        let refusals = if on { 0 } else { REFUSALS_MAX };
+        self.refusals.store(refusals, Ordering::Relaxed);
     }
 }
 
@@ -193,5 +199,7 @@ fn set_buffers(socket: &socket2::Socket, bytes: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// As many refusals of UDP_SEGMENT in a row end its use: one alone may be a matter of the path.
+const REFUSALS_MAX: u8 = 8;
 /// How often a free port of IPv4 is tried that may be taken in IPv6.
 const ATTEMPTS: u32 = 100;

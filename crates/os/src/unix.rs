@@ -7,7 +7,7 @@ use std::{
         fd::AsFd,
         unix::{
             fs::{FileTypeExt as _, MetadataExt as _},
-            net::{UnixListener, UnixStream},
+            net::UnixListener,
         },
     },
     path::{Path, PathBuf},
@@ -144,12 +144,17 @@ fn remove_stale(path: &Path) -> Result<(), ListenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error.into()),
     }
-    match UnixStream::connect(path) {
+    // Nonblocking, because connect(2) to a living listener whose backlog is full would wait.
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    probe.set_nonblocking(true)?;
+    match probe.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             Ok(fs::remove_file(path)?)
         }
-        // A full backlog or a missing right are signs of life too.
-        Ok(_) | Err(_) => Err(ListenError::InUse),
+        // Its owner removed it meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // A full backlog (EAGAIN) or a missing right are signs of life too.
+        Ok(()) | Err(_) => Err(ListenError::InUse),
     }
 }
 
@@ -158,6 +163,8 @@ const BACKLOG: i32 = 128;
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     #[test]
@@ -185,6 +192,19 @@ mod tests {
         let (_listener, newer) = listen(&path).unwrap();
         drop(file);
         assert!(newer.is_ours(), "the former owner must not remove it");
+    }
+
+    #[test]
+    fn a_listener_whose_backlog_is_full_is_alive_and_holds_nobody_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let busy = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        busy.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        busy.listen(0).unwrap();
+        // With a backlog of zero one connection waits, and the next would block.
+        let _waiting = UnixStream::connect(&path).unwrap();
+        assert!(matches!(listen(&path), Err(ListenError::InUse)));
+        assert!(path.exists());
     }
 
     #[test]

@@ -40,6 +40,24 @@ pub(super) fn request_source_and_runs(socket: &socket2::Socket, v6: bool) {
     set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1).ok();
 }
 
+/// Lets routers and this machine fragment what is too long for the path.
+pub(super) fn allow_fragments(socket: &socket2::Socket, v6: bool) -> io::Result<()> {
+    let (level, option, value) = if v6 {
+        (
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_DONT,
+        )
+    } else {
+        (
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            libc::IP_PMTUDISC_DONT,
+        )
+    };
+    set_option(socket, level, option, value)
+}
+
 pub(super) fn set_option(
     socket: &socket2::Socket,
     level: i32,

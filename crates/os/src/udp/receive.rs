@@ -9,13 +9,14 @@ use std::{
 
 use super::{
     Socket,
-    control::{self, Control},
+    control::{self, Beside, Control},
 };
 
 /// Datagrams read in one go; keeps its memory of half a megabyte.
 pub struct Batch {
     payload: Box<[u8]>,
-    runs: Vec<Run>,
+    /// One for each buffer; `None` was cut off.
+    runs: Vec<Option<Run>>,
     truncated: u64,
 }
 
@@ -32,11 +33,11 @@ pub struct Datagram<'a> {
 
 /// Datagrams of one sender that lie one behind the other in one buffer.
 #[derive(Clone, Copy, Debug)]
-struct Run {
+pub(super) struct Run {
     source: SocketAddr,
     local: Option<IpAddr>,
     length: usize,
-    /// All but the last have this size.
+    /// All but the last have this size; never zero.
     segment: usize,
 }
 
@@ -51,23 +52,49 @@ impl Default for Batch {
 }
 
 impl Batch {
-    /// Yields the datagrams in the order of their arrival; empty ones are left out.
+    /// Yields the datagrams in the order of their arrival, empty ones too.
     pub fn datagrams(&mut self) -> impl Iterator<Item = Datagram<'_>> {
         let buffers = self.payload.chunks_mut(BUFFER);
-        self.runs.iter().zip(buffers).flat_map(|(run, buffer)| {
-            let segments = buffer[..run.length].chunks_mut(run.segment);
-            segments.map(|bytes| Datagram {
-                source: run.source,
-                local: run.local,
-                bytes,
-            })
-        })
+        let runs = self.runs.iter().zip(buffers);
+        runs.filter_map(|(run, buffer)| run.map(|run| run.split(buffer)))
+            .flatten()
     }
 
-    /// Returns how many datagrams were lost so far because they did not fit a buffer.
+    /// Returns how many messages were lost so far because they, or what the kernel said about
+    /// them, did not fit.
     #[must_use]
     pub fn truncated(&self) -> u64 {
         self.truncated
+    }
+}
+
+impl Run {
+    /// Without a segment size that is shorter than the whole, the run is one datagram.
+    pub(super) fn new(source: SocketAddr, length: usize, beside: Beside) -> Self {
+        let segment = beside.segment;
+        let segment = segment.filter(|segment| (1..length).contains(segment));
+        Self {
+            source,
+            local: beside.local,
+            length,
+            segment: segment.unwrap_or(length.max(1)),
+        }
+    }
+
+    pub(super) fn split<'b>(
+        self,
+        buffer: &'b mut [u8],
+    ) -> impl Iterator<Item = Datagram<'b>> + use<'b> {
+        let empty: Option<&'b mut [u8]> = (self.length == 0).then_some(&mut []);
+        let segments = buffer[..self.length].chunks_mut(self.segment);
+        empty
+            .into_iter()
+            .chain(segments)
+            .map(move |bytes| Datagram {
+                source: self.source,
+                local: self.local,
+                bytes,
+            })
     }
 }
 
@@ -101,31 +128,15 @@ impl Socket {
         }
         let count = receive(self, &mut headers)?;
         for (header, address) in headers.iter().zip(&addresses).take(count) {
+            // Without all control messages it is unknown where one datagram ends.
+            let cut = header.msg_hdr.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
+            batch.truncated += u64::from(cut);
             // SAFETY: recvmmsg has filled this header, and `controls` still lives.
             let beside = unsafe { control::parse(&header.msg_hdr) };
             let length = usize::try_from(header.msg_len).expect("32 bits fit");
-            let segment = beside.segment.unwrap_or(length).max(1);
-            let cut = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
-            batch.truncated += u64::from(cut);
-            // The end of what was cut is no whole datagram.
-            let whole = if cut {
-                length / segment * segment
-            } else {
-                length
-            };
-            let whole = if cut && beside.segment.is_none() {
-                0
-            } else {
-                whole
-            };
-            if let Some(source) = socket_address(address) {
-                batch.runs.push(Run {
-                    source,
-                    local: beside.local,
-                    length: whole,
-                    segment,
-                });
-            }
+            let source = socket_address(address).filter(|_| !cut);
+            let run = source.map(|source| Run::new(source, length, beside));
+            batch.runs.push(run);
         }
         Ok(count)
     }

@@ -4,12 +4,13 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd as _,
+    sync::atomic::Ordering,
 };
 
 use thiserror::Error;
 
 use super::{
-    Socket,
+    REFUSALS_MAX, Socket,
     control::{self, Control},
 };
 
@@ -57,8 +58,8 @@ impl Socket {
     /// Sends `bytes` as datagrams of `segment` bytes each, of which the last may be shorter.
     ///
     /// Returns how many bytes are on their way, a multiple of `segment` unless all are; call again
-    /// with the rest. If the kernel or the card refuses to cut, this socket never asks again, and
-    /// the refused run is sent datagram by datagram: it is not lost.
+    /// with the rest. A run that the kernel or the card refuses to cut is sent datagram by
+    /// datagram at once: it is not lost. A socket that only meets refusals asks no more.
     pub fn send_run(
         &self,
         to: SocketAddr,
@@ -97,17 +98,30 @@ impl Socket {
         };
         let run = &bytes[..bytes.len().min(count * segment)];
         match self.send_message(to, from, run, Some(size)) {
-            Ok(()) => Ok(run.len()),
-            Err(errno) if refuses_segmentation(errno) => {
+            Ok(()) => {
+                self.refusals.store(0, Ordering::Relaxed);
+                Ok(run.len())
+            }
+            Err(errno) => {
+                let refusal = Refusal::of(errno).ok_or(errno)?;
+                // What fails one by one too says nothing about segmentation.
                 let sent = self.send_each(to, from, run, segment)?;
-                // A path with a small MTU says EMSGSIZE: there, single datagrams are fragmented
-                // while runs to others still work.
-                if errno != libc::EMSGSIZE {
-                    self.set_segments(false);
-                }
+                self.count(refusal);
                 Ok(sent)
             }
-            Err(errno) => Err(errno),
+        }
+    }
+
+    fn count(&self, refusal: Refusal) {
+        match refusal {
+            Refusal::Final => self.set_segments(false),
+            Refusal::Suspicious => {
+                // Another thread may have counted meanwhile; the bound is only approximate.
+                let refusals = self.refusals.load(Ordering::Relaxed).saturating_add(1);
+                self.refusals
+                    .store(refusals.min(REFUSALS_MAX), Ordering::Relaxed);
+            }
+            Refusal::PathTooSmall => {}
         }
     }
 
@@ -195,10 +209,27 @@ fn address_to(header: &mut libc::msghdr, to: &socket2::SockAddr, vector: &mut li
     header.msg_iovlen = 1;
 }
 
-/// EIO: the card has no checksum offload; EINVAL: the kernel or the socket cannot; EMSGSIZE: the
-/// path's MTU is smaller than a segment (`udp_send_skb`, net/ipv4/udp.c).
-fn refuses_segmentation(errno: i32) -> bool {
-    [libc::EIO, libc::EINVAL, libc::EOPNOTSUPP, libc::EMSGSIZE].contains(&errno)
+/// What a refused run says about the next one (`udp_send_skb`, net/ipv4/udp.c).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Refusal {
+    /// The device has no checksum offload, or the kernel cannot.
+    Final,
+    /// Kernels before 6.14 say the same for a path whose MTU is below the segment, which is no
+    /// reason to give up for the other destinations; a socket that never succeeds is.
+    Suspicious,
+    /// The MTU of this path is below the segment: single datagrams are fragmented.
+    PathTooSmall,
+}
+
+impl Refusal {
+    pub(super) fn of(errno: i32) -> Option<Self> {
+        match errno {
+            libc::EIO | libc::EOPNOTSUPP => Some(Self::Final),
+            libc::EINVAL => Some(Self::Suspicious),
+            libc::EMSGSIZE => Some(Self::PathTooSmall),
+            _ => None,
+        }
+    }
 }
 
 fn classify(errno: i32, from: Option<IpAddr>) -> SendError {

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, os::fd::AsFd as _, time::Duration};
 
-use super::*;
+use super::{control::Beside, receive::Run, send::Refusal, *};
 use crate::{
     poll::{Interest, wait_for},
     reactor::Watched,
@@ -81,13 +81,110 @@ fn a_run_longer_than_one_call_may_carry_is_split() {
     assert!(check_run("127.0.0.1", 3, 40_000, 12, |_| ()));
 }
 
+/// A socket without UDP checksums refuses UDP_SEGMENT with EINVAL (`udp_send_skb`).
+fn refuse_segmentation(socket: &Socket, refuse: bool) {
+    let option = libc::SO_NO_CHECK;
+    control::set_option(&socket.socket, libc::SOL_SOCKET, option, refuse.into()).unwrap();
+}
+
+/// Sends one run of five datagrams and sees that all of them arrive.
+fn send_five(sender: &Socket, receiver: &Socket) {
+    let run = numbered(5, 1200, 600);
+    let sent = sender.send_run(receiver.local_address(), None, &run, 1200);
+    assert_eq!(sent, Ok(run.len()));
+    let expected: Vec<_> = run.chunks(1200).map(<[u8]>::to_vec).collect();
+    assert_eq!(collect(receiver, 5), expected);
+}
+
 #[test]
-fn a_refused_run_is_sent_datagram_by_datagram_and_segmentation_never_tried_again() {
-    // A socket without UDP checksums refuses UDP_SEGMENT with EINVAL (`udp_send_skb`).
-    let segments = check_run("127.0.0.1", 30, 1200, 600, |socket| {
-        control::set_option(&socket.socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).unwrap();
-    });
-    assert!(!segments);
+fn refused_runs_are_sent_datagram_by_datagram_until_segmentation_is_given_up() {
+    let (sender, receiver) = pair("127.0.0.1");
+    refuse_segmentation(&sender, true);
+    for _ in 0..REFUSALS_MAX {
+        assert!(sender.segments());
+        send_five(&sender, &receiver);
+    }
+    assert!(!sender.segments());
+    refuse_segmentation(&sender, false);
+    send_five(&sender, &receiver);
+    assert!(!sender.segments(), "it is not tried again");
+}
+
+#[test]
+fn one_success_forgets_the_refusals_before_it() {
+    let (sender, receiver) = pair("127.0.0.1");
+    for _ in 0..3 {
+        refuse_segmentation(&sender, true);
+        for _ in 1..REFUSALS_MAX {
+            send_five(&sender, &receiver);
+        }
+        refuse_segmentation(&sender, false);
+        send_five(&sender, &receiver);
+    }
+    assert!(sender.segments());
+}
+
+#[test]
+fn only_the_errors_of_segmentation_count_as_refusals() {
+    assert_eq!(Refusal::of(libc::EIO), Some(Refusal::Final));
+    assert_eq!(Refusal::of(libc::EOPNOTSUPP), Some(Refusal::Final));
+    assert_eq!(Refusal::of(libc::EINVAL), Some(Refusal::Suspicious));
+    assert_eq!(Refusal::of(libc::EMSGSIZE), Some(Refusal::PathTooSmall));
+    assert_eq!(Refusal::of(libc::EAGAIN), None);
+    assert_eq!(Refusal::of(libc::ENETUNREACH), None);
+}
+
+#[test]
+fn datagrams_may_be_fragmented_on_their_way() {
+    let (v4, _) = pair("127.0.0.1");
+    let (v6, _) = pair("[::1]");
+    let (ip, ip6) = (libc::IPPROTO_IP, libc::IPPROTO_IPV6);
+    let dont = libc::IP_PMTUDISC_DONT;
+    assert_eq!(option(&v4, ip, libc::IP_MTU_DISCOVER), dont);
+    let dont = libc::IPV6_PMTUDISC_DONT;
+    assert_eq!(option(&v6, ip6, libc::IPV6_MTU_DISCOVER), dont);
+}
+
+fn option(socket: &Socket, level: i32, name: i32) -> i32 {
+    let mut value = 0_i32;
+    let mut length = crate::link::socklen::<i32>();
+    // SAFETY: the pointers and the length describe `value`, which lives through the call.
+    let answer = unsafe {
+        let value = std::ptr::from_mut(&mut value).cast();
+        libc::getsockopt(socket.as_raw_fd(), level, name, value, &raw mut length)
+    };
+    assert_eq!(answer, 0);
+    value
+}
+
+#[test]
+fn an_empty_datagram_arrives_among_others() {
+    let (sender, receiver) = pair("127.0.0.1");
+    for bytes in [&b"before"[..], b"", b"behind"] {
+        sender.send(receiver.local_address(), None, bytes).unwrap();
+    }
+    let expected = [&b"before"[..], b"", b"behind"];
+    assert_eq!(collect(&receiver, 3), expected);
+}
+
+#[test]
+fn an_unlikely_segment_size_leaves_one_datagram() {
+    let source = ([127, 0, 0, 1], 1).into();
+    let sizes = |length: usize, segment| {
+        let beside = Beside {
+            local: None,
+            segment,
+        };
+        let mut buffer = vec![0; 200];
+        let run = Run::new(source, length, beside);
+        let sizes = run.split(&mut buffer).map(|datagram| datagram.bytes.len());
+        sizes.collect::<Vec<_>>()
+    };
+    for segment in [None, Some(0), Some(100), Some(101), Some(usize::MAX)] {
+        assert_eq!(sizes(100, segment), [100], "{segment:?}");
+    }
+    assert_eq!(sizes(100, Some(99)), [99, 1]);
+    assert_eq!(sizes(0, Some(10)), [0]);
 }
 
 #[test]
