@@ -1,7 +1,13 @@
 //! `ginnel dial`: one connection on stdin and stdout.
 
 use std::{
-    io, net::Shutdown, os::unix::net::UnixStream, process::ExitCode, thread, time::Duration,
+    fs::File,
+    io::{self, Read, Write},
+    net::Shutdown,
+    os::{fd::AsFd as _, unix::net::UnixStream},
+    process::ExitCode,
+    thread,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -38,20 +44,28 @@ Examples:
   printf 'GET / HTTP/1.0\\r\\n\\r\\n' | ginnel dial web 80
   ssh -o ProxyCommand='ginnel dial %h %p' root@db";
 
+/// Bytes in flight in one direction.
+const BUFFER: usize = 64 * 1024;
+
 /// Connects and moves bytes until both directions have ended.
 pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     let client = Client::of(global)?;
     let timeout = Duration::from_secs(args.timeout.into());
     let pipe = client.dial(&args.host, args.port, timeout).await?;
     let stream = pipe.map_err(Failure::into_error)?.stream;
-    // From here on two threads let the kernel move the bytes; there is nothing else to wait for.
+    // From here on two threads move bytes; there is nothing else to wait for.
     let stream = stream.into_std().context("take the connection over")?;
     stream
         .set_nonblocking(false)
         .context("take the connection over")?;
     let upstream = stream.try_clone().context("take the connection over")?;
     let upwards = thread::spawn(move || send(&upstream));
-    io::copy(&mut &stream, &mut io::stdout().lock())?;
+    // Unbuffered: half a line is worth as much as a whole one.
+    let stdout = io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("open stdout")?;
+    copy(&mut &stream, &mut File::from(stdout))?;
     let sent = upwards
         .join()
         .map_err(|_| anyhow::anyhow!("the reader of stdin failed"))?;
@@ -61,8 +75,23 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
 }
 
 fn send(stream: &UnixStream) -> io::Result<()> {
-    let copied = io::copy(&mut io::stdin().lock(), &mut &*stream);
+    let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+    let copied = copy(&mut File::from(stdin), &mut &*stream);
     // The other side may be gone already.
     drop(stream.shutdown(Shutdown::Write));
-    copied.map(|_| ())
+    copied
+}
+
+/// Moves bytes as they come. The standard library's copy asks the kernel to (splice(2)), which may
+/// wait for more than there is.
+fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(length) => to.write_all(&buffer[..length])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }

@@ -33,31 +33,46 @@ impl Tunnel {
         let deadline = self.now() + timeout;
         self.reach(remote.ip(), deadline).await?;
         let received = self.received_from(remote.ip());
+        let mut stream = self.begin(remote)?;
+        loop {
+            let made = self.shared.session.notified();
+            tokio::pin!(made);
+            made.as_mut().enable();
+            let doubt = deadline.min(self.now() + DOUBT);
+            tokio::select! {
+                established = poll_fn(|context| stream.poll_established(context)) => {
+                    return match established {
+                        Ok(()) => Ok(stream),
+                        Err(reason) => Err(closed(remote, reason)),
+                    };
+                }
+                // What went into the old session is lost, and TCP would wait long to send again.
+                () = made => stream = self.begin(remote)?,
+                () = time::sleep_until(doubt.into()) => {
+                    let silent_peer = self.received_from(remote.ip()) == received;
+                    if self.now() < deadline && silent_peer {
+                        self.renew(remote.ip());
+                        self.shared.doubt.notify_one();
+                    } else if silent_peer {
+                        return Err(self.peer_silent(remote, timeout));
+                    } else if self.now() >= deadline {
+                        return Err(silent(remote, timeout));
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin(&self, remote: SocketAddr) -> Result<TcpStream, Failure> {
         let id = {
             let mut turn = self.turn();
             let now = turn.now;
             turn.stack().connect(now, remote)
         };
-        let stream = TcpStream::new(self, id.map_err(|error| refused_at_once(remote, error))?);
-        let established = poll_fn(|context| stream.poll_established(context));
-        tokio::pin!(established);
-        let doubt = self.now() + DOUBT;
-        let mut outcome = time::timeout_at(doubt.min(deadline).into(), &mut established).await;
-        if outcome.is_err() && doubt < deadline {
-            if self.received_from(remote.ip()) == received {
-                self.renew(remote.ip());
-                self.shared.doubt.notify_one();
-            }
-            outcome = time::timeout_at(deadline.into(), &mut established).await;
-        }
-        match outcome {
-            Ok(Ok(())) => Ok(stream),
-            Ok(Err(reason)) => Err(closed(remote, reason)),
-            Err(_) if self.received_from(remote.ip()) == received => {
-                Err(self.peer_silent(remote, timeout))
-            }
-            Err(_) => Err(silent(remote, timeout)),
-        }
+        Ok(TcpStream::new(
+            self,
+            id.map_err(|error| refused_at_once(remote, error))?,
+        ))
     }
 
     /// Waits until the peer that `address` is routed to has a session.

@@ -17,6 +17,8 @@ use std::{
 pub(crate) struct World {
     server: String,
     client: String,
+    /// Its name is also that of a socket, which no namespace separates.
+    interface: String,
     directory: tempfile::TempDir,
     pub(crate) config: PathBuf,
     binary: PathBuf,
@@ -66,6 +68,7 @@ impl World {
             COUNT.fetch_add(1, Ordering::Relaxed)
         );
         let (server, client) = (format!("gus{id}"), format!("guc{id}"));
+        let interface = format!("guw{id}");
         let directory = tempfile::tempdir().expect("a temporary directory");
         let path = directory.path();
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("own directory");
@@ -81,6 +84,7 @@ impl World {
         let mut world = Self {
             server,
             client,
+            interface,
             directory,
             config,
             binary,
@@ -112,7 +116,8 @@ impl World {
     fn start_wireguard(&mut self) {
         let (server_key, client_key) = (wg(&["genkey"], ""), wg(&["genkey"], ""));
         let preshared = wg(&["genpsk"], "");
-        let interface = "wgtest";
+        let interface = self.interface.clone();
+        let interface = interface.as_str();
         let child = self
             .server(["wireguard-go", "-f", interface])
             .stderr(Stdio::null())
@@ -203,7 +208,7 @@ impl World {
         fs::write(&empty, interface).expect("write");
         for file in [empty.to_str().expect("UTF-8"), path] {
             assert!(
-                self.server(["wg", "setconf", "wgtest", file])
+                self.server(["wg", "setconf", &self.interface, file])
                     .status()
                     .expect("wg")
                     .success()
