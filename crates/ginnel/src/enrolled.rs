@@ -70,7 +70,7 @@ impl Enrolled {
         let role = map.own.role;
         node.apply(now, &map);
         restore(&state, &mut node)?;
-        let (tunnel, events) = Tunnel::start(node, resolver(&map), listen.port(), None)?;
+        let (tunnel, events) = Tunnel::start(node, resolver(&map), listen, None)?;
         Ok(Self {
             tunnel,
             events,

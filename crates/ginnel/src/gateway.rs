@@ -1,6 +1,10 @@
 //! `ginnel gateway`: a gateway apart from the server.
 
-use std::{net::SocketAddr, process::ExitCode, sync::Arc};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result};
 use model::{api::GatewayRequest, endpoint::Endpoint, name::Label, token};
@@ -82,8 +86,8 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
 const LISTEN: &str = "listen.json";
 
 fn default_listen(state: &State) -> Result<SocketAddr> {
-    let port = state.read(LISTEN)?.unwrap_or(0);
-    Ok(SocketAddr::from(([0, 0, 0, 0], port)))
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    Ok(state.read(LISTEN)?.unwrap_or(any))
 }
 
 async fn enrol_gateway(args: &Args, state: &State) -> Result<()> {
@@ -109,8 +113,8 @@ async fn enrol_gateway(args: &Args, state: &State) -> Result<()> {
     };
     let client = Client::with_token(&args.url, token)?;
     let answer = client.enrol_gateway(&request).await?;
-    let port = args.wireguard.map_or(endpoint.port, |listen| listen.port());
-    state.write(LISTEN, &port)?;
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, endpoint.port));
+    state.write(LISTEN, &args.wireguard.unwrap_or(any))?;
     state.keep_map(&answer.map)?;
     state.keep_enrolment(&Enrolment {
         url: args.url.clone(),

@@ -68,13 +68,13 @@ impl Tunnel {
     pub(crate) fn start(
         node: Node,
         resolver: Resolver,
-        listen_port: u16,
+        listen: SocketAddr,
         mark: Option<u32>,
     ) -> anyhow::Result<(Self, mpsc::Receiver<node::Event>)> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let shared = Arc::new(Shared {
             core: Mutex::new(Core::new(node, sender)),
-            sockets: Sockets::bind(listen_port, mark)?,
+            sockets: Sockets::bind(listen, mark)?,
             resolver: Mutex::new(Arc::new(resolver)),
             kick: Notify::new(),
             session: Notify::new(),

@@ -534,6 +534,11 @@ impl Node {
         &self.counters
     }
 
+    /// Counts a datagram of the node's that the caller could not send on.
+    pub fn discard(&mut self, reason: Reason) {
+        self.counters.add(reason, 1);
+    }
+
     /// Switches [`Event::KeyLog`].
     pub fn set_key_log(&mut self, enabled: bool) {
         self.device.set_key_log(enabled);

@@ -1,6 +1,9 @@
 //! The tunnel of an enrolled node.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 
@@ -20,7 +23,7 @@ pub(super) async fn open(state: State) -> anyhow::Result<Opened> {
         .context("the state directory has no private key")
         .remedy("run `ginnel logout --force` and enrol again")?;
     let client = Client::with_token(&enrolment.url, enrolment.token)?;
-    let any_port = SocketAddr::from(([0, 0, 0, 0], 0));
+    let any_port = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
     let source = Source::Server(Arc::new(client));
     let enrolled = Enrolled::open(state, &key, source, any_port).await?;
     Ok(Opened {

@@ -1,6 +1,6 @@
 //! The tunnel of a plain WireGuard configuration.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use model::{config::Config, key::PublicKey};
 use node::{Attachment, Event, Node};
@@ -55,7 +55,8 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
         search: interface.search.clone(),
     };
     let port = interface.listen_port.map_or(0, u16::from);
-    let (tunnel, events) = Tunnel::start(node, resolver, port, interface.fw_mark)?;
+    let listen = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let (tunnel, events) = Tunnel::start(node, resolver, listen, interface.fw_mark)?;
     let background = Box::pin(keep_resolved(tunnel.clone(), events));
     Ok(Opened { tunnel, background })
 }

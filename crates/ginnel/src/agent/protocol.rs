@@ -186,6 +186,8 @@ pub(crate) enum Code {
     NameUnknown,
     /// The resolver did not answer, or there is none.
     ResolverSilent,
+    /// The resolver answers, but not for this name.
+    NameRefused,
     /// The name of a peer's endpoint has no address.
     EndpointUnknown,
     /// No peer's allowed IPs hold the address.
@@ -212,7 +214,10 @@ impl Code {
     /// Names the part of the way that failed.
     pub(crate) fn hop(self) -> &'static str {
         match self {
-            Self::NameUnknown | Self::ResolverSilent | Self::EndpointUnknown => "DNS",
+            Self::NameUnknown
+            | Self::ResolverSilent
+            | Self::NameRefused
+            | Self::EndpointUnknown => "DNS",
             Self::NoRoute => "allowed IPs",
             Self::HandshakeUnanswered => "handshake",
             Self::ConnectionRefused => "remote port",

@@ -177,6 +177,7 @@ fn status(code: Code) -> StatusCode {
             StatusCode::SERVICE_UNAVAILABLE
         }
         Code::NameUnknown
+        | Code::NameRefused
         | Code::EndpointUnknown
         | Code::NoRoute
         | Code::ConnectionRefused

@@ -201,7 +201,7 @@ async fn closed(stream: &mut TcpStream) -> io::Result<()> {
 fn reply(code: Code) -> Reply {
     match code {
         Code::NameUnknown | Code::Unreachable => Reply::HostUnreachable,
-        Code::NoRoute | Code::EndpointUnknown => Reply::NetworkUnreachable,
+        Code::NoRoute | Code::EndpointUnknown | Code::NameRefused => Reply::NetworkUnreachable,
         Code::ConnectionRefused => Reply::ConnectionRefused,
         Code::HandshakeUnanswered | Code::RemoteSilent | Code::ResolverSilent => Reply::TtlExpired,
         Code::TooMany | Code::Draining | Code::ConfigurationChanged | Code::Misunderstood => {

@@ -85,7 +85,7 @@ impl Tunnel {
             // From here on no session is missed.
             made.as_mut().enable();
             let Some(peer) = self.peer(address) else {
-                return Err(no_route(address));
+                return Err(self.no_route(address));
             };
             match peer.tunnel {
                 status::Tunnel::Up => return Ok(()),
@@ -111,6 +111,21 @@ impl Tunnel {
         self.with(|node, now| node.path(now, address))
     }
 
+    fn is_enrolled(&self) -> bool {
+        self.with(|node, _| node.map().is_some())
+    }
+
+    fn no_route(&self, address: IpAddr) -> Failure {
+        if self.is_enrolled() {
+            return Failure::new(
+                Code::NoRoute,
+                format!("{address} is not an address of this network"),
+                "see `ginnel resolve NAME` for the address of a node",
+            );
+        }
+        no_route_of_config(address)
+    }
+
     fn renew(&self, address: IpAddr) {
         if let Some(peer) = self.peer(address) {
             self.with(|node, now| node.initiate(now, &peer.public_key));
@@ -123,7 +138,7 @@ impl Tunnel {
 
     fn unanswered(&self, address: IpAddr, waited: Duration) -> Failure {
         let Some(peer) = self.peer(address) else {
-            return no_route(address);
+            return self.no_route(address);
         };
         let Some(endpoint) = peer.endpoint else {
             return Failure::new(
@@ -135,6 +150,9 @@ impl Tunnel {
                 "see whether this machine is online and the name is right",
             );
         };
+        if self.is_enrolled() {
+            return gateway_silent(endpoint, waited);
+        }
         let own = self.with(|node, now| node.status(now).public_key);
         let own = own.map_or_else(|| "of this device".to_owned(), |own| own.to_string());
         Failure::new(
@@ -154,6 +172,9 @@ impl Tunnel {
 
     fn peer_silent(&self, remote: SocketAddr, waited: Duration) -> Failure {
         let endpoint = self.peer(remote.ip()).and_then(|peer| peer.endpoint);
+        if let (Some(endpoint), true) = (endpoint, self.is_enrolled()) {
+            return gateway_silent(endpoint, waited);
+        }
         let endpoint = endpoint.map_or_else(|| "the peer".to_owned(), |e| e.to_string());
         Failure::new(
             Code::RemoteSilent,
@@ -168,7 +189,23 @@ impl Tunnel {
     }
 }
 
-fn no_route(address: IpAddr) -> Failure {
+/// Says that the gateway of an enrolled node does not answer.
+fn gateway_silent(endpoint: SocketAddr, waited: Duration) -> Failure {
+    Failure::new(
+        Code::HandshakeUnanswered,
+        format!(
+            "no answer from the gateway at {endpoint} within {} s: either UDP is blocked on the \
+             way or the gateway does not run",
+            waited.as_secs_f32().ceil()
+        ),
+        format!(
+            "let UDP to {endpoint} through the firewalls, and see whether `ginnel server` or \
+             `ginnel gateway` runs there"
+        ),
+    )
+}
+
+fn no_route_of_config(address: IpAddr) -> Failure {
     Failure::new(
         Code::NoRoute,
         format!("no peer's AllowedIPs hold {address}"),

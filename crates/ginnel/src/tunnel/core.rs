@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, task::Waker, time::Instant};
 
 use netstack::{ConnectionId, EchoId, Event, Stack, UdpId};
-use node::{Node, Outcome};
+use node::{Node, Outcome, Reason};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Echo, outbox::Outbox, socket::Sockets};
@@ -70,14 +70,21 @@ impl Core {
         now: Instant,
         source: SocketAddr,
         datagram: &mut [u8],
+        sockets: &Sockets,
     ) {
-        match self.node.handle_datagram(now, source, datagram) {
+        if !self.outbox.has_room() && self.outbox.blocked.is_none() {
+            self.outbox.send(sockets);
+        }
+        let taken = match self.node.handle_datagram(now, source, datagram) {
             // A gateway forwards; there is no TUN interface.
             Outcome::Send {
                 destination,
                 datagram,
             } => self.outbox.copy(destination, datagram),
-            Outcome::Packet(_) | Outcome::Nothing => {}
+            Outcome::Packet(_) | Outcome::Nothing => true,
+        };
+        if !taken {
+            self.node.discard(Reason::QueueFull);
         }
     }
 

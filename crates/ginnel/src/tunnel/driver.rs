@@ -51,7 +51,7 @@ fn read(shared: &Shared, batch: &mut Batch) -> bool {
         let mut turn = shared.turn();
         let now = turn.now;
         for datagram in batch.datagrams() {
-            turn.handle_datagram(now, datagram.source, datagram.bytes);
+            turn.handle_datagram(now, datagram.source, datagram.bytes, &shared.sockets);
         }
         if turn
             .node

@@ -56,12 +56,14 @@ impl Outbox {
         &mut self.buffer[self.used..]
     }
 
-    /// Takes a copy of a datagram, or drops it when the buffer is full.
-    pub(super) fn copy(&mut self, destination: SocketAddr, datagram: &[u8]) {
-        if let Some(room) = self.room().get_mut(..datagram.len()) {
-            room.copy_from_slice(datagram);
-            self.push(destination, datagram.len());
-        }
+    /// Takes a copy of a datagram; false when the buffer has no room for it.
+    pub(super) fn copy(&mut self, destination: SocketAddr, datagram: &[u8]) -> bool {
+        let Some(room) = self.room().get_mut(..datagram.len()) else {
+            return false;
+        };
+        room.copy_from_slice(datagram);
+        self.push(destination, datagram.len());
+        true
     }
 
     /// Takes the datagram of `length` bytes that was written to `room`.
@@ -147,6 +149,16 @@ mod tests {
             &[(1, 100, 100), (2, 100, 100), (1, 100, 100)],
         );
         check(&[(1, 60), (1, 100)], &[(1, 60, 60), (1, 100, 100)]);
+    }
+
+    #[test]
+    fn a_full_outbox_says_that_it_takes_no_more() {
+        let mut outbox = Outbox::new();
+        let destination = SocketAddr::from(([192, 0, 2, 1], 1));
+        let datagram = [0; DATAGRAM_MAX];
+        let taken = (0..6).filter(|_| outbox.copy(destination, &datagram));
+        assert_eq!(taken.count(), BUFFER / DATAGRAM_MAX);
+        assert!(!outbox.has_room());
     }
 
     #[test]

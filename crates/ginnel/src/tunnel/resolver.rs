@@ -96,22 +96,28 @@ impl Tunnel {
                  address",
             ));
         }
-        let mut exists = false;
+        let (mut exists, mut unknown, mut refused) = (false, false, None);
         for candidate in candidates(name, &resolver.search) {
             let Some(parsed) = parse_name(&candidate) else {
                 continue;
             };
-            match self.ask_all(&resolver, &parsed, kinds, deadline).await? {
-                Said::Records(records) => return Ok(records),
-                Said::NoData => exists = true,
-                Said::NoSuchName => {}
+            match self.ask_all(&resolver, &parsed, kinds, deadline).await {
+                Ok(Said::Records(records)) => return Ok(records),
+                Ok(Said::NoData) => exists = true,
+                Ok(Said::NoSuchName) => unknown = true,
+                // A server that serves only its own zones may still know the next name.
+                Err(failure) if failure.code == Code::NameRefused => refused = Some(failure),
+                Err(failure) => return Err(failure),
             }
         }
         if exists {
             let kinds: Vec<_> = kinds.iter().map(|kind| kind.text()).collect();
             return Err(no_such_record(name, &kinds.join(" or ")));
         }
-        Err(no_such_name(name, &resolver))
+        match refused {
+            Some(failure) if !unknown => Err(failure),
+            Some(_) | None => Err(no_such_name(name, &resolver)),
+        }
     }
 
     /// Asks for every kind at once.
@@ -172,7 +178,7 @@ impl Tunnel {
         }
         Err(match (refused, silent) {
             (Some((server, code)), _) => Failure::new(
-                Code::ResolverSilent,
+                Code::NameRefused,
                 format!("{} cannot answer for `{name}`: {code}", server.ip()),
                 "see the logs of that DNS server, or give an IP address",
             ),

@@ -19,18 +19,33 @@ pub(super) struct Sockets {
 const BUFFER: usize = 4 << 20;
 
 impl Sockets {
-    /// Binds both families to `port`, or to a port that the system chooses for zero.
-    pub(super) fn bind(port: u16, mark: Option<u32>) -> anyhow::Result<Self> {
+    /// Binds to `local`; `[::]` stands for all addresses of both families, and port zero for one
+    /// that the system chooses.
+    pub(super) fn bind(local: SocketAddr, mark: Option<u32>) -> anyhow::Result<Self> {
         let options = Options {
             mark: mark.unwrap_or(0),
             buffer_bytes: BUFFER,
             reuse_port: false,
         };
-        let Pair { v4, v6 } = Pair::bind(port, &options)
-            .with_context(|| format!("UDP: bind port {port}"))
+        let bound = if local.is_ipv6() && local.ip().is_unspecified() {
+            Pair::bind(local.port(), &options)
+        } else {
+            Socket::bind(local, &options).map(|socket| match local {
+                SocketAddr::V4(_) => Pair {
+                    v4: Some(socket),
+                    v6: None,
+                },
+                SocketAddr::V6(_) => Pair {
+                    v4: None,
+                    v6: Some(socket),
+                },
+            })
+        };
+        let Pair { v4, v6 } = bound
+            .with_context(|| format!("UDP: listen at {local}"))
             .remedy(
-                "if the port is in use, stop the other program or change ListenPort; FwMark \
-                 needs root",
+                "if the port is in use, stop the other program or choose another port with \
+                 ListenPort or --wireguard; FwMark needs root",
             )?;
         Ok(Self {
             v4: register(v4).context("UDP: register the socket")?,

@@ -1,0 +1,27 @@
+//! The whole network on loopback, with no root: every process is the real program.
+//!
+//! ```text
+//!   laptop ── agent ─┐                        ┌─ agent (up) ── shed ── programs of the test
+//!                    ├─ UDP ── gateway ── UDP ┤
+//!   commands, test   │   in the server, or    └─ other machines and organisations
+//!                    └─ HTTPS ── server, whose gateway may stand apart
+//! ```
+
+#[path = "network/agent.rs"]
+mod agent;
+#[path = "network/demo.rs"]
+mod demo;
+#[path = "network/fault.rs"]
+mod fault;
+#[path = "network/load.rs"]
+mod load;
+#[path = "network/outliving.rs"]
+mod outliving;
+#[path = "network/reach.rs"]
+mod reach;
+#[path = "network/removal.rs"]
+mod removal;
+#[path = "network/secrecy.rs"]
+mod secrecy;
+#[path = "network/world.rs"]
+mod world;
