@@ -160,10 +160,7 @@ impl World {
     /// Enrols the machine with the state `who` as `name`.
     #[track_caller]
     pub(crate) fn join_with(&self, who: &str, name: &str, token: &str) {
-        self.run(
-            who,
-            &["join", &self.url, "--token", token, "--name", name],
-        );
+        self.run(who, &["join", &self.url, "--token", token, "--name", name]);
     }
 
     /// Runs the node of `who` until the process is dropped.
@@ -174,7 +171,13 @@ impl World {
 
     /// Enrols a machine, publishes `service` there at `port` with `target`, and runs it.
     #[track_caller]
-    pub(crate) fn machine(&self, who: &str, service: &str, port: u16, target: SocketAddr) -> Process {
+    pub(crate) fn machine(
+        &self,
+        who: &str,
+        service: &str,
+        port: u16,
+        target: SocketAddr,
+    ) -> Process {
         self.join(who);
         self.publish(who, service, port, target);
         self.up(who)
@@ -184,7 +187,9 @@ impl World {
     #[track_caller]
     pub(crate) fn publish(&self, who: &str, service: &str, port: u16, target: SocketAddr) {
         let (port, target) = (port.to_string(), target.to_string());
-        let line = ["service", "add", service, "--port", &port, "--target", &target];
+        let line = [
+            "service", "add", service, "--port", &port, "--target", &target,
+        ];
         self.run(who, &line);
     }
 
@@ -194,8 +199,16 @@ impl World {
         let token = self.token(&["--kind", "gateway"]);
         let endpoint = free_udp();
         let line = [
-            "gateway", &self.url, "--token", &token, "--endpoint", &endpoint, "--wireguard",
-            &endpoint, "--name", who,
+            "gateway",
+            &self.url,
+            "--token",
+            &token,
+            "--endpoint",
+            &endpoint,
+            "--wireguard",
+            &endpoint,
+            "--name",
+            who,
         ];
         self.start(who, &line, "is ready").0
     }
