@@ -80,7 +80,7 @@ impl Ring {
             }
             Self::Fuzz => root().join("fuzz/Cargo.toml").exists().then(|| {
                 let manifest = ["--manifest-path", "fuzz/Cargo.toml"];
-                let mut command = step::cargo(&["test", "--quiet", "--locked"]);
+                let mut command = step::cargo(&["test", "--no-default-features"]);
                 command.args(manifest).args(["--target-dir", "target/fuzz"]);
                 command
             }),

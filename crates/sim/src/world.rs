@@ -781,6 +781,9 @@ impl World {
         match event {
             Event::Stack(netstack::Event::UdpReadable(socket)) => self.take_datagrams(id, socket),
             Event::Stack(netstack::Event::Accepted(listener)) => self.accept(id, listener),
+            Event::Stack(netstack::Event::Closed(connection, reason)) => {
+                self.note(&format!("{id:?} sees {connection:?} end: {reason}"));
+            }
             Event::ResolveEndpoint {
                 public_key,
                 endpoint,

@@ -229,6 +229,74 @@ fn two_organisations_never_meet() {
     }
 }
 
+/// Sends a stream of 256 KiB and lets `story` happen after a quarter of it.
+fn transfer(conditions: Conditions, bound: Duration, story: impl Fn(&mut World, HostId, HostId)) {
+    for seed in seeds(SEEDS / 5) {
+        let mut world = World::new(seed);
+        let org = world.add_org();
+        let [from, to] = [(), ()].map(|()| world.join(org, Kind::UserBehindNat));
+        world.wait(2 * SECOND);
+        let stream = world.transfer(from, to, STREAM);
+        // Opening it may time out under heavy loss, and then it is for the caller to try again.
+        world.wait(SECOND / 20);
+        world.set_conditions(conditions);
+        let mut waited = Duration::ZERO;
+        let mut told = false;
+        while !world.progress(stream).1 {
+            if !told && world.progress(stream).0 >= STREAM / 4 {
+                told = true;
+                story(&mut world, from, to);
+            }
+            world.wait(SECOND / 10);
+            waited += SECOND / 10;
+            if waited > bound {
+                let (received, _) = world.progress(stream);
+                world.fail(&format!("{received} of {STREAM} bytes after {bound:?}"));
+            }
+        }
+    }
+}
+
+const STREAM: u64 = 256 << 10;
+
+#[test]
+fn a_stream_survives_roaming_of_both_ends() {
+    transfer(Conditions::GOOD, 60 * SECOND, |world, from, to| {
+        world.roam(from);
+        world.wait(SECOND);
+        world.roam(to);
+    });
+}
+
+#[test]
+fn a_stream_survives_a_rebinding_of_both_nats() {
+    transfer(Conditions::GOOD, 60 * SECOND, |world, from, to| {
+        world.rebind(from);
+        world.rebind(to);
+    });
+}
+
+#[test]
+fn a_stream_survives_the_gateway() {
+    transfer(Conditions::GOOD, 60 * SECOND, |world, _, _| {
+        world.kill(world.gateway());
+        world.wait(5 * SECOND);
+        world.start(world.gateway());
+    });
+}
+
+#[test]
+fn a_stream_survives_a_loss_of_20_percent_with_reordering_and_duplication() {
+    let conditions = Conditions {
+        jitter: Duration::from_millis(30),
+        // Two ways make 20 % of the whole path.
+        loss_percent: 11,
+        duplicate_percent: 10,
+        ..Conditions::GOOD
+    };
+    transfer(conditions, 600 * SECOND, |_, _, _| ());
+}
+
 #[test]
 fn a_laptop_that_slept_is_back_within_seconds() {
     scenario(|world, one, other| {
