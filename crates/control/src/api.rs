@@ -200,7 +200,7 @@ pub(crate) async fn identify(
         None => None,
     };
     if node.as_ref().is_some_and(|node| node.removed.is_some()) {
-        let message = "this node was removed from the network; enrol it again to use it";
+        let message = "this node was removed from the network";
         return Err(ApiError::new(ErrorCode::NodeRemoved, message));
     }
     usable(&row, now)?;
@@ -213,19 +213,19 @@ pub(crate) fn usable(row: &storage::token::Token, now: i64) -> Result<(), ApiErr
     if row.revoked.is_some() {
         return refuse(
             ErrorCode::TokenRevoked,
-            "the token was revoked; ask for another",
+            "the token was revoked",
         );
     }
     if row.uses_max.is_some_and(|uses_max| row.uses >= uses_max) {
         return refuse(
             ErrorCode::TokenUsed,
-            "the token has been used as often as it may; ask for another",
+            "the token has been used as often as it may",
         );
     }
     if row.expires.is_some_and(|expires| expires <= now) {
         return refuse(
             ErrorCode::TokenExpired,
-            "the token has expired; ask for another",
+            "the token has expired",
         );
     }
     Ok(())

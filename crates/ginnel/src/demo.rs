@@ -18,6 +18,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::terminal;
+
 /// Show the whole network on this machine: enrol, name, reach, revoke
 ///
 /// Starts a server, a machine that serves a page and a developer's device, each as a process of
@@ -45,7 +47,7 @@ pub(crate) async fn run(_: Args) -> Result<ExitCode> {
     let mut demo = Demo::new()?;
     let outcome = tokio::select! {
         outcome = demo.tell() => outcome,
-        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
+        _ = terminal::interrupted() => Err(anyhow!("interrupted")),
     };
     demo.clean_up().await;
     outcome.map(|()| ExitCode::SUCCESS)
@@ -261,7 +263,7 @@ struct Server {
 /// Prints one line of the story.
 fn say(text: &str) {
     // A closed stdout ends the story for the reader, not the demo.
-    drop(crate::terminal::line(text));
+    drop(terminal::line(text));
 }
 
 fn remove(directory: &Path) {

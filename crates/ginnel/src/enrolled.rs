@@ -7,6 +7,7 @@
 //! ```
 //! Everything works by the last map; the source only brings a newer one.
 
+mod contact;
 mod publish;
 mod source;
 
@@ -21,7 +22,10 @@ use node::{Attachment, Event, Node};
 use tokio::{sync::mpsc, time};
 
 use self::publish::Publisher;
-pub(crate) use self::source::{Source, Update};
+pub(crate) use self::{
+    contact::Contact,
+    source::{Source, Update},
+};
 use crate::{
     enrolment::State,
     remedy::advise,
@@ -43,6 +47,7 @@ pub(crate) struct Enrolled {
     events: mpsc::Receiver<Event>,
     state: State,
     source: Source,
+    contact: Contact,
     role: Role,
     endpoints: Endpoints,
     publisher: Publisher,
@@ -75,6 +80,7 @@ impl Enrolled {
             events,
             state,
             source,
+            contact: Contact::new(),
             role,
             endpoints: Endpoints::default(),
             publisher: Publisher::new(),
@@ -86,9 +92,14 @@ impl Enrolled {
         &self.tunnel
     }
 
+    /// Returns how it stands with the server.
+    pub(crate) fn contact(&self) -> Contact {
+        self.contact.clone()
+    }
+
     /// Lives until the node is removed from the network or the process ends.
     pub(crate) async fn run(mut self) -> Result<()> {
-        let mut updates = self.source.updates(self.serial());
+        let mut updates = self.source.updates(self.serial(), self.contact.clone());
         let mut keep = time::interval(KEEP_INTERVAL);
         keep.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut dirty = false;
@@ -100,7 +111,7 @@ impl Enrolled {
                 },
                 update = updates.recv() => match update {
                     Some(Update::Map(map)) => self.apply(&map).await?,
-                    Some(Update::Removed) => return Err(self.leave().await),
+                    Some(Update::Removed) => return Err(self.leave()),
                     None => return Ok(()),
                 },
                 () = self.tunnel.doubted() => self.endpoints.refresh(&self.tunnel),
@@ -167,7 +178,7 @@ impl Enrolled {
     }
 
     /// Cuts every tunnel, forgets the map, and says why the node ends.
-    async fn leave(&mut self) -> anyhow::Error {
+    fn leave(&mut self) -> anyhow::Error {
         let empty = self.tunnel.with(|node, now| {
             let mut map = node.map()?.clone();
             map.orgs.clear();

@@ -1,10 +1,6 @@
 //! The state directory of an enrolled node: who it is, its key, its last map.
 
-use std::{
-    io,
-    net::Ipv6Addr,
-    path::{Path, PathBuf},
-};
+use std::{io, net::Ipv6Addr, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use model::{
@@ -88,11 +84,6 @@ impl State {
         Self {
             directory: directory.into(),
         }
-    }
-
-    /// Returns the path of the directory.
-    pub(crate) fn directory(&self) -> &Path {
-        &self.directory
     }
 
     /// Reads who this node is.
