@@ -46,8 +46,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 pub(crate) async fn run(_: Args) -> Result<ExitCode> {
     let mut demo = Demo::new()?;
     let outcome = tokio::select! {
-        outcome = demo.tell() => outcome,
+        // First, so that a signal is awaited before the first process is started.
+        biased;
         _ = terminal::interrupted() => Err(anyhow!("interrupted")),
+        outcome = demo.tell() => outcome,
     };
     demo.clean_up().await;
     outcome.map(|()| ExitCode::SUCCESS)
@@ -323,15 +325,15 @@ async fn fetch(proxy: SocketAddr, url: &str) -> Result<String> {
         .context("fetch the page")
 }
 
-/// Waits until the page is refused and returns the refusal's first line and reason.
+/// Waits until the page is refused and returns the refusal's status line and body.
 async fn refusal(proxy: SocketAddr, url: &str) -> Result<String> {
     let wait = async {
         loop {
             let answer = fetch(proxy, url).await?;
             if !answer.contains(PAGE) {
                 let status = answer.lines().next().unwrap_or_default().to_owned();
-                let reason = answer.lines().last().unwrap_or_default();
-                return Ok(format!("{status}\n{reason}"));
+                let reason = answer.split("\r\n\r\n").last().unwrap_or_default();
+                return Ok(format!("{status}\n{}", reason.trim_end()));
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }

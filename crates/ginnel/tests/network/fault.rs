@@ -33,12 +33,11 @@ fn try_join(world: &World, url: &str, token: &str, name: &str) -> Ended {
 fn a_token_that_is_no_token() {
     let world = World::new();
     let remedy = "copy the whole token, from `ginnel-` to its last letter";
-    let mut damaged = world.admin.clone();
-    damaged.replace_range(20..21, if &damaged[20..21] == "a" { "b" } else { "a" });
-    for garbage in ["", "garbage", "ginnel-join-", &damaged] {
+    let damaged = &world.admin[..world.admin.len() - 7];
+    for garbage in ["", "garbage", "ginnel-join-", damaged] {
         let ended = try_join(&world, &world.url, garbage, "a");
         check(&ended, "sign-in: read the token: ", remedy);
-        assert!(!ended.stderr.contains(&damaged), "a secret on stderr");
+        assert!(!ended.stderr.contains(damaged), "a secret on stderr");
     }
 }
 
@@ -82,7 +81,9 @@ fn a_token_that_expired_was_used_up_or_was_revoked() {
         remedy,
     );
     let revoked = world.token(&[]);
-    let id = world.json("laptop", &["token", "list"])[0]["id"].to_string();
+    let tokens = world.json("laptop", &["token", "list"]);
+    let newest = tokens.as_array().and_then(|tokens| tokens.last());
+    let id = newest.expect("it is listed")["id"].to_string();
     let shown = world.json("laptop", &["token", "show", &id]);
     assert_eq!(shown["uses_max"], 1);
     world.run("laptop", &["token", "remove", &id]);
