@@ -199,7 +199,7 @@ pub(crate) async fn identify(
         None => None,
     };
     if node.as_ref().is_some_and(|node| node.removed.is_some()) {
-        let message = "this node was removed from the network; enrol it again to use it";
+        let message = "this node was removed from the network";
         return Err(ApiError::new(ErrorCode::NodeRemoved, message));
     }
     usable(&row, now)?;
@@ -210,22 +210,16 @@ pub(crate) async fn identify(
 pub(crate) fn usable(row: &storage::token::Token, now: i64) -> Result<(), ApiError> {
     let refuse = |code, message: &str| Err(ApiError::new(code, message));
     if row.revoked.is_some() {
-        return refuse(
-            ErrorCode::TokenRevoked,
-            "the token was revoked; ask for another",
-        );
+        return refuse(ErrorCode::TokenRevoked, "the token was revoked");
     }
     if row.uses_max.is_some_and(|uses_max| row.uses >= uses_max) {
         return refuse(
             ErrorCode::TokenUsed,
-            "the token has been used as often as it may; ask for another",
+            "the token has been used as often as it may",
         );
     }
     if row.expires.is_some_and(|expires| expires <= now) {
-        return refuse(
-            ErrorCode::TokenExpired,
-            "the token has expired; ask for another",
-        );
+        return refuse(ErrorCode::TokenExpired, "the token has expired");
     }
     Ok(())
 }

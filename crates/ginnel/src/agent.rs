@@ -21,6 +21,8 @@ pub(crate) mod wire;
 
 use std::{io::Write as _, process::ExitCode, time::Duration};
 
+use os::file::Lock;
+
 use self::client::Ready;
 pub(crate) use self::{
     client::Client,
@@ -65,13 +67,14 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
-/// Ends the agent of the profile, if one runs, as soon as its connections have ended.
-pub(crate) async fn stop(global: &Global) -> anyhow::Result<()> {
+/// Ends the agent of the profile, if one runs, and keeps another from beginning until the lock
+/// is dropped. Fails when connections stay open.
+pub(crate) async fn stop(global: &Global) -> anyhow::Result<Lock> {
     let client = Client::of(global)?;
     client
         .ask_if_running(&protocol::Request::Drain, STOP_TIMEOUT)
         .await?;
-    Ok(())
+    server::lock(&Profile::of(global)?.lock()).await
 }
 
 /// Tells the command that started us; it may have gone away.

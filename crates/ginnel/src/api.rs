@@ -16,8 +16,8 @@ use hyper_util::rt::TokioIo;
 use model::{
     api::{
         AuditEntry, CreatedToken, EnrolRequest, Enrolled, ErrorBody, ErrorCode, GatewayEnrolled,
-        GatewayRequest, Health, ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX, NewOrg, NewService,
-        NewToken, Node, NodeByKey, NodeChange, Org, Page, Service, TokenEntry, User, WhoAmI,
+        GatewayRequest, ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX, NewOrg, NewService, NewToken,
+        Node, NodeByKey, NodeChange, Org, Page, Service, TokenEntry, User, WhoAmI,
     },
     id::{NodeId, ServiceId, TokenId},
     key::PublicKey,
@@ -70,28 +70,32 @@ pub(crate) struct Client {
 pub(crate) enum Error {
     #[error("`{0}` is not the URL of a server: it has the form https://HOST or https://HOST:PORT")]
     Url(String),
-    #[error("DNS: `{host}` has no address; check the URL and this machine's resolver")]
+    #[error("DNS: `{host}` has no address")]
     Dns { host: String, source: io::Error },
-    #[error(
-        "TCP: {address} does not answer; check that the server runs and that no firewall is \
-         between"
-    )]
+    #[error("TCP: {address} does not answer")]
     Connect { address: String, source: io::Error },
-    #[error("TLS: {reason}")]
-    Tls { reason: String, source: io::Error },
-    #[error("system roots: {0}; use a token that carries the server's pin")]
+    #[error("TLS: {}", fault.reason)]
+    Tls { fault: TlsFault, source: io::Error },
+    #[error("system roots: {0}")]
     Roots(String),
-    #[error("HTTP: the connection to {address} broke; try again")]
+    #[error("HTTP: the connection to {address} broke")]
     Broken {
         address: String,
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    #[error("HTTP: the server at {address} took too long; try again, or look into its log")]
+    #[error("HTTP: the server at {address} took too long")]
     Slow { address: String },
-    #[error("server: {body} (request {})", body.request_id)]
+    #[error("{}: {body} (request {})", hop(body.code), body.request_id)]
     Refused { status: StatusCode, body: ErrorBody },
-    #[error("HTTP: {address} answered {status}, but not as a ginnel server does; check the URL")]
+    #[error("HTTP: {address} answered {status}, but not as a ginnel server does")]
     Foreign { address: String, status: StatusCode },
+}
+
+/// What a failed TLS handshake means, and what to do about it.
+#[derive(Debug)]
+pub(crate) struct TlsFault {
+    reason: String,
+    remedy: String,
 }
 
 impl Error {
@@ -108,6 +112,79 @@ impl Error {
             | Self::Slow { .. }
             | Self::Foreign { .. } => None,
         }
+    }
+
+    /// Returns what to do about it, in one line.
+    pub(crate) fn remedy(&self) -> &str {
+        match self {
+            Self::Url(_) => "give the URL as the server printed it",
+            Self::Dns { .. } => "check the URL and this machine's resolver",
+            Self::Connect { .. } => "check that the server runs and that no firewall is between",
+            Self::Tls { fault, .. } => &fault.remedy,
+            Self::Roots(_) => "use a token that carries the server's pin",
+            Self::Broken { .. } => "try again",
+            Self::Slow { .. } => "try again, or look into the server's log",
+            Self::Refused { body, .. } => remedy_of_refusal(body.code),
+            Self::Foreign { .. } => "check the URL",
+        }
+    }
+}
+
+/// Names the hop at which a server refused.
+fn hop(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::TokenRequired
+        | ErrorCode::TokenUnknown
+        | ErrorCode::TokenExpired
+        | ErrorCode::TokenRevoked
+        | ErrorCode::TokenUsed
+        | ErrorCode::NodeRemoved
+        | ErrorCode::WrongTokenKind => "sign-in",
+        ErrorCode::NotPermitted => "policy",
+        ErrorCode::MalformedRequest
+        | ErrorCode::TtlOutOfRange
+        | ErrorCode::NameReserved
+        | ErrorCode::NotFound
+        | ErrorCode::MethodNotAllowed
+        | ErrorCode::NameTaken
+        | ErrorCode::KeyTaken
+        | ErrorCode::PortTaken
+        | ErrorCode::OrgNotEmpty
+        | ErrorCode::LimitReached
+        | ErrorCode::TooLarge
+        | ErrorCode::Internal
+        | ErrorCode::Unavailable => "server",
+    }
+}
+
+fn remedy_of_refusal(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::MalformedRequest | ErrorCode::TooLarge => "correct what the message names",
+        ErrorCode::TtlOutOfRange => "choose a --ttl within these bounds",
+        ErrorCode::NameReserved => "choose another name",
+        ErrorCode::TokenRequired => "sign in first: `ginnel login URL --token T`",
+        ErrorCode::TokenUnknown => {
+            "see that URL and token are of the same server, or ask an administrator for a new token"
+        }
+        ErrorCode::TokenExpired | ErrorCode::TokenRevoked | ErrorCode::TokenUsed => {
+            "ask an administrator for a new one: `ginnel token add`, or `ginnel server \
+             --admin-token` at the server"
+        }
+        ErrorCode::NodeRemoved => "run `ginnel logout --force`, then enrol again",
+        ErrorCode::WrongTokenKind => {
+            "a join token is for `ginnel join`, an admin token for `ginnel login`, a gateway \
+             token for `ginnel gateway`"
+        }
+        ErrorCode::NotPermitted => "ask an administrator to do it",
+        ErrorCode::NotFound => "see what there is with `list`",
+        ErrorCode::MethodNotAllowed => "use the same version of ginnel as the server",
+        ErrorCode::NameTaken => "choose another name, or remove the other one first",
+        ErrorCode::KeyTaken => "remove that node first, or enrol with another --state DIR",
+        ErrorCode::PortTaken => "choose another --port, or withdraw the other service first",
+        ErrorCode::OrgNotEmpty => "remove its nodes first",
+        ErrorCode::LimitReached => "remove what is not used any more",
+        ErrorCode::Internal => "look for the request id in the server's log",
+        ErrorCode::Unavailable => "try again in some seconds",
     }
 }
 
@@ -130,11 +207,6 @@ impl Client {
     /// Makes a client that trusts the pin of its token.
     pub(crate) fn with_token(url: &str, token: Token) -> Result<Self, Error> {
         Self::new(url, token.pin(), Some(token))
-    }
-
-    /// Asks whether the server is alive.
-    pub(crate) async fn health(&self) -> Result<Health, Error> {
-        self.get("/v1/health").await
     }
 
     /// Asks for whom the token speaks.
@@ -168,8 +240,17 @@ impl Client {
     /// Returns the map of the token's node. With `after`, waits up to 55 seconds until the map
     /// has another serial; `None` if it has not.
     pub(crate) async fn map(&self, after: Option<u64>) -> Result<Option<NetworkMap>, Error> {
+        self.map_at(after, "").await
+    }
+
+    /// Returns the map of the token's node at once; `None` if its serial is `after`.
+    pub(crate) async fn map_now(&self, after: Option<u64>) -> Result<Option<NetworkMap>, Error> {
+        self.map_at(after, "&wait=0").await
+    }
+
+    async fn map_at(&self, after: Option<u64>, wait: &str) -> Result<Option<NetworkMap>, Error> {
         let path = match after {
-            Some(serial) => format!("/v1/map?after={serial}"),
+            Some(serial) => format!("/v1/map?after={serial}{wait}"),
             None => "/v1/map".to_owned(),
         };
         let wait = REPLY_TIMEOUT + Duration::from_secs(MAP_WAIT_SECONDS_MAX);
@@ -221,11 +302,6 @@ impl Client {
         self.list("/v1/nodes", query).await
     }
 
-    /// Shows a node.
-    pub(crate) async fn node(&self, id: NodeId) -> Result<Node, Error> {
-        self.get(&format!("/v1/nodes/{id}")).await
-    }
-
     /// Renames a node.
     pub(crate) async fn rename_node(
         &self,
@@ -266,11 +342,6 @@ impl Client {
     /// Lists services.
     pub(crate) async fn services(&self, query: &ListQuery) -> Result<Page<Service>, Error> {
         self.list("/v1/services", query).await
-    }
-
-    /// Shows a service.
-    pub(crate) async fn service(&self, id: ServiceId) -> Result<Service, Error> {
-        self.get(&format!("/v1/services/{id}")).await
     }
 
     /// Publishes a port.
@@ -417,8 +488,8 @@ impl Client {
         let connected = self.connector.connect(self.name.clone(), stream);
         let shaken = timeout(HOP_TIMEOUT, connected).await.map_err(too_late);
         shaken.and_then(|connected| connected).map_err(|source| {
-            let reason = tls_reason(&self.address(), &self.host, &source);
-            Error::Tls { reason, source }
+            let fault = tls_fault(&self.address(), &self.host, &source);
+            Error::Tls { fault, source }
         })
     }
 
@@ -507,40 +578,57 @@ fn configuration(pin: Option<Pin>) -> Result<ClientConfig, Error> {
     clippy::wildcard_enum_match_arm,
     reason = "the enum is rustls' and may grow"
 )]
-fn tls_reason(address: &str, host: &str, error: &io::Error) -> String {
+fn tls_fault(address: &str, host: &str, error: &io::Error) -> TlsFault {
+    let fault = |reason: String, remedy: &str| TlsFault {
+        reason,
+        remedy: remedy.to_owned(),
+    };
     if error.kind() == io::ErrorKind::TimedOut {
-        return format!(
-            "{address} did not end the handshake in 5 seconds; check that nothing between here \
-             and the server holds back large packets"
+        return fault(
+            format!("{address} did not end the handshake in 5 seconds"),
+            "check that nothing between here and the server holds back large packets",
         );
     }
     let error = error
         .get_ref()
         .and_then(|error| error.downcast_ref::<rustls::Error>());
-    let Some(rustls::Error::InvalidCertificate(fault)) = error else {
-        return format!("{address} does not speak TLS as a ginnel server does; check the port");
+    let Some(rustls::Error::InvalidCertificate(certificate)) = error else {
+        return fault(
+            format!("{address} does not speak TLS as a ginnel server does"),
+            "check the port",
+        );
     };
-    match fault {
-        CertificateError::Other(other) if other.0.is::<PinMismatch>() => format!(
-            "{address} is not the server that made the token; check the URL, or get a new token"
+    match certificate {
+        CertificateError::Other(other) if other.0.is::<PinMismatch>() => fault(
+            format!("{address} is not the server that made the token"),
+            "check the URL, or get a new token of that server",
         ),
-        CertificateError::UnknownIssuer => format!(
-            "the certificate of {address} comes from an authority that this machine does not \
-             know; use a token that carries the server's pin"
+        CertificateError::UnknownIssuer => fault(
+            format!(
+                "the certificate of {address} comes from an authority that this machine does \
+                 not know"
+            ),
+            "use a token that carries the server's pin",
         ),
         CertificateError::Expired
         | CertificateError::ExpiredContext { .. }
         | CertificateError::NotValidYet
-        | CertificateError::NotValidYetContext { .. } => {
-            format!("the certificate of {address} is not valid now; check this machine's clock")
-        }
+        | CertificateError::NotValidYetContext { .. } => fault(
+            format!("the certificate of {address} is not valid now"),
+            "check this machine's clock",
+        ),
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-            format!(
-                "the certificate of {address} is not for `{host}`; use the URL that the server \
-                 printed, or start it with `--public {address}`"
+            fault(
+                format!("the certificate of {address} is not for `{host}`"),
+                &format!(
+                    "use the URL that the server printed, or start it with `--public {address}`"
+                ),
             )
         }
-        other => format!("the certificate of {address} is not accepted: {other}"),
+        other => fault(
+            format!("the certificate of {address} is not accepted: {other}"),
+            "check the URL, and the certificate that the server was given",
+        ),
     }
 }
 

@@ -18,6 +18,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::terminal;
+
 /// Show the whole network on this machine: enrol, name, reach, revoke
 ///
 /// Starts a server, a machine that serves a page and a developer's device, each as a process of
@@ -44,8 +46,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 pub(crate) async fn run(_: Args) -> Result<ExitCode> {
     let mut demo = Demo::new()?;
     let outcome = tokio::select! {
+        // First, so that a signal is awaited before the first process is started.
+        biased;
+        _ = terminal::interrupted() => Err(anyhow!("interrupted")),
         outcome = demo.tell() => outcome,
-        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
     };
     demo.clean_up().await;
     outcome.map(|()| ExitCode::SUCCESS)
@@ -261,7 +265,7 @@ struct Server {
 /// Prints one line of the story.
 fn say(text: &str) {
     // A closed stdout ends the story for the reader, not the demo.
-    drop(crate::terminal::line(text));
+    drop(terminal::line(text));
 }
 
 fn remove(directory: &Path) {
@@ -321,15 +325,15 @@ async fn fetch(proxy: SocketAddr, url: &str) -> Result<String> {
         .context("fetch the page")
 }
 
-/// Waits until the page is refused and returns the refusal's first line and reason.
+/// Waits until the page is refused and returns the refusal's status line and body.
 async fn refusal(proxy: SocketAddr, url: &str) -> Result<String> {
     let wait = async {
         loop {
             let answer = fetch(proxy, url).await?;
             if !answer.contains(PAGE) {
                 let status = answer.lines().next().unwrap_or_default().to_owned();
-                let reason = answer.lines().last().unwrap_or_default();
-                return Ok(format!("{status}\n{reason}"));
+                let reason = answer.split("\r\n\r\n").last().unwrap_or_default();
+                return Ok(format!("{status}\n{}", reason.trim_end()));
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }

@@ -7,6 +7,7 @@
 //! ```
 //! Everything works by the last map; the source only brings a newer one.
 
+mod contact;
 mod publish;
 mod source;
 
@@ -21,7 +22,10 @@ use node::{Attachment, Event, Node};
 use tokio::{sync::mpsc, time};
 
 use self::publish::Publisher;
-pub(crate) use self::source::{Source, Update};
+pub(crate) use self::{
+    contact::Contact,
+    source::{Source, Update},
+};
 use crate::{
     enrolment::State,
     random::OsRandom,
@@ -44,6 +48,7 @@ pub(crate) struct Enrolled {
     events: mpsc::Receiver<Event>,
     state: State,
     source: Source,
+    contact: Contact,
     role: Role,
     endpoints: Endpoints,
     publisher: Publisher,
@@ -76,6 +81,7 @@ impl Enrolled {
             events,
             state,
             source,
+            contact: Contact::new(),
             role,
             endpoints: Endpoints::default(),
             publisher: Publisher::new(),
@@ -87,9 +93,14 @@ impl Enrolled {
         &self.tunnel
     }
 
+    /// Returns how it stands with the server.
+    pub(crate) fn contact(&self) -> Contact {
+        self.contact.clone()
+    }
+
     /// Lives until the node is removed from the network or the process ends.
     pub(crate) async fn run(mut self) -> Result<()> {
-        let mut updates = self.source.updates(self.serial());
+        let mut updates = self.source.updates(self.serial(), self.contact.clone());
         let mut keep = time::interval(KEEP_INTERVAL);
         keep.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut dirty = false;

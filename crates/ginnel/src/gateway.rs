@@ -73,10 +73,14 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     let source = Source::Server(Arc::new(client));
     let enrolled = Enrolled::open(state, &key, source, listen).await?;
     let port = enrolled.tunnel().port();
-    terminal::line(format_args!(
-        "gateway {} is ready on UDP port {port}",
-        enrolment.name
-    ))?;
+    if global.json {
+        terminal::json(&serde_json::json!({ "name": enrolment.name, "port": port }))?;
+    } else {
+        terminal::line(format_args!(
+            "gateway {} is ready on UDP port {port}",
+            enrolment.name
+        ))?;
+    }
     tokio::select! {
         ended = enrolled.run() => ended.map(|()| ExitCode::SUCCESS),
         _ = terminal::interrupted() => Ok(ExitCode::SUCCESS),

@@ -40,9 +40,11 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
                 .remedy("try again, or forget the local state alone with --force");
         }
     }
-    agent::stop(global).await?;
+    // The agent writes into the state until it has ended.
+    let _no_agent = agent::stop(global).await?;
     state.clear()?;
-    terminal::line(format_args!("{} has left the network", enrolment.name))?;
+    let text = format_args!("{} has left the network", enrolment.name);
+    terminal::done(text, global.json)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, fmt};
 
+use crate::api;
+
 /// Attaches a remedy to an error that a person will read.
 pub(crate) trait Advise<T> {
     /// Adds one line that says what to do; the remedy closest to the fault is kept.
@@ -26,9 +28,10 @@ pub(crate) fn advise(
 pub(crate) fn remedy_of(error: &anyhow::Error) -> Option<&str> {
     let mut chain = error.chain();
     chain.find_map(|cause| {
-        cause
-            .downcast_ref::<Advised>()
-            .map(|advised| &*advised.remedy)
+        let advised = cause.downcast_ref::<Advised>();
+        let refused = cause.downcast_ref::<api::Error>();
+        let advised = advised.map(|advised| &*advised.remedy);
+        advised.or(refused.map(api::Error::remedy))
     })
 }
 

@@ -1,6 +1,7 @@
 //! `ginnel server`: control plane, gateway and names in one process, with no root.
 
 use std::{
+    io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::ExitCode,
@@ -17,7 +18,7 @@ use crate::{
     enrol,
     enrolled::{Enrolled, Source},
     enrolment::State,
-    remedy::Advise as _,
+    remedy::advise,
     terminal,
 };
 
@@ -66,8 +67,9 @@ Afterwards: `ginnel login` with the URL and the token that it prints";
 
 /// Runs the server until it is interrupted.
 pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
+    // Nobody else may touch the database while it is opened.
+    let _lock = State::at(&args.data).lock("server")?;
     let (server, listener, state) = open(&args).await?;
-    let _lock = state.lock("server")?;
     let key = state.private_key_or_new()?;
     let url = server.url();
     let host = host_of(&url);
@@ -84,7 +86,6 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     };
     let listen = SocketAddr::new(args.wireguard.ip(), port);
     let gateway = Enrolled::open(state, &key, source, listen).await?;
-    let gateway = tokio::spawn(gateway.run());
     let mut bootstrap = server
         .bootstrap()
         .await
@@ -97,16 +98,31 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
         // Without signal handlers the default action ends the process.
         drop(terminal::interrupted().await);
     };
-    server.serve(listener, interrupted).await?;
-    gateway.abort();
+    let mut serving = std::pin::pin!(server.serve(listener, interrupted));
+    tokio::select! {
+        served = &mut serving => served?,
+        ended = gateway.run() => {
+            ended.context("the gateway of this server")?;
+            // Its maps have ended because the server ends.
+            serving.await?;
+        }
+    }
+    server.close().await;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn open(args: &Args) -> Result<(Server, TcpListener, State)> {
-    let listener = TcpListener::bind(args.listen)
-        .await
-        .with_context(|| format!("HTTPS: listen at {}", args.listen))
-        .remedy("another program has the port: stop it, or choose one with --listen")?;
+    let listener = TcpListener::bind(args.listen).await.map_err(|error| {
+        let remedy = if error.kind() == io::ErrorKind::AddrInUse {
+            "another program has the port: stop it, or choose one with --listen"
+        } else {
+            "choose an address of this machine and a port above 1023 with --listen"
+        };
+        advise(
+            format_args!("HTTPS: listen at {}: {error}", args.listen),
+            remedy,
+        )
+    })?;
     let public = match &args.public {
         Some(public) => public.clone(),
         None => reachable(listener.local_addr()?).to_string(),

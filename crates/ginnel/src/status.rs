@@ -7,7 +7,7 @@ use model::status::{Peer, Tunnel};
 use crate::{
     agent::{
         Client, client,
-        protocol::{Answer, Request, Status},
+        protocol::{Answer, Control, Request, Status},
     },
     cli::Global,
     terminal,
@@ -70,6 +70,12 @@ fn text(status: &Status) -> String {
         .map(ToString::to_string)
         .collect();
     lines.push(format!("addresses    {}", addresses.join(", ")));
+    if let Some(control) = &status.control {
+        lines.push(format!(
+            "control      {}",
+            control_text(control, status.node.serial)
+        ));
+    }
     for peer in &status.node.peers {
         lines.push(format!("peer         {}", peer_text(peer)));
     }
@@ -83,6 +89,20 @@ fn text(status: &Status) -> String {
         ));
     }
     lines.join("\n")
+}
+
+fn control_text(control: &Control, serial: Option<u64>) -> String {
+    let map = serial.map_or_else(|| "no map".to_owned(), |serial| format!("map {serial}"));
+    match (control.reached, control.away_seconds) {
+        (Some(true), _) => format!("{} reached, {map}", control.url),
+        (Some(false), away) => format!(
+            "{} away for {}, works by {map}: {}",
+            control.url,
+            age(away.unwrap_or_default()),
+            control.error.as_deref().unwrap_or("no answer"),
+        ),
+        (None, _) => format!("{} has not answered yet, works by {map}", control.url),
+    }
 }
 
 fn peer_text(peer: &Peer) -> String {

@@ -1,6 +1,6 @@
 //! The log on stderr: for people, or one JSON object a line.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 
 use tracing_subscriber::EnvFilter;
 
@@ -17,6 +17,7 @@ pub(crate) fn start(global: &Global) {
     let filter = EnvFilter::try_from_env("GINNEL_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     if global.log_json {
         log.json().init();

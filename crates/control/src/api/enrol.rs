@@ -301,7 +301,7 @@ pub(super) async fn is_free(
     }
     let holder = storage::node::node_with_key(connection, key).await?;
     if holder.is_some_and(|node| Some(node.id) != own) {
-        let message = "a node with this key is enrolled already; remove it first";
+        let message = "a node with this key is enrolled already";
         return Err(ApiError::new(ErrorCode::KeyTaken, message));
     }
     let holder = storage::node::node_named(connection, org.map(|org| org.id), name).await?;

@@ -93,7 +93,11 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
                 port,
                 target,
             };
+            let own = request.node.is_none();
             let service = client.add_service(&request).await?;
+            if own {
+                keep_current_map(&client, global).await;
+            }
             terminal::show(&service, COLUMNS, global.json)?;
         }
         Action::Remove { name, node } => {
@@ -118,6 +122,18 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
 fn own(global: &Global) -> Result<Client> {
     let enrolment = State::locate(global)?.enrolment()?;
     Ok(Client::with_token(&enrolment.url, enrolment.token)?)
+}
+
+/// Keeps the map with this node's new service, so that a start serves it from its first moment.
+async fn keep_current_map(client: &Client, global: &Global) {
+    let kept = async {
+        let map = client.map(None).await?;
+        let state = State::locate(global)?;
+        map.map_or(Ok(()), |map| state.keep_map(&map))
+    };
+    if let Err(error) = kept.await {
+        tracing::debug!("keep the map: {error:#}");
+    }
 }
 
 /// Connects as this node, or as the administrator who named another one.

@@ -16,7 +16,7 @@ use crate::{
     terminal::{self, Column},
 };
 
-/// List, make and revoke tokens
+/// List, show, make and revoke tokens
 ///
 /// A token is shown once, when it is made. It always ends: after its uses or its time.
 #[derive(Debug, clap::Args)]
@@ -37,6 +37,11 @@ Examples:
 enum Action {
     /// List the tokens that still work
     List,
+    /// Show a token that still works
+    Show {
+        /// Its id, as `list` shows it
+        id: i64,
+    },
     /// Make a token and print it
     Add {
         /// What it is for
@@ -80,6 +85,10 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
             })
             .await?;
             terminal::list(&tokens, COLUMNS, global.json)?;
+        }
+        Action::Show { id } => {
+            let token = client.token(TokenId(id)).await?;
+            terminal::show(&token, COLUMNS, global.json)?;
         }
         Action::Add {
             kind,

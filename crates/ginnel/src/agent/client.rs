@@ -5,6 +5,7 @@ use std::{
     io::{self, BufRead as _},
     net::SocketAddr,
     os::unix::fs::OpenOptionsExt as _,
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -61,6 +62,9 @@ const ATTEMPTS_MAX: usize = 5;
 
 /// How much longer than the request's own limit we wait for the agent's answer.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// Connections that find the agent's backlog full come again after this time (unix(7): `EAGAIN`).
+const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
 
 /// A log is begun anew when it has become longer.
 const LOG_MAX: u64 = 1024 * 1024;
@@ -145,7 +149,7 @@ impl Client {
         timeout: Duration,
     ) -> anyhow::Result<Option<(Answer, UnixStream)>> {
         let path = self.profile.socket();
-        let mut stream = match UnixStream::connect(&path).await {
+        let mut stream = match connect(&path, timeout).await {
             Ok(stream) => stream,
             Err(error) if is_absent(&error) => return Ok(None),
             Err(error) => {
@@ -237,6 +241,22 @@ impl Client {
             .open(&path)
             .with_context(|| format!("local agent: open its log `{}`", path.display()))
     }
+}
+
+/// Connects, waiting at most `patience` while the agent has more to accept than its backlog holds.
+async fn connect(path: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let attempts = async {
+        loop {
+            match UnixStream::connect(path).await {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    time::sleep(BACKLOG_PAUSE).await;
+                }
+                connected => return connected,
+            }
+        }
+    };
+    let connected = time::timeout(patience, attempts).await;
+    connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Says that an answer does not fit its request.

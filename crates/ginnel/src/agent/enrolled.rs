@@ -28,6 +28,7 @@ pub(super) async fn open(state: State) -> anyhow::Result<Opened> {
     let enrolled = Enrolled::open(state, &key, source, any_port).await?;
     Ok(Opened {
         tunnel: enrolled.tunnel().clone(),
+        control: Some((enrolment.url, enrolled.contact())),
         background: Box::pin(enrolled.run()),
     })
 }

@@ -58,7 +58,11 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
     let listen = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let (tunnel, events) = Tunnel::start(node, resolver, listen, interface.fw_mark)?;
     let background = Box::pin(keep_resolved(tunnel.clone(), events));
-    Ok(Opened { tunnel, background })
+    Ok(Opened {
+        tunnel,
+        control: None,
+        background,
+    })
 }
 
 /// Keeps endpoints that are names resolved.

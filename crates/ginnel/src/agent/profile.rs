@@ -10,7 +10,9 @@ use anyhow::Context as _;
 use model::config::Config;
 
 use super::{enrolled, plain};
-use crate::{cli::Global, enrolment::State, remedy::Advise as _, state, tunnel::Tunnel};
+use crate::{
+    cli::Global, enrolled::Contact, enrolment::State, remedy::Advise as _, state, tunnel::Tunnel,
+};
 
 /// A profile. One agent at most runs for each.
 #[derive(Clone, Debug)]
@@ -39,6 +41,8 @@ struct Plain {
 pub(crate) struct Opened {
     /// The tunnel.
     pub(crate) tunnel: Tunnel,
+    /// How it stands with the server at that URL; `None` with a plain configuration.
+    pub(crate) control: Option<(String, Contact)>,
     /// Ends with the agent: keeps endpoints resolved, follows the map, accepts for services.
     pub(crate) background: Background,
 }

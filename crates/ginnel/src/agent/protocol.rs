@@ -162,8 +162,24 @@ pub(crate) struct Status {
     pub(crate) draining: bool,
     /// Open connections of commands, without this one.
     pub(crate) connections: usize,
+    /// How it stands with the control plane; `None` with a plain configuration.
+    #[serde(default)]
+    pub(crate) control: Option<Control>,
     /// The node: addresses, peers, discards, problems.
     pub(crate) node: model::status::Status,
+}
+
+/// How it stands with the control plane. The serial of the map is the node's.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Control {
+    /// Where it is.
+    pub(crate) url: String,
+    /// Whether it answered last; `None` before its first answer.
+    pub(crate) reached: Option<bool>,
+    /// For how long it has not answered.
+    pub(crate) away_seconds: Option<u64>,
+    /// Why it was not reached last.
+    pub(crate) error: Option<String>,
 }
 
 /// Why a request failed: a code to branch on, a sentence and a remedy for people.

@@ -294,6 +294,7 @@ async fn ping(
 
 fn status(agent: &Agent) -> Status {
     let (node, now) = agent.tunnel.with(|node, now| (node.status(now), now));
+    let control = agent.control.as_ref();
     Status {
         version: agent.version.clone(),
         pid: std::process::id(),
@@ -301,6 +302,7 @@ fn status(agent: &Agent) -> Status {
         uptime_seconds: now.saturating_duration_since(agent.started).as_secs(),
         draining: agent.mode() != Mode::Serving,
         connections: agent.connections().saturating_sub(1),
+        control: control.map(|(url, contact)| contact.status(now, url)),
         node,
     }
 }

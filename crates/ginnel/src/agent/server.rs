@@ -24,6 +24,7 @@ use super::{
     request, wire,
 };
 use crate::{
+    enrolled::Contact,
     remedy::{Advise as _, advise},
     tunnel::Tunnel,
 };
@@ -39,6 +40,7 @@ pub(crate) struct Options {
 /// What all requests share.
 pub(super) struct Agent {
     pub(super) tunnel: Tunnel,
+    pub(super) control: Option<(String, Contact)>,
     pub(super) profile: String,
     pub(super) fingerprint: String,
     pub(super) version: String,
@@ -86,6 +88,7 @@ pub(crate) async fn serve(
     let _lock = lock(&profile.lock()).await?;
     let Opened {
         tunnel,
+        control,
         mut background,
     } = profile.open().await?;
     let path = profile.socket();
@@ -96,6 +99,7 @@ pub(crate) async fn serve(
     let agent = Arc::new(Agent {
         started: tunnel.now(),
         tunnel,
+        control,
         profile: profile.to_string(),
         fingerprint: profile.fingerprint(),
         version: options.version,
@@ -259,7 +263,7 @@ impl Drop for Open {
 }
 
 /// Takes the lock of a profile, waiting a moment for an agent that is about to end.
-async fn lock(path: &Path) -> anyhow::Result<Lock> {
+pub(super) async fn lock(path: &Path) -> anyhow::Result<Lock> {
     let attempts = async {
         loop {
             match Lock::acquire(path) {

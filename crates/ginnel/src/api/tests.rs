@@ -43,8 +43,11 @@ async fn a_node_is_enrolled_over_pinned_tls() {
         target: None,
     };
     let service = node.add_service(&request).await.unwrap();
-    let shown = admin.service(service.id).await.unwrap();
-    assert_eq!(shown.node_name, label("web"));
+    let shown = admin.services(&ListQuery::default()).await.unwrap().items;
+    assert_eq!(
+        (shown[0].id, &shown[0].node_name),
+        (service.id, &label("web"))
+    );
     let map = node.map(None).await.unwrap();
     assert_eq!(map.expect("a first map comes at once").orgs.len(), 1);
     running.end().await;
@@ -105,7 +108,7 @@ async fn a_removed_node_is_told_so_and_the_gateway_learns_it_at_once() {
     assert!(
         error
             .to_string()
-            .starts_with("server: this node was removed"),
+            .starts_with("sign-in: this node was removed"),
         "{error}"
     );
     running.end().await;
@@ -121,11 +124,11 @@ async fn a_server_with_another_authority_is_refused() {
         .await
         .expect_err("the pin differs");
     let expected = format!(
-        "TLS: 127.0.0.1:{} is not the server that made the token; check the URL, or get a new \
-         token",
+        "TLS: 127.0.0.1:{} is not the server that made the token",
         running.port
     );
     assert_eq!(error.to_string(), expected);
+    assert!(error.remedy().starts_with("check the URL"), "{error:?}");
     running.end().await;
 }
 
@@ -134,16 +137,14 @@ async fn a_server_is_not_trusted_without_a_pin_or_a_public_authority() {
     let running = Running::start(Duration::ZERO).await;
     let error = match Client::new(&running.url, None, None) {
         Ok(client) => client
-            .health()
+            .whoami()
             .await
             .expect_err("its authority is not public"),
         Err(error) => error,
     };
     assert!(
-        error
-            .to_string()
-            .contains("use a token that carries the server's pin"),
-        "{error}"
+        error.remedy().contains("carries the server's pin"),
+        "{error:?}"
     );
     running.end().await;
 }
@@ -154,7 +155,7 @@ async fn a_certificate_for_other_names_and_times_is_refused() {
     let url = format!("https://127.0.0.2:{}", running.port);
     let client = Client::new(&url, running.server.pin(), None).unwrap();
     let error = client
-        .health()
+        .whoami()
         .await
         .expect_err("127.0.0.2 is not in the certificate");
     assert!(
@@ -165,11 +166,8 @@ async fn a_certificate_for_other_names_and_times_is_refused() {
 
     let behind = Running::start(Duration::from_secs(400 * 24 * 60 * 60)).await;
     let client = Client::new(&behind.url, behind.server.pin(), None).unwrap();
-    let error = client.health().await.expect_err("it ended long ago");
-    assert!(
-        error.to_string().contains("check this machine's clock"),
-        "{error}"
-    );
+    let error = client.whoami().await.expect_err("it ended long ago");
+    assert!(error.remedy().contains("this machine's clock"), "{error:?}");
     behind.end().await;
 }
 
@@ -180,7 +178,7 @@ async fn what_does_not_answer_is_named_by_its_hop() {
     let fails = async |url: String| {
         let client = Client::new(&url, Some(Pin([1; 32])), None).unwrap();
         client
-            .health()
+            .whoami()
             .await
             .expect_err("there is no server")
             .to_string()
@@ -194,7 +192,7 @@ async fn what_does_not_answer_is_named_by_its_hop() {
     });
     let error = fails(format!("https://{address}")).await;
     assert!(
-        error.starts_with("TLS: ") && error.contains("check the port"),
+        error.starts_with("TLS: ") && error.contains("does not speak TLS"),
         "{error}"
     );
     chatter.await.unwrap();
@@ -299,7 +297,6 @@ impl Running {
         let running = Self::start(Duration::ZERO).await;
         let bootstrap = running.server.bootstrap().await.unwrap().unwrap().token;
         let client = running.client(&bootstrap);
-        assert_eq!(client.health().await.unwrap().status, "ok");
         let laptop = client.login(&enrol_request("laptop", 1)).await.unwrap();
         let admin = running.client(&laptop.session_token);
         let join = admin.add_token(&request_of(Kind::Join)).await.unwrap();

@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     api::{Client, Error},
-    enrolled,
+    enrolled::{self, Contact},
 };
 
 /// Where maps come from.
@@ -62,11 +62,12 @@ impl Source {
         }
     }
 
-    /// Yields every map that is newer than `serial`, until the receiver is dropped.
-    pub(crate) fn updates(&self, serial: Option<u64>) -> mpsc::Receiver<Update> {
+    /// Yields every map that is newer than `serial`, until the receiver is dropped, and tells
+    /// `contact` how the server answers.
+    pub(crate) fn updates(&self, serial: Option<u64>, contact: Contact) -> mpsc::Receiver<Update> {
         let (sender, receiver) = mpsc::channel(UPDATES);
         match self.clone() {
-            Self::Server(client) => tokio::spawn(poll(client, serial, sender)),
+            Self::Server(client) => tokio::spawn(poll(client, serial, sender, contact)),
             Self::Here { maps, .. } => tokio::spawn(watch(maps, serial, sender)),
         };
         receiver
@@ -101,20 +102,32 @@ async fn watch(
             }
         }
         if maps.changed().await.is_err() {
-            // Nobody is left to be told when the receiver is gone too.
-            drop(sender.send(Update::Removed).await);
+            // The control plane ends, and this process with it.
             return;
         }
     }
 }
 
-async fn poll(client: Arc<Client>, serial: Option<u64>, sender: mpsc::Sender<Update>) {
+async fn poll(
+    client: Arc<Client>,
+    serial: Option<u64>,
+    sender: mpsc::Sender<Update>,
+    contact: Contact,
+) {
     let mut known = serial;
     let mut back_off = BACK_OFF;
+    // The first answer comes at once, so that it is soon known whether the server is there.
+    let mut reached = false;
     loop {
+        let ask = async {
+            match reached {
+                true => client.map(known).await,
+                false => client.map_now(known).await,
+            }
+        };
         // An aborted wait must not outlive its receiver.
         let answer = tokio::select! {
-            answer = client.map(known) => answer,
+            answer = ask => answer,
             () = sender.closed() => return,
         };
         let update = match answer {
@@ -125,7 +138,8 @@ async fn poll(client: Arc<Client>, serial: Option<u64>, sender: mpsc::Sender<Upd
             Ok(None) => None,
             Err(error) if is_removed(&error) => Some(Update::Removed),
             Err(error) => {
-                tracing::warn!("control plane: {error:#}; working by the last map");
+                reached = false;
+                contact.failed(os::clock::Clock::start().now(), &error.into());
                 tokio::select! {
                     () = time::sleep(with_jitter(back_off)) => {}
                     () = sender.closed() => return,
@@ -135,6 +149,8 @@ async fn poll(client: Arc<Client>, serial: Option<u64>, sender: mpsc::Sender<Upd
             }
         };
         back_off = BACK_OFF;
+        reached = true;
+        contact.reached();
         if let Some(update) = update
             && sender.send(update).await.is_err()
         {

@@ -51,8 +51,7 @@ impl Tunnel {
                 () = time::sleep_until(doubt.into()) => {
                     let silent_peer = self.received_from(remote.ip()) == received;
                     if self.now() < deadline && silent_peer {
-                        self.renew(remote.ip());
-                        self.shared.doubt.notify_one();
+                        self.doubt(remote.ip(), received);
                     } else if silent_peer {
                         return Err(self.peer_silent(remote, timeout));
                     } else if self.now() >= deadline {
@@ -126,13 +125,20 @@ impl Tunnel {
         no_route_of_config(address)
     }
 
-    fn renew(&self, address: IpAddr) {
+    /// Begins a new handshake if nothing at all came from the peer of `address` since `received`:
+    /// it may have lost the session in a restart, or have moved.
+    pub(super) fn doubt(&self, address: IpAddr, received: u64) {
+        if self.received_from(address) != received {
+            return;
+        }
         if let Some(peer) = self.peer(address) {
             self.with(|node, now| node.initiate(now, &peer.public_key));
         }
+        self.shared.doubt.notify_one();
     }
 
-    fn received_from(&self, address: IpAddr) -> u64 {
+    /// Returns how many bytes have come from the peer of `address`.
+    pub(super) fn received_from(&self, address: IpAddr) -> u64 {
         self.peer(address).map_or(0, |peer| peer.received_bytes)
     }
 

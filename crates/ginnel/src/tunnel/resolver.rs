@@ -168,11 +168,15 @@ impl Tunnel {
                     break;
                 }
                 let until = deadline.min(now + TRY_TIMEOUT);
+                let received = self.received_from(server.ip());
                 match time::timeout_at(until.into(), self.exchange(*server, name, kind)).await {
                     Ok(Ok(Answered::Said(said))) => return Ok(said),
                     Ok(Ok(Answered::Refused(code))) => refused = Some((*server, code)),
                     Ok(Err(failure)) => return Err(failure),
-                    Err(_) => silent = Some(*server),
+                    Err(_) => {
+                        self.doubt(server.ip(), received);
+                        silent = Some(*server);
+                    }
                 }
             }
         }

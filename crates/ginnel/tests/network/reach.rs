@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 
-use crate::world::{World, finish, serve_echo, serve_page, wait_for};
+use crate::world::{World, finish, serve_echo, serve_page};
 
 const PAGE: &str = "hello from the shed";
 
@@ -42,6 +42,59 @@ fn a_machine_is_enrolled_named_and_reached_by_every_command() {
     let mut curl = std::process::Command::new("curl");
     curl.args(["-sS", "--max-time", "20", "--proxy", proxy, url]);
     assert_eq!(finish(&mut curl).stdout, PAGE);
+}
+
+#[test]
+fn two_organisations_with_the_same_names_never_see_each_other() {
+    let (world, _laptop) = World::with_laptop();
+    world.run("laptop", &["org", "add", "other"]);
+    let own = serve_page("own");
+    let _shed = world.machine("shed", "web", 8080, own);
+    let token = world.token(&["--org", "other", "--uses", "2"]);
+    world.join_with("foreign-shed", "shed", &token);
+    world.join_with("foreign-laptop", "laptop", &token);
+    world.publish("foreign-shed", "web", 8080, serve_page("foreign"));
+    world.publish("foreign-shed", "secret", 9090, serve_page("secret"));
+    let _foreign_shed = world.up("foreign-shed");
+    let _foreign_laptop = world.up("foreign-laptop");
+
+    let address = |who: &str| {
+        let status = world.json(who, &["status"]);
+        let address = status["node"]["addresses"][0].as_str();
+        address.expect("a node has an address").to_owned()
+    };
+    for (who, own, foreign) in [
+        ("laptop", address("shed"), address("foreign-shed")),
+        ("foreign-laptop", address("foreign-shed"), address("shed")),
+    ] {
+        for name in ["shed", "web.svc.internal"] {
+            let resolved = world.run(who, &["resolve", name, "AAAA"]);
+            assert_eq!(resolved.trim(), own, "{who} asks for {name}");
+        }
+        assert_eq!(world.json(who, &["ping", &own, "-c", "1"])["received"], 1);
+        // By address too: not reached, and the sentence does not tell whether it exists.
+        for line in [
+            &["ping", &foreign, "-c", "1"][..],
+            &["dial", &foreign, "8080"],
+        ] {
+            let ended = world.try_run(who, line);
+            assert_eq!(ended.code, Some(1), "{who} {line:?}: {ended:?}");
+            let remedy = "is not an address of this network\n  see `ginnel resolve NAME`";
+            assert!(ended.stderr.contains(remedy), "{ended:?}");
+        }
+    }
+    for (who, name) in [
+        ("laptop", "secret.svc.internal"),
+        ("laptop", "shed.other.internal"),
+        ("foreign-laptop", "shed.default.internal"),
+    ] {
+        let ended = world.try_run(who, &["resolve", name]);
+        assert_eq!(ended.code, Some(1), "{who} asks for {name}: {ended:?}");
+        assert!(ended.stderr.contains("does not exist"), "{ended:?}");
+    }
+    let status = world.json("foreign-laptop", &["status"]);
+    assert_eq!(status["node"]["orgs"].as_array().map(Vec::len), Some(1));
+    assert_eq!(status["node"]["orgs"][0]["name"], "other");
 }
 
 fn fed(command: &mut std::process::Command, input: &[u8]) -> Vec<u8> {

@@ -243,12 +243,6 @@ impl World {
         Process::spawn(command, self.path(&format!("stderr-{number}.log")))
     }
 
-    /// Waits until `condition` holds.
-    #[track_caller]
-    pub(crate) fn wait_for(&self, what: &str, condition: impl FnMut() -> bool) -> Duration {
-        wait_for(what, condition)
-    }
-
     /// Returns the pids of every process that has this world's directory in its command line:
     /// what the test started, and the agents which that started.
     pub(crate) fn pids(&self) -> Vec<u32> {
@@ -271,7 +265,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("{}", self.logs());
+            note(&self.logs());
         }
         self.server = None;
         // Agents that commands started on demand.
@@ -316,11 +310,6 @@ impl Process {
                 Err(_) => panic!("no line with `{sign}`: {}", self.stderr()),
             }
         }
-    }
-
-    /// Returns the next line within `patience`.
-    pub(crate) fn line_within(&mut self, patience: Duration) -> Option<String> {
-        self.lines.recv_timeout(patience).ok()
     }
 
     /// Forgets the lines that were printed so far.
@@ -404,8 +393,8 @@ pub(crate) fn signal(pid: u32, name: &str) {
         .args(["-s", name, &pid.to_string()])
         .stderr(Stdio::null())
         .status();
-    // It may have ended by itself.
-    drop(sent.expect("start kill"));
+    // That it fails is well: the process may have ended by itself.
+    sent.expect("start kill");
 }
 
 /// Returns the pids of every process whose command line holds `path`.
@@ -490,6 +479,15 @@ pub(crate) fn echoes(local: SocketAddr, text: &[u8]) -> bool {
     let mut back = vec![0; text.len()];
     stream.set_read_timeout(Some(WAIT_MAX)).expect("not zero");
     stream.write_all(text).is_ok() && stream.read_exact(&mut back).is_ok() && back == text
+}
+
+/// Says something beside the verdict: a measurement, or the logs of a failure.
+#[expect(
+    clippy::print_stderr,
+    reason = "the test runner shows it with the test"
+)]
+pub(crate) fn note(text: &str) {
+    eprintln!("{text}");
 }
 
 /// Returns the first word of `text` that starts with `start`.

@@ -1,0 +1,108 @@
+//! Whether the server answers: the node says it in its status and works by its last map.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use crate::agent::protocol::Control;
+
+/// How it stands with the server. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Contact {
+    state: Arc<Mutex<State>>,
+}
+
+enum State {
+    /// The first request has no answer yet.
+    Asking,
+    /// The last request was answered, or the next one waits for a change.
+    Reached,
+    /// The last request failed.
+    Away { since: Instant, error: String },
+}
+
+impl Contact {
+    /// Begins without knowing.
+    pub(crate) fn new() -> Self {
+        Self {
+            state: Arc::new(Mutex::new(State::Asking)),
+        }
+    }
+
+    /// Takes that the server has answered.
+    pub(super) fn reached(&self) {
+        let mut state = self.lock();
+        if matches!(*state, State::Away { .. }) {
+            tracing::info!("control plane: reached again");
+        }
+        *state = State::Reached;
+    }
+
+    /// Takes that the server was not reached; only the first failure of a row is worth a warning.
+    pub(super) fn failed(&self, now: Instant, error: &anyhow::Error) {
+        let mut state = self.lock();
+        let error = format!("{error:#}");
+        let since = match &*state {
+            State::Away { since, .. } => {
+                tracing::debug!(error, "control plane");
+                *since
+            }
+            State::Asking | State::Reached => {
+                tracing::warn!("control plane: {error}; working by the last map");
+                now
+            }
+        };
+        *state = State::Away { since, error };
+    }
+
+    /// Shows how it stands at `now` with the server at `url`.
+    pub(crate) fn status(&self, now: Instant, url: &str) -> Control {
+        let (reached, away) = match &*self.lock() {
+            State::Asking => (None, None),
+            State::Reached => (Some(true), None),
+            State::Away { since, error } => {
+                let seconds = now.saturating_duration_since(*since).as_secs();
+                (Some(false), Some((seconds, error.clone())))
+            }
+        };
+        let (away_seconds, error) = away.unzip();
+        Control {
+            url: url.to_owned(),
+            reached,
+            away_seconds,
+            error,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn an_absence_counts_from_its_first_failure_and_ends_with_an_answer() {
+        let begin = os::clock::Clock::start().now();
+        let contact = Contact::new();
+        assert_eq!(contact.status(begin, "u").reached, None);
+        for seconds in [0, 5] {
+            let now = begin + Duration::from_secs(seconds);
+            contact.failed(now, &anyhow::anyhow!("attempt at {seconds}"));
+        }
+        let status = contact.status(begin + Duration::from_secs(7), "u");
+        assert_eq!(
+            (status.reached, status.away_seconds),
+            (Some(false), Some(7))
+        );
+        assert_eq!(status.error.as_deref(), Some("attempt at 5"));
+        contact.reached();
+        let status = contact.status(begin, "u");
+        assert_eq!((status.reached, status.error), (Some(true), None));
+    }
+}
