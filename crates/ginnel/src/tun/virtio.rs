@@ -1,4 +1,4 @@
-//! The header in front of each packet of a TUN with offloads (virtio 1.2, 5.1.6; linux/virtio_net.h).
+//! The header before each packet of a TUN with offloads (virtio 1.2, 5.1.6; linux/virtio_net.h).
 
 use os::tun::VNET_HEADER;
 use packet::{gro::Offload, gso::Kind};
