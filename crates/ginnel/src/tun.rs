@@ -3,8 +3,10 @@
 mod configuration;
 mod control;
 mod engine;
+mod inbound;
 mod outbound;
 mod uapi;
+mod virtio;
 mod wire;
 
 use std::{
@@ -56,7 +58,8 @@ Examples:
 
 Environment, as for wireguard-go: WG_TUN_FD and WG_UAPI_FD (open descriptors to use),
 WG_PROCESS_FOREGROUND=1 (as -f), WG_TUN_NAME_FILE (where to write the interface's name),
-LOG_LEVEL (in the background: keep the log on stderr).";
+LOG_LEVEL (in the background: keep the log on stderr). GINNEL_OFFLOAD=off moves every packet by
+itself, for kernels and network cards whose segmentation is broken.";
 
 /// Makes of `ginnel NAME` what it means when `wg-quick` runs it: `ginnel tun NAME`.
 ///
@@ -105,7 +108,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return go_background(&name, tun, listener, file);
     }
     listener.set_nonblocking(true)?;
-    let engine = Engine::new(&name, tun, Control::new(listener, file))?;
+    let engine = Engine::new(&name, tun, Control::new(listener, file), offload())?;
     tell_ready()?;
     match engine.run()? {
         Ended::Signal => tracing::info!("{name}: ended by a signal"),
@@ -115,10 +118,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Tells whether large packets may pass the TUN and the sockets.
+fn offload() -> bool {
+    env::var_os("GINNEL_OFFLOAD").is_none_or(|value| value != "off")
+}
+
 fn open_tun(name: &str) -> anyhow::Result<Tun> {
     let options = Options {
         name,
-        offload: false,
+        offload: offload(),
         multi_queue: false,
     };
     Tun::open(&options).map_err(|error| {

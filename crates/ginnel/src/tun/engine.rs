@@ -1,7 +1,7 @@
 //! The event loop of one interface: reads, seals or opens, and writes, all on one thread.
 //!
 //! ```text
-//! TUN ──► slot ──seal──► run ──► UDP        UDP ──► batch ──open──► TUN
+//! TUN ──► parts in slots ──seal──► run ──► UDP        UDP ──► batch ──open──► run ──► TUN
 //! ```
 
 use std::{
@@ -20,14 +20,17 @@ use os::{
     tun::{self, Tun},
     udp::Batch,
 };
+use packet::gso;
 use wireguard::{Device, Discard, Event, HEADER, OVERHEAD, Received, Seal, padded};
 use zeroize::Zeroizing;
 
 use super::{
     configuration,
     control::{Answer, Control, refusal},
+    inbound::Inbound,
     outbound::{Outbound, PACKET_MAX, Run},
     uapi::{DeviceStatus, Errno, Request, emit_status},
+    virtio,
     wire::Wire,
 };
 
@@ -50,7 +53,7 @@ pub(crate) struct Engine {
     links: Watch,
     poll: Poll,
     batch: Batch,
-    wall_read: Instant,
+    looked_around: Instant,
 }
 
 /// All but the control socket, so that requests can change it while clients are walked.
@@ -62,6 +65,9 @@ struct Tunnel {
     clock: Clock,
     now: Instant,
     outbound: Outbound,
+    inbound: Inbound,
+    /// What was read from a TUN with offloads, until it is cut into the slots of `outbound`.
+    large: Box<[u8]>,
     gone: bool,
     /// By `Discard::index`.
     discards: Vec<u64>,
@@ -79,7 +85,12 @@ struct Places {
 
 impl Engine {
     /// Prepares the loop; from here on signals wait for it.
-    pub(crate) fn new(name: &str, tun: Tun, control: Control) -> anyhow::Result<Self> {
+    pub(crate) fn new(
+        name: &str,
+        tun: Tun,
+        control: Control,
+        offload: bool,
+    ) -> anyhow::Result<Self> {
         let mut clock = Clock::start();
         let now = clock.now();
         let mut device = Device::new(now, clock::wall(), Box::new(crate::random::OsRandom));
@@ -87,11 +98,13 @@ impl Engine {
         let tunnel = Tunnel {
             name: name.to_owned(),
             tun,
-            wire: Wire::open().context("UDP: bind a free port")?,
+            wire: Wire::open(offload).context("UDP: bind a free port")?,
             device,
             clock,
             now,
             outbound: Outbound::default(),
+            inbound: Inbound::default(),
+            large: vec![0; tun::PACKET_MAX].into_boxed_slice(),
             gone: false,
             discards: vec![0; Discard::ALL.len()],
             refused: 0,
@@ -103,7 +116,7 @@ impl Engine {
             links: Watch::open().context("watch network interfaces")?,
             poll: Poll::default(),
             batch: Batch::default(),
-            wall_read: now,
+            looked_around: now,
         })
     }
 
@@ -155,7 +168,9 @@ impl Engine {
         if self.poll.ready(places.termination).readable && self.termination.arrived()? {
             return Ok(Some(Ended::Signal));
         }
-        self.follow_wall_clock();
+        if let Some(ended) = self.look_around() {
+            return Ok(Some(ended));
+        }
         if self.poll.ready(places.links).readable && self.links.drain() {
             self.tunnel.follow_link();
         }
@@ -166,10 +181,7 @@ impl Engine {
         }
         self.control.handle_ready(&self.poll, &mut self.tunnel);
         self.tunnel.handle_timeout();
-        if self.tunnel.gone {
-            return Ok(Some(Ended::InterfaceGone));
-        }
-        Ok((!self.control.is_reachable()).then_some(Ended::SocketGone))
+        Ok(self.tunnel.gone.then_some(Ended::InterfaceGone))
     }
 
     fn handle_network(&mut self, places: &Places) {
@@ -181,35 +193,86 @@ impl Engine {
         }
     }
 
-    fn follow_wall_clock(&mut self) {
+    /// Looks now and then at what tells nobody that it has changed.
+    fn look_around(&mut self) -> Option<Ended> {
         let now = self.tunnel.now;
-        if now.saturating_duration_since(self.wall_read) >= WALL_CLOCK_INTERVAL {
-            self.wall_read = now;
-            self.tunnel.device.set_wall_clock(now, clock::wall());
+        if now.saturating_duration_since(self.looked_around) < LOOK_AROUND {
+            return None;
         }
+        self.looked_around = now;
+        self.tunnel.device.set_wall_clock(now, clock::wall());
+        (!self.control.is_reachable()).then_some(Ended::SocketGone)
     }
 }
 
 impl Tunnel {
     /// Reads what waits in the TUN, within a bound, and sends it sealed.
     fn handle_packets(&mut self) {
+        let mut large = std::mem::take(&mut self.large);
         for _ in 0..PACKETS_PER_TURN {
-            if self.outbound.is_full() {
-                self.flush();
-                self.outbound.rewind();
-            }
-            let slot = self.outbound.slot();
-            match self.tun.read(&mut slot[HEADER..HEADER + PACKET_MAX]) {
-                Ok(length) => self.seal(length),
-                Err(error) => {
-                    self.note_tun_error(&error);
-                    break;
-                }
+            let read = if self.tun.offload().vnet_header {
+                self.read_large(&mut large)
+            } else {
+                self.read_one()
+            };
+            if let Err(error) = read {
+                self.note_tun_error(&error);
+                break;
             }
         }
+        self.large = large;
         self.flush();
         self.outbound.rewind();
         self.drain_device();
+    }
+
+    /// Reads one packet of at most the MTU into its slot and seals it there.
+    fn read_one(&mut self) -> io::Result<()> {
+        self.make_room();
+        let slot = self.outbound.slot();
+        let length = self.tun.read(&mut slot[HEADER..HEADER + PACKET_MAX])?;
+        self.seal(length);
+        Ok(())
+    }
+
+    /// Reads one packet, which may be larger than the MTU, and seals its parts.
+    fn read_large(&mut self, buffer: &mut [u8]) -> io::Result<()> {
+        let length = self.tun.read(buffer)?;
+        let Some((header, packet)) = virtio::parse(&mut buffer[..length]) else {
+            self.refused += 1;
+            return Ok(());
+        };
+        if let Some((kind, size)) = header.large {
+            let Ok(mut parts) = gso::split(packet, kind, size) else {
+                self.refused += 1;
+                return Ok(());
+            };
+            loop {
+                self.make_room();
+                let Some(length) = parts.next_into(&mut self.outbound.slot()[HEADER..]) else {
+                    return Ok(());
+                };
+                self.seal(length);
+            }
+        }
+        if let Some((start, offset)) = header.checksum
+            && gso::complete_checksum(packet, start, offset).is_err()
+        {
+            self.refused += 1;
+            return Ok(());
+        }
+        self.make_room();
+        self.outbound.slot()[HEADER..HEADER + packet.len()].copy_from_slice(packet);
+        self.seal(packet.len());
+        Ok(())
+    }
+
+    /// Makes room for one more packet.
+    fn make_room(&mut self) {
+        if self.outbound.is_full() {
+            self.flush();
+            self.outbound.rewind();
+        }
     }
 
     /// Seals the packet of `length` bytes in the slot and lets it join the run.
@@ -270,7 +333,7 @@ impl Tunnel {
             {
                 Received::Packet { packet, .. } => {
                     self.wire.note_source(source, local);
-                    let written = self.tun.write(packet);
+                    let written = self.inbound.write(&self.tun, packet);
                     if let Err(error) = written {
                         self.note_tun_error(&error);
                     }
@@ -279,6 +342,9 @@ impl Tunnel {
                 Received::Discarded(discard) => self.count(discard, 1),
             }
             self.drain_device();
+        }
+        if let Err(error) = self.inbound.flush(&self.tun) {
+            self.note_tun_error(&error);
         }
     }
 
@@ -417,7 +483,8 @@ fn is_initiation(datagram: &[u8]) -> bool {
 /// Bounds of one turn, so that neither direction nor the control socket starves.
 const PACKETS_PER_TURN: usize = 256;
 const BATCHES_PER_TURN: usize = 4;
-/// Without anything to do the loop looks at its UAPI socket's file this often.
+/// How long the time of day in handshakes may lag after the clock was set, and a process live on
+/// whose socket was removed.
+const LOOK_AROUND: Duration = Duration::from_secs(4);
+/// Longer waits would only delay that.
 const SLEEP_MAX: Duration = Duration::from_secs(5);
-/// How far the time of day in handshakes may lag after the clock was set.
-const WALL_CLOCK_INTERVAL: Duration = Duration::from_secs(10);

@@ -19,6 +19,8 @@ use super::{outbound::Run, uapi::Errno};
 pub(crate) struct Wire {
     pair: Pair,
     fwmark: u32,
+    /// Runs may leave as one.
+    offload: bool,
     /// Our address that each peer last wrote to, from which answers go. At most `SOURCES_MAX`;
     /// all are forgotten then, and routing chooses.
     sources: BTreeMap<SocketAddr, IpAddr>,
@@ -28,10 +30,11 @@ pub(crate) struct Wire {
 
 impl Wire {
     /// Listens on a free port.
-    pub(crate) fn open() -> io::Result<Self> {
+    pub(crate) fn open(offload: bool) -> io::Result<Self> {
         Ok(Self {
-            pair: Pair::bind(0, &options(0))?,
+            pair: bind(0, 0, offload)?,
             fwmark: 0,
+            offload,
             sources: BTreeMap::new(),
             latest: None,
             lost: BTreeMap::new(),
@@ -41,7 +44,7 @@ impl Wire {
     /// Listens on `port` instead; on failure everything stays as it was.
     pub(crate) fn listen(&mut self, port: u16) -> Result<(), Errno> {
         if port != self.port() {
-            self.pair = Pair::bind(port, &options(self.fwmark))?;
+            self.pair = bind(port, self.fwmark, self.offload)?;
         }
         Ok(())
     }
@@ -153,12 +156,17 @@ impl Wire {
     }
 }
 
-fn options(mark: u32) -> Options {
-    Options {
+fn bind(port: u16, mark: u32, offload: bool) -> io::Result<Pair> {
+    let options = Options {
         mark,
         buffer_bytes: BUFFER_BYTES,
         reuse_port: false,
+    };
+    let pair = Pair::bind(port, &options)?;
+    for socket in pair.sockets() {
+        socket.set_segments(offload);
     }
+    Ok(pair)
 }
 
 const SOURCES_MAX: usize = 65_536;

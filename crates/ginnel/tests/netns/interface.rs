@@ -2,22 +2,28 @@
 
 use std::{
     fs,
-    os::unix::{fs::MetadataExt as _, net::UnixListener, process::CommandExt as _},
+    io::{BufRead as _, BufReader, Write as _},
+    net::UdpSocket,
+    os::unix::{
+        fs::MetadataExt as _,
+        net::{UnixListener, UnixStream},
+        process::CommandExt as _,
+    },
     process::Command,
 };
 
 use super::world::{
-    GINNEL, Program, SHORT, World, inner, lacks, socket_path, text, unique, within,
+    GINNEL, Program, SHORT, World, inner, lacks, outer, socket_path, text, unique, within,
 };
 
-#[test]
-fn two_of_us_carry_everything_over_both_families() {
+/// Echo and TCP inside, over both families outside.
+fn carry_everything(programs: [Program; 2]) {
     for v6 in [false, true] {
         let Some(world) = World::new() else { return };
-        let Some(one) = world.tunnel(0, Program::Ginnel) else {
+        let Some(one) = world.tunnel(0, programs[0]) else {
             return;
         };
-        let Some(other) = world.tunnel(1, Program::Ginnel) else {
+        let Some(other) = world.tunnel(1, programs[1]) else {
             return;
         };
         world.join([&one, &other], None, v6);
@@ -27,6 +33,37 @@ fn two_of_us_carry_everything_over_both_families() {
             here.transfer(there, inner(1, v6), 16_000_000);
         }
     }
+}
+
+#[test]
+fn two_of_us_carry_everything_over_both_families() {
+    carry_everything([Program::Ginnel; 2]);
+}
+
+#[test]
+fn without_offloads_on_one_side_or_both_everything_is_carried_too() {
+    carry_everything([Program::GinnelWithoutOffload; 2]);
+    carry_everything([Program::GinnelWithoutOffload, Program::Ginnel]);
+}
+
+#[test]
+fn many_streams_at_once_arrive_unchanged() {
+    let Some(world) = World::new() else { return };
+    let Some(one) = world.tunnel(0, Program::Ginnel) else {
+        return;
+    };
+    let Some(other) = world.tunnel(1, Program::Ginnel) else {
+        return;
+    };
+    world.join([&one, &other], None, false);
+    let [here, there] = &world.spaces;
+    assert_eq!(here.ping(inner(1, false), 1), 1);
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let to = inner(1, number % 2 == 0);
+            scope.spawn(move || here.transfer(there, to, 3_000_000));
+        }
+    });
 }
 
 #[test]
@@ -165,6 +202,80 @@ fn a_changed_mtu_takes_effect_at_once() {
         .expect("ping runs");
     assert!(output.status.success(), "{}", text(&output));
     here.transfer(there, inner(1, true), 2_000_000);
+}
+
+#[test]
+fn one_connection_carries_many_requests_each_with_its_errno() {
+    let Some(world) = World::new() else { return };
+    let Some(tunnel) = world.tunnel(0, Program::Ginnel) else {
+        return;
+    };
+    let taken = world.spaces[0].enter(|| UdpSocket::bind("[::]:0").expect("a free port"));
+    let port = taken.local_addr().expect("bound").port();
+    let mut client = UnixStream::connect(socket_path(&tunnel.interface)).expect("it listens");
+    let mut reader = BufReader::new(client.try_clone().expect("a second handle"));
+    let mut ask = |request: &str| {
+        client.write_all(request.as_bytes()).expect("it reads");
+        let mut answer = String::new();
+        while !answer.ends_with("\n\n") {
+            let read = reader.read_line(&mut answer).expect("it answers");
+            assert!(read > 0, "closed after {answer:?}");
+        }
+        answer
+    };
+    for round in 0..200 {
+        let mark = format!("set=1\nfwmark={round}\n\n");
+        assert_eq!(ask(&mark), "errno=0\n\n");
+    }
+    assert_eq!(ask("set=1\nlisten_port=x\n\n"), "errno=-22\n\n");
+    assert_eq!(ask("set=1\nlisten_port\n\n"), "errno=-71\n\n");
+    assert_eq!(ask("set=1\nunheard_of=1\n\n"), "errno=-22\n\n");
+    let in_use = format!("set=1\nlisten_port={port}\n\n");
+    assert_eq!(ask(&in_use), "errno=-98\n\n");
+    let shown = ask("get=1\n\n");
+    assert!(shown.contains("fwmark=199\n"), "{shown}");
+    assert!(shown.ends_with("errno=0\n\n"), "{shown}");
+}
+
+#[test]
+fn garbage_from_the_network_and_from_clients_changes_nothing() {
+    let Some(world) = World::new() else { return };
+    let Some(one) = world.tunnel(0, Program::Ginnel) else {
+        return;
+    };
+    let Some(other) = world.tunnel(1, Program::Ginnel) else {
+        return;
+    };
+    world.join([&one, &other], None, false);
+    let [here, _] = &world.spaces;
+    assert_eq!(here.ping(inner(1, false), 2), 2);
+    let before = (
+        other.show_peer("latest-handshakes"),
+        other.show_peer("endpoints"),
+    );
+    let socket = here.enter(|| UdpSocket::bind("0.0.0.0:0").expect("a free port"));
+    let mut bytes = vec![0; 65_507];
+    os::random::fill(&mut bytes);
+    for round in 0..5_000_usize {
+        let kind = u8::try_from(round % 6).expect("small");
+        bytes[..4].copy_from_slice(&[kind, 0, 0, 0]);
+        let length = [0, 1, 31, 32, 64, 92, 148, 149, 1452, 9000, 65_507][round % 11];
+        bytes.rotate_right(1);
+        // A full queue is no matter here.
+        socket
+            .send_to(&bytes[..length], (outer(1, false), 51820))
+            .ok();
+    }
+    for request in ["", "\n\n", "x=1\n\n", "set=1\npublic_key=0\n\n", "get=1\n"] {
+        let mut client = UnixStream::connect(socket_path(&other.interface)).expect("it listens");
+        client.write_all(request.as_bytes()).expect("it reads");
+    }
+    assert_eq!(here.ping(inner(1, true), 3), 3);
+    let after = (
+        other.show_peer("latest-handshakes"),
+        other.show_peer("endpoints"),
+    );
+    assert_eq!(after, before);
 }
 
 fn open_to_all(path: &std::path::Path) {

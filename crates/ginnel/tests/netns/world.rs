@@ -46,6 +46,8 @@ pub(crate) struct Tunnel {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Program {
     Ginnel,
+    /// Ginnel with every packet moved by itself.
+    GinnelWithoutOffload,
     WireguardGo,
     Boringtun,
 }
@@ -347,9 +349,12 @@ impl Drop for Tunnel {
 impl Program {
     fn command(self, space: &Space, interface: &str) -> Option<Command> {
         let mut command = match self {
-            Self::Ginnel => {
+            Self::Ginnel | Self::GinnelWithoutOffload => {
                 let mut command = space.command(GINNEL);
                 command.args(["tun", "-f", interface]);
+                if self == Self::GinnelWithoutOffload {
+                    command.env("GINNEL_OFFLOAD", "off");
+                }
                 command
             }
             Self::WireguardGo => {
