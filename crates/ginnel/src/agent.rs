@@ -53,9 +53,11 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
         let idle = args.idle.map(Duration::from_secs);
         let options = Options {
             idle: Some(idle.unwrap_or_else(|| profile.idle_default())),
+            // A command that needs a node makes no interface on the way.
+            interface: None,
             version: args.as_version,
         };
-        serve(&profile, options, || say(&Ready::Ready)).await
+        serve(&profile, options, |_| say(&Ready::Ready)).await
     };
     let outcome = outcome.await;
     if let Err(error) = &outcome {

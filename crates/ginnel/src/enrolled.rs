@@ -18,7 +18,7 @@ use model::{
     key::{PublicKey, SecretKey},
     map::{NetworkMap, Role},
 };
-use node::{Attachment, Event, Node};
+use node::{Event, Node};
 use tokio::{sync::mpsc, time};
 
 use self::publish::Publisher;
@@ -30,7 +30,7 @@ use crate::{
     enrolment::State,
     random::OsRandom,
     remedy::advise,
-    tunnel::{Endpoints, Resolver, Tunnel},
+    tunnel::{self, Endpoints, Membership, Resolver, Tunnel, Wanted},
 };
 
 /// MTU inside the network: the least that IPv6 allows passes every path that carries a tunnel.
@@ -55,27 +55,31 @@ pub(crate) struct Enrolled {
 }
 
 impl Enrolled {
-    /// Starts the node from what its state directory holds.
+    /// Starts the node from what its state directory holds, in user mode unless an interface is
+    /// wanted.
     pub(crate) async fn open(
         state: State,
         key: &SecretKey,
         source: Source,
         listen: SocketAddr,
+        interface: Option<&Wanted>,
     ) -> Result<Self> {
         let map = match state.map()? {
             Some(map) if !map.orgs.is_empty() => map,
             Some(_) | None => source.first().await?,
         };
-        let mut seed = [0; 32];
-        os::random::fill(&mut seed);
+        let attachment = tunnel::Attachment::make(interface, memberships(&map)).await?;
         let now = os::clock::Clock::start().now();
-        let attachment = Attachment::Netstack { mtu: MTU, seed };
         let random = Box::new(OsRandom);
-        let mut node = Node::new(now, os::clock::wall(), random, key, attachment);
+        let inside = inside(&attachment);
+        let mut node = Node::new(now, os::clock::wall(), random, key, inside);
         let role = map.own.role;
         node.apply(now, &map);
         restore(&state, &mut node)?;
-        let (tunnel, events) = Tunnel::start(node, resolver(&map), listen, None)?;
+        let resolver = resolver(&map);
+        let (tunnel, events) = Tunnel::start(node, attachment, resolver, listen, None)?;
+        let mut publisher = Publisher::new();
+        publisher.listen(&tunnel);
         Ok(Self {
             tunnel,
             events,
@@ -84,7 +88,7 @@ impl Enrolled {
             contact: Contact::new(),
             role,
             endpoints: Endpoints::default(),
-            publisher: Publisher::new(),
+            publisher,
         })
     }
 
@@ -104,8 +108,12 @@ impl Enrolled {
         let mut keep = time::interval(KEEP_INTERVAL);
         keep.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut dirty = false;
+        let tunnel = self.tunnel.clone();
+        let interface_ended = tunnel.interface_ended();
+        tokio::pin!(interface_ended);
         loop {
             tokio::select! {
+                error = &mut interface_ended => return Err(error),
                 event = self.events.recv() => match event {
                     Some(event) => dirty |= self.handle(event),
                     None => return Ok(()),
@@ -168,6 +176,7 @@ impl Enrolled {
     async fn apply(&mut self, map: &NetworkMap) -> Result<()> {
         self.tunnel.with(|node, now| node.apply(now, map));
         self.tunnel.set_resolver(resolver(map));
+        self.publisher.listen(&self.tunnel);
         tracing::info!(serial = map.serial, "map applied");
         let (state, map) = (self.state.clone(), map.clone());
         // The disk is waited for elsewhere: the map already holds.
@@ -233,6 +242,28 @@ fn restore(state: &State, node: &mut Node) -> Result<()> {
     let endpoints: Option<Vec<(PublicKey, SocketAddr)>> = state.read(ENDPOINTS)?;
     node.restore_endpoints(&endpoints.unwrap_or_default());
     Ok(())
+}
+
+/// Lists the addresses of the map's own node.
+fn memberships(map: &NetworkMap) -> Vec<Membership> {
+    let own = |org: &model::map::Org| {
+        let node = org.nodes.get(&map.own.id)?;
+        let (address, prefix) = (node.address, org.prefix);
+        Some(Membership { address, prefix })
+    };
+    map.orgs.values().filter_map(own).collect()
+}
+
+/// Says how the node itself is attached.
+fn inside(attachment: &tunnel::Attachment) -> node::Attachment {
+    match attachment {
+        tunnel::Attachment::Interface(_) => node::Attachment::Tun,
+        tunnel::Attachment::Stack => {
+            let mut seed = [0; 32];
+            os::random::fill(&mut seed);
+            node::Attachment::Netstack { mtu: MTU, seed }
+        }
+    }
 }
 
 /// Asks the network's own resolver, and tries short names in the organisation's zone.

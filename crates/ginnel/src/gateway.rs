@@ -71,7 +71,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     };
     let client = Client::with_token(&enrolment.url, enrolment.token)?;
     let source = Source::Server(Arc::new(client));
-    let enrolled = Enrolled::open(state, &key, source, listen).await?;
+    let enrolled = Enrolled::open(state, &key, source, listen, None).await?;
     let port = enrolled.tunnel().port();
     if global.json {
         terminal::json(&serde_json::json!({ "name": enrolment.name, "port": port }))?;

@@ -85,7 +85,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
         maps,
     };
     let listen = SocketAddr::new(args.wireguard.ip(), port);
-    let gateway = Enrolled::open(state, &key, source, listen).await?;
+    let gateway = Enrolled::open(state, &key, source, listen, None).await?;
     let mut bootstrap = server
         .bootstrap()
         .await

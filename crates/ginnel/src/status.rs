@@ -61,6 +61,13 @@ fn text(status: &Status) -> String {
                 ""
             }
         ),
+        format!(
+            "attachment   {}",
+            match &status.interface {
+                Some(name) => format!("interface {name}"),
+                None => "user mode".to_owned(),
+            }
+        ),
         format!("connections  {}", status.connections),
     ];
     let addresses: Vec<_> = status

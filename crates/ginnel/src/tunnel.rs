@@ -1,8 +1,8 @@
-//! The async driver of one node in user mode: its UDP sockets, its time, handles to its sockets.
+//! The async driver of one node: its UDP sockets, its time, its interface or handles to its sockets.
 //!
 //! ```text
 //!   TcpStream, UdpSocket, ping  --lock-->  Core { Node, wakers }  --same turn-->  UDP (GSO)
-//!   driver task: UDP batch (GRO) or deadline --lock--> Core --> UDP, then wakers
+//!   driver task: UDP batch (GRO), TUN packets or deadline --lock--> Core --> UDP, TUN, wakers
 //! ```
 //! Whoever changes the node sends what the change made, on its own thread and before it lets
 //! the lock go, so nothing is queued between tasks.
@@ -11,10 +11,12 @@ mod connect;
 mod core;
 mod driver;
 mod endpoint;
+mod interface;
 mod outbox;
 mod resolver;
 mod socket;
 mod stream;
+mod system;
 mod udp;
 
 use std::{
@@ -29,10 +31,16 @@ use node::Node;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::{core::Core, socket::Sockets};
-pub(crate) use self::{endpoint::Endpoints, resolver::Resolver, stream::TcpStream, udp::UdpSocket};
+pub(crate) use self::{
+    endpoint::Endpoints,
+    interface::{Attachment, Membership, NAME as INTERFACE, Wanted},
+    resolver::Resolver,
+    stream::TcpStream,
+    udp::UdpSocket,
+};
 use crate::agent::protocol::{Code, Failure};
 
-/// A tunnel in user mode. Clones share it; it ends with the last of them.
+/// A tunnel. Clones share it; it ends with the last of them.
 #[derive(Clone)]
 pub(crate) struct Tunnel {
     shared: Arc<Shared>,
@@ -42,6 +50,7 @@ pub(crate) struct Tunnel {
 struct Shared {
     core: Mutex<Core>,
     sockets: Sockets,
+    attachment: Attachment,
     resolver: Mutex<Arc<Resolver>>,
     /// Tells the driver that its deadline or what it waits for has changed.
     kick: Notify,
@@ -61,12 +70,14 @@ const EVENTS_MAX: usize = 1_024;
 pub(crate) type Echo = Result<Duration, EchoFailure>;
 
 impl Tunnel {
-    /// Begins to drive `node`, which has a stack, over fresh UDP sockets; needs a tokio runtime.
+    /// Begins to drive `node`, made for that attachment, over fresh UDP sockets; needs a tokio
+    /// runtime.
     ///
     /// The receiver yields what is not for sockets: endpoints to resolve, handshakes, accepted
     /// connections of published ports. An event that finds [`EVENTS_MAX`] others is dropped.
     pub(crate) fn start(
         node: Node,
+        attachment: Attachment,
         resolver: Resolver,
         listen: SocketAddr,
         mark: Option<u32>,
@@ -75,6 +86,7 @@ impl Tunnel {
         let shared = Arc::new(Shared {
             core: Mutex::new(Core::new(node, sender)),
             sockets: Sockets::bind(listen, mark)?,
+            attachment,
             resolver: Mutex::new(Arc::new(resolver)),
             kick: Notify::new(),
             session: Notify::new(),
@@ -119,7 +131,7 @@ impl Tunnel {
     /// Returns the next connection that waits at a published port.
     pub(crate) fn accept(&self, listener: ListenerId) -> Option<TcpStream> {
         let id = self.turn().stack().accept(listener)?;
-        Some(TcpStream::new(self, id))
+        Some(TcpStream::Stack(stream::stack::TcpStream::new(self, id)))
     }
 
     /// Returns the UDP port that the tunnel is bound to.
@@ -135,6 +147,9 @@ impl Tunnel {
         sequence: u16,
         size: u16,
     ) -> Result<Echo, Failure> {
+        if self.interface().is_some() {
+            return system::ping(self, remote, sequence, size).await;
+        }
         let reply = {
             let mut turn = self.turn();
             let now = turn.now;
@@ -149,6 +164,19 @@ impl Tunnel {
         };
         // The sender goes away only with the tunnel.
         Ok(reply.await.unwrap_or(Err(EchoFailure::TimedOut)))
+    }
+
+    /// Returns the name of the interface; `None` in user mode.
+    pub(crate) fn interface(&self) -> Option<&str> {
+        self.shared.attachment.interface().map(|i| i.name())
+    }
+
+    /// Lives as long as the interface works, and says why it does not any more.
+    pub(crate) async fn interface_ended(&self) -> anyhow::Error {
+        match self.shared.attachment.interface() {
+            Some(interface) => interface.ended().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Waits until some peer does not answer although somebody wants it.
@@ -200,7 +228,7 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let now = self.now;
         let shared = self.shared;
-        let after = self.finish(now, &shared.sockets);
+        let after = self.finish(now, &shared.sockets, &shared.attachment);
         // Whoever is woken wants the lock.
         self.core = None;
         if after.kick {

@@ -9,6 +9,7 @@ use crate::{
     cli::Global,
     enrolment::State,
     terminal,
+    tunnel::{INTERFACE, Tunnel, Wanted},
 };
 
 /// Run this machine's node until it is interrupted
@@ -18,20 +19,33 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// In this program, with no network interface and no privileges
+    /// With a network interface, for all programs of this machine; needs CAP_NET_ADMIN [default
+    /// where that is there]
+    #[arg(long, conflicts_with = "user")]
+    tun: bool,
+
+    /// In this program, with no network interface and no privileges [default elsewhere]
     #[arg(long)]
     user: bool,
+
+    /// The name of the network interface
+    #[arg(long, default_value = INTERFACE, value_name = "NAME", conflicts_with = "user")]
+    interface: String,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   ginnel up
   ginnel up --user
+  ginnel up --tun --interface office0
   ginnel --config wg0.conf up";
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
-    let _ = args;
+    let interface = (!args.user).then_some(Wanted {
+        name: args.interface,
+        required: args.tun,
+    });
     let profile = Profile::of(global)?;
     let name = match &global.config {
         Some(path) => path.display().to_string(),
@@ -39,11 +53,15 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     };
     let options = agent::Options {
         idle: None,
+        interface,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let ready = || {
+    let ready = |tunnel: &Tunnel| {
         // Whoever closed stdout does not wait for the line.
-        drop(terminal::line(format_args!("{name} is ready")));
+        drop(match tunnel.interface() {
+            Some(interface) => terminal::line(format_args!("{name} is ready on {interface}")),
+            None => terminal::line(format_args!("{name} is ready")),
+        });
     };
     agent::serve(&profile, options, ready).await?;
     Ok(ExitCode::SUCCESS)

@@ -1,7 +1,7 @@
 //! One node: tunnel, stack and map together.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, SocketAddr},
     time::{Instant, SystemTime},
 };
@@ -528,6 +528,20 @@ impl Node {
         self.services.all()
     }
 
+    /// Lists the ports that the map says the node publishes, by the addresses to listen at.
+    ///
+    /// With a stack the node listens by itself; with a TUN interface the caller does.
+    #[must_use]
+    pub fn published_ports(&self) -> BTreeMap<SocketAddr, Published> {
+        match &self.source {
+            Source::Map(map) if map.own.role == Role::Client => {
+                let own: Vec<_> = self.orgs.own().collect();
+                service::published(map, &own)
+            }
+            Source::Map(_) | Source::Nothing | Source::Config { .. } => BTreeMap::new(),
+        }
+    }
+
     /// Returns how many packets were not delivered, by reason.
     #[must_use]
     pub fn counters(&self) -> &Counters {
@@ -581,19 +595,15 @@ impl Node {
     /// Gives the stack its addresses, listeners and resolvers.
     fn apply_to_stack(&mut self, now: Instant) {
         let addresses = self.addresses();
+        let published = self.published_ports();
+        let mut resolvers = BTreeSet::new();
+        if self.is_gateway() {
+            resolvers = self.orgs.prefixes().collect();
+        }
         let Link::Netstack(stack) = &mut self.attachment else {
             return;
         };
         stack.set_addresses(&addresses);
-        let own: Vec<_> = self.orgs.own().collect();
-        let mut published = Default::default();
-        let mut resolvers = BTreeSet::new();
-        if let Source::Map(map) = &self.source {
-            match map.own.role {
-                Role::Client => published = service::published(map, &own),
-                Role::Gateway => resolvers = self.orgs.prefixes().collect(),
-            }
-        }
         self.services.apply(now, stack, &published);
         self.server.apply(now, stack, &resolvers);
     }

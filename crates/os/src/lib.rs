@@ -9,6 +9,7 @@
 )]
 
 pub mod clock;
+pub mod echo;
 pub mod file;
 pub mod link;
 pub mod net;

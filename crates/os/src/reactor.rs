@@ -4,7 +4,7 @@ use std::{io, os::fd::AsRawFd};
 
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::{link, signal, tun, udp};
+use crate::{echo, link, signal, tun, udp};
 
 /// A descriptor that tokio watches; make and use it within a runtime.
 #[derive(Debug)]
@@ -27,6 +27,16 @@ impl<T: Descriptor> Watched<T> {
     /// Returns what is watched.
     pub fn get(&self) -> &T {
         self.0.get_ref()
+    }
+
+    /// Waits until there may be something to read; safe to cancel.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.0.readable().await.map(drop)
+    }
+
+    /// Reads now, without asking the system when it is known that there is nothing.
+    pub fn try_read<R>(&self, read: impl FnOnce(&T) -> io::Result<R>) -> io::Result<R> {
+        self.0.try_io(Interest::READABLE, read)
     }
 
     /// Waits until `read` gives something else than `WouldBlock`; safe to cancel.
@@ -72,6 +82,7 @@ impl Watched<udp::Socket> {
     }
 }
 
+impl Descriptor for echo::Echo {}
 impl Descriptor for udp::Socket {}
 impl Descriptor for tun::Tun {}
 impl Descriptor for link::Watch {}
@@ -84,6 +95,7 @@ mod sealed {
         reason = "a trait that other crates cannot implement"
     )]
     pub trait Sealed {}
+    impl Sealed for crate::echo::Echo {}
     impl Sealed for crate::udp::Socket {}
     impl Sealed for crate::tun::Tun {}
     impl Sealed for crate::link::Watch {}

@@ -15,6 +15,7 @@ use std::{
 
 use socket2::{Domain, Protocol, Type};
 
+pub(crate) use control::set_option;
 pub use receive::{Batch, Datagram};
 pub use send::SendError;
 
@@ -188,7 +189,7 @@ fn set_buffers(socket: &socket2::Socket, bytes: usize) -> io::Result<()> {
     socket.set_recv_buffer_size(bytes)?;
     socket.set_send_buffer_size(bytes)?;
     for option in [libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
-        control::set_option(
+        set_option(
             socket,
             libc::SOL_SOCKET,
             option,

@@ -13,10 +13,11 @@ use crate::{
     enrolled::{Enrolled, Source},
     enrolment::State,
     remedy::Advise as _,
+    tunnel::Wanted,
 };
 
 /// Opens the tunnel; its background follows the map and serves published ports.
-pub(super) async fn open(state: State) -> anyhow::Result<Opened> {
+pub(super) async fn open(state: State, interface: Option<&Wanted>) -> anyhow::Result<Opened> {
     let enrolment = state.enrolment()?;
     let key = state
         .private_key()?
@@ -25,7 +26,7 @@ pub(super) async fn open(state: State) -> anyhow::Result<Opened> {
     let client = Client::with_token(&enrolment.url, enrolment.token)?;
     let any_port = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
     let source = Source::Server(Arc::new(client));
-    let enrolled = Enrolled::open(state, &key, source, any_port).await?;
+    let enrolled = Enrolled::open(state, &key, source, any_port, interface).await?;
     Ok(Opened {
         tunnel: enrolled.tunnel().clone(),
         control: Some((enrolment.url, enrolled.contact())),

@@ -11,7 +11,7 @@ use super::profile::Opened;
 use crate::{
     random::OsRandom,
     remedy::advise,
-    tunnel::{Endpoints, Resolver, Tunnel},
+    tunnel::{self, Endpoints, Resolver, Tunnel},
 };
 
 /// The port of DNS.
@@ -56,7 +56,8 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
     };
     let port = interface.listen_port.map_or(0, u16::from);
     let listen = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let (tunnel, events) = Tunnel::start(node, resolver, listen, interface.fw_mark)?;
+    let stack = tunnel::Attachment::Stack;
+    let (tunnel, events) = Tunnel::start(node, stack, resolver, listen, interface.fw_mark)?;
     let background = Box::pin(keep_resolved(tunnel.clone(), events));
     Ok(Opened {
         tunnel,

@@ -11,7 +11,12 @@ use model::config::Config;
 
 use super::{enrolled, plain};
 use crate::{
-    cli::Global, enrolled::Contact, enrolment::State, remedy::Advise as _, state, tunnel::Tunnel,
+    cli::Global,
+    enrolled::Contact,
+    enrolment::State,
+    remedy::{Advise as _, advise},
+    state,
+    tunnel::{Tunnel, Wanted},
 };
 
 /// A profile. One agent at most runs for each.
@@ -67,7 +72,7 @@ impl Profile {
         };
         let length = profile.socket().as_os_str().len();
         if length > SOCKET_PATH_MAX {
-            return Err(crate::remedy::advise(
+            return Err(advise(
                 format!("`{}` is too long for a socket", profile.socket().display()),
                 "name a shorter directory: --state DIR or XDG_RUNTIME_DIR=DIR",
             ));
@@ -120,11 +125,15 @@ impl Profile {
         flags
     }
 
-    /// Opens the tunnel.
-    pub(crate) async fn open(&self) -> anyhow::Result<Opened> {
+    /// Opens the tunnel, in user mode unless an interface is wanted.
+    pub(crate) async fn open(&self, interface: Option<&Wanted>) -> anyhow::Result<Opened> {
         match &self.kind {
+            Kind::Plain(_) if interface.is_some_and(|wanted| wanted.required) => Err(advise(
+                "TUN: a plain configuration runs in user mode only",
+                "leave --tun out; for an interface use wg-quick(8) with `ginnel tun`",
+            )),
             Kind::Plain(plain) => plain::open(&plain.config),
-            Kind::Enrolled(directory) => enrolled::open(State::at(directory)).await,
+            Kind::Enrolled(state) => enrolled::open(State::at(state), interface).await,
         }
     }
 

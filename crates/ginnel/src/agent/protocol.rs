@@ -156,6 +156,9 @@ pub(crate) struct Status {
     pub(crate) pid: u32,
     /// The profile, for people.
     pub(crate) profile: String,
+    /// Name of the network interface; `None` in user mode.
+    #[serde(default)]
+    pub(crate) interface: Option<String>,
     /// Seconds since it started.
     pub(crate) uptime_seconds: u64,
     /// Whether it takes no more requests.

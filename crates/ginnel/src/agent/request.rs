@@ -299,6 +299,7 @@ fn status(agent: &Agent) -> Status {
         version: agent.version.clone(),
         pid: std::process::id(),
         profile: agent.profile.clone(),
+        interface: agent.tunnel.interface().map(str::to_owned),
         uptime_seconds: now.saturating_duration_since(agent.started).as_secs(),
         draining: agent.mode() != Mode::Serving,
         connections: agent.connections().saturating_sub(1),

@@ -26,13 +26,15 @@ use super::{
 use crate::{
     enrolled::Contact,
     remedy::{Advise as _, advise},
-    tunnel::Tunnel,
+    tunnel::{Tunnel, Wanted},
 };
 
 /// How an agent lives.
 pub(crate) struct Options {
     /// It exits after so long without work; `None` keeps it.
     pub(crate) idle: Option<Duration>,
+    /// The interface that the node shall have; `None` is user mode.
+    pub(crate) interface: Option<Wanted>,
     /// The version that it says it is.
     pub(crate) version: String,
 }
@@ -80,7 +82,7 @@ const LINGER: Duration = Duration::from_millis(500);
 pub(crate) async fn serve(
     profile: &Profile,
     options: Options,
-    ready: impl FnOnce(),
+    ready: impl FnOnce(&Tunnel),
 ) -> anyhow::Result<()> {
     if let Err(error) = os::process::raise_descriptor_limit() {
         tracing::debug!(%error, "raise the limit of open descriptors");
@@ -90,7 +92,7 @@ pub(crate) async fn serve(
         tunnel,
         control,
         mut background,
-    } = profile.open().await?;
+    } = profile.open(options.interface.as_ref()).await?;
     let path = profile.socket();
     let (listener, file) = unix::listen(&path)
         .with_context(|| format!("local agent: listen at `{}`", path.display()))
@@ -108,7 +110,7 @@ pub(crate) async fn serve(
         mode: Mutex::new(Mode::Serving),
         changed: tokio::sync::Notify::new(),
     });
-    ready();
+    ready(&agent.tunnel);
     let ended = tokio::select! {
         ended = accept(&agent, &listener, options.idle) => ended,
         ended = &mut background => ended.map(|()| End::Stopped),

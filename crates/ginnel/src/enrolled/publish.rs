@@ -1,11 +1,18 @@
 //! Published ports: each accepted connection is led to its target on this machine.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use netstack::ListenerId;
-use tokio::{io::copy_bidirectional_with_sizes, net::TcpStream, sync::Semaphore, time};
+use node::Published;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinHandle,
+    time,
+};
 
-use crate::tunnel::{self, Tunnel};
+use crate::tunnel::Tunnel;
 
 /// Connections to published ports at a time; at the bound new ones are closed.
 const ACCEPTED_MAX: usize = 4_096;
@@ -16,24 +23,60 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes in flight in one direction of one connection.
 const BUFFER: usize = 64 * 1024;
 
+/// The wait after a failed accept: out of descriptors, some will be closed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
 /// Leads connections from published ports to their targets.
 pub(super) struct Publisher {
     places: Arc<Semaphore>,
+    /// Listeners of the system, where the node has an interface; at most one for each service.
+    listeners: BTreeMap<SocketAddr, Listener>,
+}
+
+/// A listener of the system, which ends with its owner.
+struct Listener {
+    target: String,
+    task: JoinHandle<()>,
 }
 
 impl Publisher {
     pub(super) fn new() -> Self {
-        let places = Arc::new(Semaphore::new(ACCEPTED_MAX));
-        Self { places }
+        Self {
+            places: Arc::new(Semaphore::new(ACCEPTED_MAX)),
+            listeners: BTreeMap::new(),
+        }
     }
 
-    /// Accepts every connection that waits at `listener`.
-    pub(super) fn accept(&self, tunnel: &Tunnel, listener: ListenerId) {
-        let target = tunnel.with(|node, _| {
-            let published = node.published(listener)?;
-            let own = || format!("127.0.0.1:{}", published.port);
-            Some(published.target.clone().unwrap_or_else(own))
+    /// Listens where the map says, if the node has an interface; with a stack it does so itself.
+    ///
+    /// A port at which a program of this machine listens already is left to it: it is reached
+    /// without us.
+    pub(super) fn listen(&mut self, tunnel: &Tunnel) {
+        if tunnel.interface().is_none() {
+            return;
+        }
+        let wanted = tunnel.with(|node, _| node.published_ports());
+        self.listeners.retain(|local, listener| {
+            let target = wanted.get(local).map(target_of);
+            target.as_ref() == Some(&listener.target)
         });
+        for (local, published) in &wanted {
+            if self.listeners.contains_key(local) {
+                continue;
+            }
+            match self.open(*local, target_of(published)) {
+                Ok(listener) => drop(self.listeners.insert(*local, listener)),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    tracing::info!(%local, "published port: a program of this machine serves it");
+                }
+                Err(error) => tracing::warn!(%error, %local, "published port"),
+            }
+        }
+    }
+
+    /// Accepts every connection that waits at `listener` of the node's own stack.
+    pub(super) fn accept(&self, tunnel: &Tunnel, listener: ListenerId) {
+        let target = tunnel.with(|node, _| node.published(listener).map(target_of));
         while let Some(stream) = tunnel.accept(listener) {
             let place = Arc::clone(&self.places).try_acquire_owned();
             let (Some(target), Ok(place)) = (target.clone(), place) else {
@@ -41,29 +84,80 @@ impl Publisher {
                 continue;
             };
             tokio::spawn(async move {
-                lead(stream, &target).await;
+                let mut stream = stream;
+                if !lead(&mut stream, &target).await {
+                    stream.abort();
+                }
                 drop(place);
             });
         }
     }
+
+    fn open(&self, local: SocketAddr, target: String) -> io::Result<Listener> {
+        let listener = std::net::TcpListener::bind(local)?;
+        listener.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(listener)?;
+        let task = tokio::spawn(serve(listener, target.clone(), Arc::clone(&self.places)));
+        Ok(Listener { target, task })
+    }
 }
 
-async fn lead(mut stream: tunnel::TcpStream, target: &str) {
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Returns where connections to a published port are led.
+fn target_of(published: &Published) -> String {
+    let own = || format!("127.0.0.1:{}", published.port);
+    published.target.clone().unwrap_or_else(own)
+}
+
+async fn serve(listener: TcpListener, target: String, places: Arc<Semaphore>) {
+    loop {
+        let (mut stream, _) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "published port: accept");
+                time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let place = Arc::clone(&places).try_acquire_owned();
+        let target = target.clone();
+        tokio::spawn(async move {
+            // They only cost latency and manners if they fail.
+            drop(stream.set_nodelay(true));
+            if place.is_err() || !lead(&mut stream, &target).await {
+                drop(stream.set_zero_linger());
+            }
+            drop(place);
+        });
+    }
+}
+
+/// Moves bytes between a connection and its target; false when there is no target.
+async fn lead<S>(stream: &mut S, target: &str) -> bool
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut program = match time::timeout(CONNECT_TIMEOUT, TcpStream::connect(target)).await {
         Ok(Ok(program)) => program,
         Ok(Err(error)) => {
             tracing::warn!(%error, target, "published port");
-            return stream.abort();
+            return false;
         }
         Err(_) => {
             tracing::warn!(target, "published port: no answer");
-            return stream.abort();
+            return false;
         }
     };
     // It only costs latency if it fails.
     drop(program.set_nodelay(true));
-    let moved = copy_bidirectional_with_sizes(&mut stream, &mut program, BUFFER, BUFFER);
+    let moved = copy_bidirectional_with_sizes(stream, &mut program, BUFFER, BUFFER);
     if let Err(error) = moved.await {
         tracing::debug!(%error, target, "published port");
     }
+    true
 }

@@ -10,7 +10,7 @@ use model::status::{self, Peer};
 use netstack::{CloseReason, ConnectError};
 use tokio::time;
 
-use super::{TcpStream, Tunnel, at};
+use super::{TcpStream, Tunnel, at, stream::stack, system};
 use crate::agent::protocol::{Code, Failure};
 
 /// How long a peer may take to answer a handshake before a request fails.
@@ -33,21 +33,17 @@ impl Tunnel {
         let deadline = self.now() + timeout;
         self.reach(remote.ip(), deadline).await?;
         let received = self.received_from(remote.ip());
-        let mut stream = self.begin(remote)?;
+        let opening = self.open(remote)?;
+        tokio::pin!(opening);
         loop {
             let made = self.shared.session.notified();
             tokio::pin!(made);
             made.as_mut().enable();
             let doubt = deadline.min(self.now() + DOUBT);
             tokio::select! {
-                established = poll_fn(|context| stream.poll_established(context)) => {
-                    return match established {
-                        Ok(()) => Ok(stream),
-                        Err(reason) => Err(closed(remote, reason)),
-                    };
-                }
+                opened = &mut opening => return opened.map_err(|reason| closed(remote, reason)),
                 // What went into the old session is lost, and TCP would wait long to send again.
-                () = made => stream = self.begin(remote)?,
+                () = made => opening.set(self.open(remote)?),
                 () = time::sleep_until(doubt.into()) => {
                     let silent_peer = self.received_from(remote.ip()) == received;
                     if self.now() < deadline && silent_peer {
@@ -62,16 +58,27 @@ impl Tunnel {
         }
     }
 
-    fn begin(&self, remote: SocketAddr) -> Result<TcpStream, Failure> {
-        let id = {
+    /// Begins to open a connection: the node's own stack, or the system through the interface.
+    fn open(
+        &self,
+        remote: SocketAddr,
+    ) -> Result<impl Future<Output = Result<TcpStream, CloseReason>> + use<'_>, Failure> {
+        let mut stack = None;
+        if self.interface().is_none() {
             let mut turn = self.turn();
             let now = turn.now;
-            turn.stack().connect(now, remote)
-        };
-        Ok(TcpStream::new(
-            self,
-            id.map_err(|error| refused_at_once(remote, error))?,
-        ))
+            let id = turn.stack().connect(now, remote);
+            drop(turn);
+            let id = id.map_err(|error| refused_at_once(remote, error))?;
+            stack = Some(stack::TcpStream::new(self, id));
+        }
+        Ok(async move {
+            let Some(stream) = stack else {
+                return system::connect(remote).await;
+            };
+            poll_fn(|context| stream.poll_established(context)).await?;
+            Ok(TcpStream::Stack(stream))
+        })
     }
 
     /// Waits until the peer that `address` is routed to has a session.

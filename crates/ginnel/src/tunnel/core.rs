@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, net::SocketAddr, task::Waker, time::Instant};
 use netstack::{ConnectionId, EchoId, Event, Stack, UdpId};
 use node::{Node, Outcome, Reason};
 use tokio::sync::{mpsc, oneshot};
+use wireguard::HEADER;
 
-use super::{Echo, outbox::Outbox, socket::Sockets};
+use super::{Attachment, Echo, interface::Interface, outbox::Outbox, socket::Sockets};
 
 /// Everything behind the lock.
 pub(super) struct Core {
@@ -61,7 +62,7 @@ impl Core {
     pub(super) fn stack(&mut self) -> &mut Stack {
         self.node
             .stack()
-            .expect("`Tunnel::start` takes only nodes with a stack")
+            .expect("without an interface the node has a stack")
     }
 
     /// Takes a datagram from the network.
@@ -71,20 +72,48 @@ impl Core {
         source: SocketAddr,
         datagram: &mut [u8],
         sockets: &Sockets,
+        interface: Option<&Interface>,
     ) {
         if !self.outbox.has_room() && self.outbox.blocked.is_none() {
             self.outbox.send(sockets);
         }
         let taken = match self.node.handle_datagram(now, source, datagram) {
-            // A gateway forwards; there is no TUN interface.
+            // A gateway forwards.
             Outcome::Send {
                 destination,
                 datagram,
             } => self.outbox.copy(destination, datagram),
-            Outcome::Packet(_) | Outcome::Nothing => true,
+            Outcome::Packet(packet) => {
+                if let Some(interface) = interface {
+                    interface.write(packet);
+                }
+                true
+            }
+            Outcome::Nothing => true,
         };
         if !taken {
             self.node.discard(Reason::QueueFull);
+        }
+    }
+
+    /// Takes packets from the interface, sealed in place, until there is none or no room.
+    pub(super) fn handle_packets(&mut self, now: Instant, interface: &Interface) {
+        while self.outbox.blocked.is_none() && self.outbox.has_room() {
+            let slot = self.outbox.room();
+            let Some(length) = interface.read(&mut slot[HEADER..]) else {
+                return;
+            };
+            match self.node.handle_packet(now, slot, length) {
+                Outcome::Send {
+                    destination,
+                    datagram,
+                } => {
+                    let length = datagram.len();
+                    self.outbox.push(destination, length);
+                }
+                Outcome::Packet(packet) => interface.write(packet),
+                Outcome::Nothing => {}
+            }
         }
     }
 
@@ -100,10 +129,20 @@ impl Core {
     }
 
     /// Sends what the node has to send and collects whom its events wake.
-    pub(super) fn finish(&mut self, now: Instant, sockets: &Sockets) -> After {
+    pub(super) fn finish(
+        &mut self,
+        now: Instant,
+        sockets: &Sockets,
+        attachment: &Attachment,
+    ) -> After {
         let mut after = After::default();
         let was_blocked = self.outbox.blocked;
         self.flush(now, sockets);
+        if let Some(interface) = attachment.interface() {
+            while let Some(packet) = self.node.poll_packet() {
+                interface.write(&packet);
+            }
+        }
         while let Some(event) = self.node.poll_event(now) {
             match event {
                 node::Event::Stack(event) => self.handle_event(event, &mut after.wakers),

@@ -31,6 +31,12 @@ pub(super) async fn drive(shared: Arc<Shared>) {
                     // A socket that only fails must not spin.
                     time::sleep(Duration::from_millis(20)).await;
                 }
+                // Neither direction waits for the other to pause.
+                take_packets(&shared);
+                tokio::task::yield_now().await;
+            }
+            () = shared.attachment.readable(), if blocked.is_none() => {
+                take_packets(&shared);
                 tokio::task::yield_now().await;
             }
             () = shared.sockets.writable(blocked) => shared.turn().unblock(),
@@ -51,7 +57,9 @@ fn read(shared: &Shared, batch: &mut Batch) -> bool {
         let mut turn = shared.turn();
         let now = turn.now;
         for datagram in batch.datagrams() {
-            turn.handle_datagram(now, datagram.source, datagram.bytes, &shared.sockets);
+            let interface = shared.attachment.interface();
+            let (source, bytes) = (datagram.source, datagram.bytes);
+            turn.handle_datagram(now, source, bytes, &shared.sockets, interface);
         }
         if turn
             .node
@@ -72,6 +80,15 @@ fn read(shared: &Shared, batch: &mut Batch) -> bool {
         }
     }
     true
+}
+
+/// Takes what programs of this machine have sent, as much as one outbox holds.
+fn take_packets(shared: &Shared) {
+    if let Some(interface) = shared.attachment.interface() {
+        let mut turn = shared.turn();
+        let now = turn.now;
+        turn.handle_packets(now, interface);
+    }
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

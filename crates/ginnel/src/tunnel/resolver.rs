@@ -14,7 +14,7 @@ use tokio::{
     time,
 };
 
-use super::{Tunnel, UdpSocket};
+use super::{Tunnel, UdpSocket, system};
 use crate::agent::protocol::{Code, Failure, Record, RecordKind};
 
 /// Whom to ask, and which domains to try behind a short name.
@@ -128,6 +128,15 @@ impl Tunnel {
         kinds: &[RecordKind],
         deadline: Instant,
     ) -> Result<Said, Failure> {
+        if self.interface().is_some() {
+            // The node has the whole zone: no server has to be reached.
+            let records = system::records(self, &name.to_ascii(), kinds);
+            return Ok(match records {
+                None => Said::NoSuchName,
+                Some(records) if records.is_empty() => Said::NoData,
+                Some(records) => Said::Records(records),
+            });
+        }
         let mut found = Vec::new();
         let mut exists = false;
         let (first, second) = (kinds.first().copied(), kinds.get(1).copied());

@@ -1,134 +1,126 @@
-//! A TCP connection inside the tunnel as an async byte stream.
+//! A TCP connection through the tunnel as an async byte stream, whoever speaks TCP for it.
+
+pub(super) mod stack;
 
 use std::{
-    future::poll_fn,
     io,
-    net::SocketAddr,
+    net::{Shutdown, SocketAddr},
+    os::fd::AsFd as _,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
-use netstack::{CloseReason, ConnectionId, Received, RecvError, SendError, State};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net,
+};
 
-use super::Tunnel;
+/// A TCP connection.
+pub(crate) enum TcpStream {
+    /// Of the node's own stack.
+    Stack(stack::TcpStream),
+    /// Of the system, whose packets come through the TUN interface.
+    System(System),
+}
 
-/// A TCP connection. Dropping it gives it back to the stack, which finishes the close by itself.
-pub(crate) struct TcpStream {
-    tunnel: Tunnel,
-    id: ConnectionId,
+/// A connection of the system with its two ends.
+pub(crate) struct System {
+    stream: net::TcpStream,
     local: SocketAddr,
     remote: SocketAddr,
 }
 
-impl TcpStream {
-    /// Takes over a connection of the stack.
-    pub(super) fn new(tunnel: &Tunnel, id: ConnectionId) -> Self {
-        let mut turn = tunnel.turn();
-        turn.streams.insert(id, super::core::Waiting::default());
-        let unspecified = SocketAddr::from(([0; 4], 0));
-        let local = turn.stack().local(id).unwrap_or(unspecified);
-        let remote = turn.stack().remote(id).unwrap_or(unspecified);
-        drop(turn);
-        Self {
-            tunnel: tunnel.clone(),
-            id,
-            local,
-            remote,
-        }
+impl System {
+    /// Takes over a connection.
+    pub(super) fn new(stream: net::TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            local: stream.local_addr()?,
+            remote: stream.peer_addr()?,
+            stream,
+        })
     }
 
-    /// Returns our address and port.
-    pub(crate) fn local(&self) -> SocketAddr {
-        self.local
-    }
-
-    /// Returns the peer's address and port.
-    pub(crate) fn remote(&self) -> SocketAddr {
-        self.remote
-    }
-
-    /// Ready once the connection is established or has failed.
-    pub(super) fn poll_established(&self, context: &Context<'_>) -> Poll<Result<(), CloseReason>> {
-        let mut turn = self.tunnel.turn();
-        let stack = turn.stack();
-        if let Some(reason) = stack.close_reason(self.id) {
-            return Poll::Ready(Err(reason));
-        }
-        match stack.state(self.id) {
-            Some(State::SynSent | State::SynReceived) => {
-                let waiting = turn.streams.entry(self.id).or_default();
-                waiting.write = Some(context.waker().clone());
-                Poll::Pending
+    async fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            self.stream.readable().await?;
+            match self.stream.try_read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read,
             }
-            Some(_) => Poll::Ready(Ok(())),
-            None => Poll::Ready(Err(CloseReason::Aborted)),
+        }
+    }
+
+    async fn send_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            self.stream.writable().await?;
+            match self.stream.try_write(bytes) {
+                Ok(length) => bytes = &bytes[length..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&self) {
+        // A second descriptor of the same connection: tokio's own shutdown wants it exclusively.
+        let same = self.stream.as_fd().try_clone_to_owned();
+        let ended = same.and_then(|same| std::net::TcpStream::from(same).shutdown(Shutdown::Write));
+        if let Err(error) = ended {
+            tracing::debug!(%error, "half-close");
         }
     }
 }
 
 impl TcpStream {
+    /// Returns our address and port.
+    pub(crate) fn local(&self) -> SocketAddr {
+        match self {
+            Self::Stack(stream) => stream.local(),
+            Self::System(system) => system.local,
+        }
+    }
+
+    /// Returns the peer's address and port.
+    pub(crate) fn remote(&self) -> SocketAddr {
+        match self {
+            Self::Stack(stream) => stream.remote(),
+            Self::System(system) => system.remote,
+        }
+    }
+
     /// Reads what has come, waiting for something; zero is the end.
     pub(crate) async fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        poll_fn(|context| self.poll_recv(context, buffer)).await
+        match self {
+            Self::Stack(stream) => stream.recv(buffer).await,
+            Self::System(system) => system.recv(buffer).await,
+        }
     }
 
     /// Writes all of `bytes`, waiting for room.
-    pub(crate) async fn send_all(&self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let sent = poll_fn(|context| self.poll_send(context, bytes)).await?;
-            bytes = &bytes[sent..];
+    pub(crate) async fn send_all(&self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stack(stream) => stream.send_all(bytes).await,
+            Self::System(system) => system.send_all(bytes).await,
         }
-        Ok(())
-    }
-
-    /// Ends the connection at once with a RST.
-    pub(crate) fn abort(&self) {
-        let mut turn = self.tunnel.turn();
-        let now = turn.now;
-        turn.stack().abort(now, self.id);
     }
 
     /// Ends our direction; the other one goes on.
     pub(crate) fn finish(&self) {
-        let mut turn = self.tunnel.turn();
-        let now = turn.now;
-        turn.stack().shutdown(now, self.id);
-    }
-
-    fn poll_recv(&self, context: &Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
-        let mut turn = self.tunnel.turn();
-        let now = turn.now;
-        Poll::Ready(match turn.stack().recv(now, self.id, buffer) {
-            Ok(Received::Bytes(length)) => Ok(length),
-            Ok(Received::End) => Ok(0),
-            Ok(Received::WouldBlock) => {
-                let waiting = turn.streams.entry(self.id).or_default();
-                waiting.read = Some(context.waker().clone());
-                return Poll::Pending;
-            }
-            Err(RecvError::Stale) => Err(io::ErrorKind::NotConnected.into()),
-            Err(RecvError::Closed(reason)) => Err(io_error(reason)),
-        })
-    }
-
-    fn poll_send(&self, context: &Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if bytes.is_empty() {
-            return Poll::Ready(Ok(0));
+        match self {
+            Self::Stack(stream) => stream.finish(),
+            Self::System(system) => system.finish(),
         }
-        let mut turn = self.tunnel.turn();
-        let now = turn.now;
-        Poll::Ready(match turn.stack().send(now, self.id, bytes) {
-            Ok(0) => {
-                let waiting = turn.streams.entry(self.id).or_default();
-                waiting.write = Some(context.waker().clone());
-                return Poll::Pending;
-            }
-            Ok(length) => Ok(length),
-            Err(SendError::Stale) => Err(io::ErrorKind::NotConnected.into()),
-            Err(SendError::ShutDown) => Err(io::ErrorKind::BrokenPipe.into()),
-            Err(SendError::Closed(reason)) => Err(io_error(reason)),
-        })
+    }
+
+    /// Ends the connection with a RST.
+    pub(crate) fn abort(self) {
+        match self {
+            Self::Stack(stream) => stream.abort(),
+            // The close that follows resets; without it the peer sees an ordinary end.
+            Self::System(system) => drop(system.stream.set_zero_linger()),
+        }
     }
 }
 
@@ -138,9 +130,10 @@ impl AsyncRead for TcpStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let length = ready!(self.poll_recv(context, buffer.initialize_unfilled()))?;
-        buffer.advance(length);
-        Poll::Ready(Ok(()))
+        match self.get_mut() {
+            Self::Stack(stream) => Pin::new(stream).poll_read(context, buffer),
+            Self::System(system) => Pin::new(&mut system.stream).poll_read(context, buffer),
+        }
     }
 }
 
@@ -150,37 +143,23 @@ impl AsyncWrite for TcpStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_send(context, bytes)
+        match self.get_mut() {
+            Self::Stack(stream) => Pin::new(stream).poll_write(context, bytes),
+            Self::System(system) => Pin::new(&mut system.stream).poll_write(context, bytes),
+        }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Every turn sends what may be sent.
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Stack(stream) => Pin::new(stream).poll_flush(context),
+            Self::System(system) => Pin::new(&mut system.stream).poll_flush(context),
+        }
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.finish();
-        Poll::Ready(Ok(()))
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Stack(stream) => Pin::new(stream).poll_shutdown(context),
+            Self::System(system) => Pin::new(&mut system.stream).poll_shutdown(context),
+        }
     }
-}
-
-impl Drop for TcpStream {
-    fn drop(&mut self) {
-        let mut turn = self.tunnel.turn();
-        let now = turn.now;
-        turn.streams.remove(&self.id);
-        turn.stack().release(now, self.id);
-    }
-}
-
-fn io_error(reason: CloseReason) -> io::Error {
-    let kind = match reason {
-        CloseReason::Finished => io::ErrorKind::BrokenPipe,
-        CloseReason::Refused => io::ErrorKind::ConnectionRefused,
-        CloseReason::Reset => io::ErrorKind::ConnectionReset,
-        CloseReason::TimedOut => io::ErrorKind::TimedOut,
-        CloseReason::Unreachable(_) => io::ErrorKind::HostUnreachable,
-        CloseReason::Aborted => io::ErrorKind::ConnectionAborted,
-    };
-    io::Error::new(kind, reason)
 }

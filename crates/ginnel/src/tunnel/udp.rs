@@ -1,69 +1,71 @@
-//! A UDP socket inside the tunnel.
+//! A UDP socket through the tunnel, whoever speaks UDP for it.
+
+mod stack;
 
 use std::{
-    future::poll_fn,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    task::Poll,
+    io,
+    net::{IpAddr, SocketAddr},
 };
 
-use netstack::{BindError, SendToError, UdpId};
+use tokio::net;
 
 use super::Tunnel;
 
 /// A UDP socket with a port of its own. Dropping it gives the port back.
-pub(crate) struct UdpSocket {
-    tunnel: Tunnel,
-    id: UdpId,
+pub(crate) struct UdpSocket(Socket);
+
+enum Socket {
+    Stack(stack::UdpSocket),
+    /// Bound to an address of the node, so that it is not heard outside the network.
+    System {
+        socket: net::UdpSocket,
+        tunnel: Tunnel,
+    },
 }
 
 impl UdpSocket {
-    /// Makes a socket that can talk to `remote`, at a port that the stack draws.
-    pub(crate) fn towards(tunnel: &Tunnel, remote: IpAddr) -> Result<Self, BindError> {
-        let local = match remote {
-            IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
-        };
-        Self::bind(tunnel, SocketAddr::new(local, 0))
-    }
-
-    /// Makes a socket at `local`.
-    pub(crate) fn bind(tunnel: &Tunnel, local: SocketAddr) -> Result<Self, BindError> {
-        let mut turn = tunnel.turn();
-        let id = turn.stack().bind(local)?;
-        turn.datagrams.insert(id, None);
-        drop(turn);
-        Ok(Self {
+    /// Makes a socket that can talk to `remote`, at a port that is drawn.
+    pub(crate) fn towards(tunnel: &Tunnel, remote: IpAddr) -> io::Result<Self> {
+        if tunnel.interface().is_none() {
+            let socket = stack::UdpSocket::towards(tunnel, remote).map_err(io::Error::other)?;
+            return Ok(Self(Socket::Stack(socket)));
+        }
+        let addresses = tunnel.with(|node, _| node.addresses()).into_iter();
+        let own = addresses
+            .filter(|own| own.is_ipv4() == remote.is_ipv4())
+            .next()
+            .ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let socket = std::net::UdpSocket::bind((own, 0))?;
+        socket.set_nonblocking(true)?;
+        Ok(Self(Socket::System {
+            socket: net::UdpSocket::from_std(socket)?,
             tunnel: tunnel.clone(),
-            id,
-        })
+        }))
     }
 
-    /// Sends one datagram now, or not at all.
-    pub(crate) fn send_to(&self, payload: &[u8], remote: SocketAddr) -> Result<(), SendToError> {
-        self.tunnel.turn().stack().send_to(self.id, remote, payload)
+    /// Sends one datagram now, or not at all; never outside the network.
+    pub(crate) fn send_to(&self, payload: &[u8], remote: SocketAddr) -> io::Result<()> {
+        match &self.0 {
+            Socket::Stack(socket) => socket.send_to(payload, remote).map_err(io::Error::other),
+            Socket::System { socket, tunnel } => {
+                let path = tunnel.with(|node, now| node.path(now, remote.ip()));
+                path.ok_or(io::ErrorKind::NetworkUnreachable)?;
+                socket.try_send_to(payload, remote).map(drop)
+            }
+        }
     }
 
     /// Waits for the next datagram: its length and who sent it.
     pub(crate) async fn recv_from(&self, buffer: &mut [u8]) -> (usize, SocketAddr) {
-        poll_fn(|context| {
-            let mut turn = self.tunnel.turn();
-            match turn.stack().recv_from(self.id, buffer) {
-                Some((length, source, _)) => Poll::Ready((length, source)),
-                None => {
-                    turn.datagrams
-                        .insert(self.id, Some(context.waker().clone()));
-                    Poll::Pending
+        match &self.0 {
+            Socket::Stack(socket) => socket.recv_from(buffer).await,
+            Socket::System { socket, .. } => loop {
+                // An error is about an earlier datagram, and each is told once.
+                match socket.recv_from(buffer).await {
+                    Ok(received) => return received,
+                    Err(error) => tracing::debug!(%error, "datagram"),
                 }
-            }
-        })
-        .await
-    }
-}
-
-impl Drop for UdpSocket {
-    fn drop(&mut self) {
-        let mut turn = self.tunnel.turn();
-        turn.datagrams.remove(&self.id);
-        turn.stack().release_udp(self.id);
+            },
+        }
     }
 }

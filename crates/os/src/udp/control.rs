@@ -58,7 +58,8 @@ pub(super) fn allow_fragments(socket: &socket2::Socket, v6: bool) -> io::Result<
     set_option(socket, level, option, value)
 }
 
-pub(super) fn set_option(
+/// Sets an option that takes a number.
+pub(crate) fn set_option(
     socket: &socket2::Socket,
     level: i32,
     option: i32,

@@ -84,7 +84,7 @@ fn a_run_longer_than_one_call_may_carry_is_split() {
 /// A socket without UDP checksums refuses UDP_SEGMENT with EINVAL (`udp_send_skb`).
 fn refuse_segmentation(socket: &Socket, refuse: bool) {
     let option = libc::SO_NO_CHECK;
-    control::set_option(&socket.socket, libc::SOL_SOCKET, option, refuse.into()).unwrap();
+    set_option(&socket.socket, libc::SOL_SOCKET, option, refuse.into()).unwrap();
 }
 
 /// Sends one run of five datagrams and sees that all of them arrive.

@@ -1,0 +1,231 @@
+//! The TUN interface through which all programs of this machine reach the network.
+
+mod network;
+
+use std::{io, net::Ipv6Addr, time::Duration};
+
+use anyhow::Context as _;
+use model::address::OrgPrefix;
+use os::{
+    link::{self, Watch},
+    reactor::Watched,
+    tun::{self, OpenError, Tun},
+};
+use tokio::{sync::watch, time};
+
+use crate::remedy::{Advise as _, advise};
+
+/// How the programs of this machine come into the tunnel: the one choice of the shell.
+pub(crate) enum Attachment {
+    /// By the commands of ginnel, over the node's own stack.
+    Stack,
+    /// By themselves.
+    Interface(Interface),
+}
+
+/// Which interface somebody wants.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    /// Its name.
+    pub(crate) name: String,
+    /// Without the right to make one it is an error; else the node goes on in user mode.
+    pub(crate) required: bool,
+}
+
+/// An address of the node and the prefix of its organisation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Membership {
+    /// The address.
+    pub(crate) address: Ipv6Addr,
+    /// All that is reached through the interface.
+    pub(crate) prefix: OrgPrefix,
+}
+
+/// A configured interface; it goes with this value, or with the process however that ends.
+pub(crate) struct Interface {
+    name: String,
+    tun: Watched<Tun>,
+    memberships: Vec<Membership>,
+    /// Turns true when the interface was deleted.
+    gone: watch::Sender<bool>,
+}
+
+/// The name of the interface when nobody chooses another.
+pub(crate) const NAME: &str = "ginnel0";
+
+/// The MTU at the beginning: the least that IPv6 allows passes every path that carries a tunnel.
+const MTU: usize = 1280;
+
+/// The system may take a moment to name what has changed.
+const SETTLE: Duration = Duration::from_millis(50);
+
+impl Attachment {
+    /// Makes what is `wanted` for a node with these memberships.
+    pub(crate) async fn make(
+        wanted: Option<&Wanted>,
+        memberships: Vec<Membership>,
+    ) -> anyhow::Result<Self> {
+        let Some(wanted) = wanted else {
+            return Ok(Self::Stack);
+        };
+        let options = tun::Options {
+            name: &wanted.name,
+            offload: false,
+            multi_queue: false,
+        };
+        let tun = match Tun::open(&options) {
+            Err(error @ (OpenError::Denied | OpenError::NoDevice)) if !wanted.required => {
+                tracing::info!("user mode: {error}");
+                return Ok(Self::Stack);
+            }
+            opened => opened.or_else(|error| explain(error, &wanted.name))?,
+        };
+        let made = tun.set_mtu(MTU);
+        made.with_context(|| format!("TUN: set the MTU of `{}`", wanted.name))?;
+        let interface = Interface {
+            name: wanted.name.clone(),
+            tun: Watched::new(tun).context("TUN: register the interface")?,
+            memberships,
+            gone: watch::Sender::new(false),
+        };
+        interface.configure().await?;
+        Ok(Self::Interface(interface))
+    }
+
+    /// Returns the interface, if there is one.
+    pub(super) fn interface(&self) -> Option<&Interface> {
+        match self {
+            Self::Stack => None,
+            Self::Interface(interface) => Some(interface),
+        }
+    }
+
+    /// Waits until programs of this machine have sent something.
+    pub(super) async fn readable(&self) {
+        match self {
+            Self::Stack => std::future::pending().await,
+            Self::Interface(interface) => interface.readable().await,
+        }
+    }
+}
+
+impl Interface {
+    /// Returns its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Reads a packet, if there is one; what is longer than `packet` is cut.
+    pub(super) fn read(&self, packet: &mut [u8]) -> Option<usize> {
+        match self.tun.try_read(|tun| tun.read(packet)) {
+            Ok(length) => Some(length),
+            Err(error) => {
+                self.notice(&error);
+                None
+            }
+        }
+    }
+
+    /// Gives a packet to the programs of this machine, or loses it while the interface is down.
+    pub(super) fn write(&self, packet: &[u8]) {
+        if let Err(error) = self.tun.get().write(packet) {
+            self.notice(&error);
+        }
+    }
+
+    /// Lives as long as the interface works, and says why it does not any more.
+    pub(super) async fn ended(&self) -> anyhow::Error {
+        let watched = async {
+            let watch = Watched::new(Watch::open()?)?;
+            let mut usable = true;
+            let mut mtu = MTU;
+            loop {
+                watch
+                    .read(|watch| {
+                        let changed = watch.drain();
+                        changed
+                            .then_some(())
+                            .ok_or(io::ErrorKind::WouldBlock.into())
+                    })
+                    .await?;
+                time::sleep(SETTLE).await;
+                self.look(&mut usable, &mut mtu).await?;
+            }
+        };
+        let mut gone = self.gone.subscribe();
+        let deleted = gone.wait_for(|gone| *gone);
+        let watched: anyhow::Result<()> = tokio::select! {
+            ended = watched => ended,
+            _ = deleted => Ok(()),
+        };
+        match watched {
+            Err(error) if !*self.gone.borrow() => error,
+            Ok(()) | Err(_) => advise(
+                format!("TUN: interface `{}` was deleted", self.name),
+                "start it again with `ginnel up`",
+            ),
+        }
+    }
+
+    /// Sees what has become of the interface. Taken down, or with a smaller MTU than IPv6 allows,
+    /// it loses its addresses and routes; it gets them back when it can have them.
+    async fn look(&self, usable: &mut bool, mtu: &mut usize) -> anyhow::Result<()> {
+        if self.tun.get().name().is_err() {
+            self.gone.send_replace(true);
+            return Ok(());
+        }
+        let now = self.tun.get().mtu()?;
+        if std::mem::replace(mtu, now) != now {
+            tracing::info!(mtu = now, "{}: the MTU was changed", self.name);
+        }
+        let is_usable = now >= MTU && link::is_up(&self.name)?;
+        let was_usable = std::mem::replace(usable, is_usable);
+        if is_usable && !was_usable {
+            self.configure().await?;
+        } else if was_usable && !is_usable {
+            tracing::warn!(
+                "{}: it is down, or its MTU is below {MTU}: no packet passes",
+                self.name
+            );
+        }
+        Ok(())
+    }
+
+    async fn configure(&self) -> anyhow::Result<()> {
+        network::configure(&self.name, &self.memberships).await
+    }
+
+    async fn readable(&self) {
+        let ready = self.tun.readable().await;
+        if ready.is_err() || *self.gone.borrow() {
+            // Whoever awaits `ended` hears of it.
+            std::future::pending().await
+        }
+    }
+
+    fn notice(&self, error: &io::Error) {
+        if tun::is_gone(error) {
+            self.gone.send_replace(true);
+        } else if error.kind() != io::ErrorKind::WouldBlock {
+            tracing::trace!(%error, "{}", self.name);
+        }
+    }
+}
+
+fn explain(error: OpenError, name: &str) -> anyhow::Result<Tun> {
+    let remedy = match &error {
+        OpenError::Denied => {
+            "run it as root or give the program the right: setcap cap_net_admin+ep on it; or \
+             `ginnel up --user`, which needs no interface"
+        }
+        OpenError::NoDevice => {
+            "load the driver: modprobe tun; or `ginnel up --user`, which needs no interface"
+        }
+        OpenError::InUse => "choose another name: --interface NAME; or `ginnel up --user`",
+        OpenError::BadName => "choose another name: --interface NAME",
+        OpenError::Io(_) => "see the kernel's log: dmesg; or `ginnel up --user`",
+    };
+    Err(error)
+        .with_context(|| format!("TUN: make interface `{name}`"))
+        .remedy(remedy)
+}

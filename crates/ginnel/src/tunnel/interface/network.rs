@@ -1,0 +1,143 @@
+//! Address and route of the interface, and whether its prefix is free on this machine.
+
+use std::{
+    fmt::Write as _,
+    fs, io,
+    net::{IpAddr, Ipv6Addr},
+};
+
+use anyhow::Context as _;
+use model::address::{ORG_PREFIX_BITS, OrgPrefix};
+use os::net::{Netlink, Network, Route};
+
+use super::Membership;
+use crate::remedy::{Advise as _, advise};
+
+/// Brings the interface up, unless what it would route is routed elsewhere.
+pub(super) async fn configure(name: &str, memberships: &[Membership]) -> anyhow::Result<()> {
+    let netlink = Netlink::open().context("TUN: open netlink")?;
+    let routes = netlink.routes().await.context("TUN: list the routes")?;
+    for membership in memberships {
+        if let Some(conflict) = conflict(&routes, name, membership.prefix) {
+            return Err(refusal(conflict, membership.prefix));
+        }
+    }
+    prepare(name);
+    let configured = async {
+        for membership in memberships {
+            let own = network(membership.address, 128);
+            netlink.add_address(name, own).await?;
+        }
+        netlink.set_up(name, true).await?;
+        for membership in memberships {
+            let all = network(membership.prefix.network(), ORG_PREFIX_BITS);
+            netlink.add_route(name, all).await?;
+        }
+        io::Result::Ok(())
+    };
+    configured
+        .await
+        .with_context(|| format!("TUN: configure interface `{name}`"))
+        .remedy(
+            "see that IPv6 is on (sysctl net.ipv6.conf.default.disable_ipv6 is 0); or \
+             `ginnel up --user`, which needs no interface",
+        )
+}
+
+/// Switches IPv6 on where it is off for new interfaces, and the system's own chatter off: there
+/// are no neighbours and no routers. Where that fails, the address is refused next, or the
+/// chatter is discarded.
+fn prepare(name: &str) {
+    let settings = [
+        ("disable_ipv6", "0"),
+        ("addr_gen_mode", "1"),
+        ("accept_ra", "0"),
+    ];
+    for (setting, value) in settings {
+        let path = format!("/proc/sys/net/ipv6/conf/{name}/{setting}");
+        let is_set = fs::read_to_string(&path).is_ok_and(|text| text.trim() == value);
+        if !is_set && let Err(error) = fs::write(&path, value) {
+            tracing::debug!(%error, path, "setting");
+        }
+    }
+}
+
+/// Finds a route of another interface that shares addresses with `prefix`; a default route does
+/// not count, because it is for what has no other.
+fn conflict<'r>(routes: &'r [Route], name: &str, prefix: OrgPrefix) -> Option<&'r Route> {
+    routes.iter().find(|route| {
+        let Network { address, bits } = route.destination;
+        let IpAddr::V6(address) = address else {
+            return false;
+        };
+        let shared = bits.min(ORG_PREFIX_BITS);
+        bits > 0
+            && route.interface != name
+            && first_bits(address, shared) == first_bits(prefix.network(), shared)
+    })
+}
+
+fn first_bits(address: Ipv6Addr, bits: u8) -> u128 {
+    let mask = u128::MAX.checked_shl(128 - u32::from(bits));
+    address.to_bits() & mask.unwrap_or(0)
+}
+
+fn refusal(route: &Route, prefix: OrgPrefix) -> anyhow::Error {
+    let Network { address, bits } = route.destination;
+    let mut message = format!(
+        "TUN: {prefix} of the organisation is routed elsewhere on this machine: {address}/{bits} \
+         through `{}`",
+        route.interface
+    );
+    if let Some(gateway) = route.gateway {
+        write!(message, " by {gateway}").expect("a string takes everything");
+    }
+    advise(
+        message,
+        "remove that route, or use `ginnel up --user`, which needs none",
+    )
+}
+
+fn network(address: Ipv6Addr, bits: u8) -> Network {
+    let address = IpAddr::V6(address);
+    Network { address, bits }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(destination: &str, bits: u8, interface: &str, expected: bool) {
+        let route = Route {
+            destination: Network {
+                address: destination.parse().unwrap(),
+                bits,
+            },
+            interface: interface.to_owned(),
+            gateway: None,
+            metric: 1024,
+        };
+        let prefix = "fd12:3456:789a::/48".parse().unwrap();
+        let found = conflict(std::slice::from_ref(&route), "ginnel0", prefix);
+        assert_eq!(found.is_some(), expected, "{destination}/{bits}");
+    }
+
+    #[test]
+    fn a_route_that_shares_addresses_with_the_prefix_is_a_conflict() {
+        check("fd12:3456:789a::", 48, "eth0", true);
+        check("fd12:3456:789a:1::7", 128, "eth0", true);
+        check("fd12:3456:789a:1::", 64, "", true);
+        check("fc00::", 7, "wg0", true);
+    }
+
+    #[test]
+    fn our_own_routes_default_routes_and_other_prefixes_are_none() {
+        check("fd12:3456:789a::", 48, "ginnel0", false);
+        check("::", 0, "eth0", false);
+        check("0.0.0.0", 0, "eth0", false);
+        check("10.0.0.0", 8, "eth0", false);
+        check("fd12:3456:789b::", 48, "eth0", false);
+        check("fe80::", 64, "eth0", false);
+    }
+}

@@ -1,0 +1,120 @@
+//! What commands ask for where packets come through a TUN interface: sockets of the system for
+//! connections and echoes, and the node's own zone for names.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use model::zone::{Answer, Kind, Name, Question};
+use netstack::{CloseReason, EchoFailure};
+use os::{echo, reactor::Watched};
+use packet::icmp::{Cause, Unreachable};
+use tokio::{net, time};
+
+use super::{Echo, TcpStream, Tunnel, stream::System};
+use crate::agent::protocol::{Code, Failure, Record, RecordKind};
+
+/// As long as the node's own stack waits for a reply.
+const ECHO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The resolver of the network gives records as long.
+const TTL: u32 = 5;
+
+/// Opens a connection to `remote`, to which the interface's route leads.
+pub(super) async fn connect(remote: SocketAddr) -> Result<TcpStream, CloseReason> {
+    let stream = net::TcpStream::connect(remote).await.and_then(System::new);
+    stream
+        .map(TcpStream::System)
+        .map_err(|error| reason(&error))
+}
+
+fn reason(error: &io::Error) -> CloseReason {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => CloseReason::Refused,
+        io::ErrorKind::TimedOut => CloseReason::TimedOut,
+        _ => CloseReason::Unreachable(unreachable(error)),
+    }
+}
+
+/// What a router must have said for the system to report `error` (net/ipv6/icmp.c,
+/// `icmpv6_err_convert`).
+fn unreachable(error: &io::Error) -> Unreachable {
+    match error.kind() {
+        io::ErrorKind::NetworkUnreachable => Unreachable::Network,
+        io::ErrorKind::PermissionDenied => Unreachable::Prohibited,
+        io::ErrorKind::ConnectionRefused => Unreachable::Port,
+        _ => Unreachable::Host,
+    }
+}
+
+/// Sends one echo request and waits for its reply.
+pub(super) async fn ping(
+    clock: &Tunnel,
+    remote: IpAddr,
+    sequence: u16,
+    size: u16,
+) -> Result<Echo, Failure> {
+    let IpAddr::V6(address) = remote else {
+        let message = format!("{remote}: the network has IPv6 addresses only");
+        let remedy = "ping the node by its name";
+        return Err(Failure::new(Code::NoRoute, message, remedy));
+    };
+    let unsent = |error: io::Error| {
+        let remedy = "give the agent the right to send echo requests: CAP_NET_RAW, or sysctl \
+                      net.ipv4.ping_group_range";
+        Failure::new(Code::Unreachable, format!("{remote}: {error}"), remedy)
+    };
+    let socket = echo::Echo::connect(address).and_then(Watched::new);
+    let socket = socket.map_err(unsent)?;
+    let begin = clock.now();
+    let sent = socket.get().send(sequence, usize::from(size));
+    let reply = match sent {
+        Ok(()) => socket.read(|socket| socket.recv(sequence)),
+        Err(error) => return Err(unsent(error)),
+    };
+    let deadline = begin + ECHO_TIMEOUT;
+    Ok(match time::timeout_at(deadline.into(), reply).await {
+        Ok(Ok(())) => Ok(clock.now().saturating_duration_since(begin)),
+        Ok(Err(error)) => Err(EchoFailure::Icmp(Cause::Unreachable(unreachable(&error)))),
+        Err(_) => Err(EchoFailure::TimedOut),
+    })
+}
+
+/// Asks the node's own zone; `None` when there is no such name.
+pub(super) fn records(tunnel: &Tunnel, name: &str, kinds: &[RecordKind]) -> Option<Vec<Record>> {
+    let mut seed = [0; 8];
+    os::random::fill(&mut seed);
+    let parsed = Name::parse(name).ok()?;
+    let mut exists = false;
+    let mut records = Vec::new();
+    for &kind in kinds {
+        let asked = match kind {
+            RecordKind::A => Kind::Other,
+            RecordKind::Aaaa => Kind::Aaaa,
+            RecordKind::Txt => Kind::Txt,
+        };
+        let question = Question {
+            name: parsed.clone(),
+            kind: asked,
+        };
+        let answer = tunnel.with(|node, _| node.answer(&question, u64::from_ne_bytes(seed)));
+        let values: Vec<String> = match answer {
+            Some(Answer::Addresses(addresses)) => {
+                addresses.iter().map(ToString::to_string).collect()
+            }
+            Some(Answer::Text(strings)) => vec![strings.concat()],
+            Some(Answer::Authority | Answer::NoData) => Vec::new(),
+            Some(Answer::NoSuchName) | None => continue,
+        };
+        exists = true;
+        records.extend(values.into_iter().map(|value| Record {
+            name: name.trim_end_matches('.').to_owned(),
+            kind,
+            ttl: TTL,
+            value,
+        }));
+    }
+    exists.then_some(records)
+}
