@@ -5,6 +5,7 @@ use std::{
     io::{self, BufRead as _},
     net::SocketAddr,
     os::unix::fs::OpenOptionsExt as _,
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -61,6 +62,10 @@ const ATTEMPTS_MAX: usize = 5;
 
 /// How much longer than the request's own limit we wait for the agent's answer.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long, 5 s in all, we wait for a place in the agent's queue.
+const QUEUE_ATTEMPTS_MAX: usize = 500;
+const QUEUE_PAUSE: Duration = Duration::from_millis(10);
 
 /// A log is begun anew when it has become longer.
 const LOG_MAX: u64 = 1024 * 1024;
@@ -145,7 +150,7 @@ impl Client {
         timeout: Duration,
     ) -> anyhow::Result<Option<(Answer, UnixStream)>> {
         let path = self.profile.socket();
-        let mut stream = match UnixStream::connect(&path).await {
+        let mut stream = match connect(&path).await {
             Ok(stream) => stream,
             Err(error) if is_absent(&error) => return Ok(None),
             Err(error) => {
@@ -237,6 +242,19 @@ impl Client {
             .open(&path)
             .with_context(|| format!("local agent: open its log `{}`", path.display()))
     }
+}
+
+/// Connects; while the agent has not yet taken those before us, its queue may be full.
+async fn connect(path: &Path) -> io::Result<UnixStream> {
+    for _ in 0..QUEUE_ATTEMPTS_MAX {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                time::sleep(QUEUE_PAUSE).await;
+            }
+            connected => return connected,
+        }
+    }
+    UnixStream::connect(path).await
 }
 
 /// Says that an answer does not fit its request.
