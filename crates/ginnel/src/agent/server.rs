@@ -1,7 +1,6 @@
 //! The agent's life: lock, tunnel, socket, requests, and when to go.
 
 use std::{
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -83,7 +82,14 @@ pub(crate) async fn serve(
     if let Err(error) = os::process::raise_descriptor_limit() {
         tracing::debug!(%error, "raise the limit of open descriptors");
     }
-    let _lock = lock(&profile.lock()).await?;
+    let Some(_lock) = lock(profile).await? else {
+        // Two commands began at once; whoever waits for us finds the other agent.
+        ready();
+        return Err(advise(
+            "local agent: one of this profile runs already",
+            "just use it: every command finds it",
+        ));
+    };
     let Opened {
         tunnel,
         mut background,
@@ -258,13 +264,18 @@ impl Drop for Open {
     }
 }
 
-/// Takes the lock of a profile, waiting a moment for an agent that is about to end.
-async fn lock(path: &Path) -> anyhow::Result<Lock> {
+/// Takes the lock of a profile, waiting a moment for an agent that is about to end; `None` when
+/// another agent serves the profile.
+async fn lock(profile: &Profile) -> anyhow::Result<Option<Lock>> {
+    let (path, socket) = (profile.lock(), profile.socket());
     let attempts = async {
         loop {
-            match Lock::acquire(path) {
+            match Lock::acquire(&path) {
+                Err(LockError::Held { .. }) if UnixStream::connect(&socket).await.is_ok() => {
+                    return Ok(None);
+                }
                 Err(LockError::Held { .. }) => time::sleep(Duration::from_millis(20)).await,
-                taken => return taken,
+                taken => return taken.map(Some),
             }
         }
     };

@@ -63,7 +63,10 @@ fn two_agents_of_one_profile_never_run() {
     let output = world.ginnel(["agent"]).output().expect("start");
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(stderr.contains("local agent"), "{stderr}");
+    assert!(
+        stderr.contains("local agent: one of this profile runs"),
+        "{stderr}"
+    );
     assert_eq!(exchange(&mut dial, &mut stdout, b"y"), b"y");
     drop(dial.stdin.take());
     assert!(dial.wait().expect("it ends").success());
