@@ -76,7 +76,7 @@ pub(crate) async fn stop(global: &Global) -> anyhow::Result<Lock> {
     client
         .ask_if_running(&protocol::Request::Drain, STOP_TIMEOUT)
         .await?;
-    server::lock(&Profile::of(global)?.lock()).await
+    server::lock(&Profile::of(global)?).await
 }
 
 /// Tells the command that started us; it may have gone away.

@@ -56,7 +56,10 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
         interface,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let ready = |tunnel: &Tunnel| {
+    let ready = |tunnel: Option<&Tunnel>| {
+        let Some(tunnel) = tunnel else {
+            return;
+        };
         // Whoever closed stdout does not wait for the line.
         drop(match tunnel.interface() {
             Some(interface) => terminal::line(format_args!("{name} is ready on {interface}")),

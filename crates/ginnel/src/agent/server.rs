@@ -1,7 +1,6 @@
 //! The agent's life: lock, tunnel, socket, requests, and when to go.
 
 use std::{
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -69,6 +68,9 @@ pub(super) enum Mode {
 /// How long the agent before us may take to finish.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How often the lock is tried meanwhile.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// Open connections of commands; at the bound new ones are refused.
 const CONNECTIONS_MAX: usize = 8_192;
 
@@ -82,12 +84,23 @@ const LINGER: Duration = Duration::from_millis(500);
 pub(crate) async fn serve(
     profile: &Profile,
     options: Options,
-    ready: impl FnOnce(&Tunnel),
+    ready: impl FnOnce(Option<&Tunnel>),
 ) -> anyhow::Result<()> {
     if let Err(error) = os::process::raise_descriptor_limit() {
         tracing::debug!(%error, "raise the limit of open descriptors");
     }
-    let _lock = lock(&profile.lock()).await?;
+    let _lock = tokio::select! {
+        biased;
+        lock = lock(profile) => lock?,
+        () = served(profile) => {
+            // Two commands began at once; whoever waits for us finds the other agent.
+            ready(None);
+            return Err(advise(
+                "local agent: one of this profile runs already",
+                "just use it: every command finds it; `ginnel status` tells its process id",
+            ));
+        }
+    };
     let Opened {
         tunnel,
         control,
@@ -110,7 +123,7 @@ pub(crate) async fn serve(
         mode: Mutex::new(Mode::Serving),
         changed: tokio::sync::Notify::new(),
     });
-    ready(&agent.tunnel);
+    ready(Some(&agent.tunnel));
     let ended = tokio::select! {
         ended = accept(&agent, &listener, options.idle) => ended,
         ended = &mut background => ended.map(|()| End::Stopped),
@@ -265,11 +278,12 @@ impl Drop for Open {
 }
 
 /// Takes the lock of a profile, waiting a moment for an agent that is about to end.
-pub(super) async fn lock(path: &Path) -> anyhow::Result<Lock> {
+pub(super) async fn lock(profile: &Profile) -> anyhow::Result<Lock> {
+    let path = profile.lock();
     let attempts = async {
         loop {
-            match Lock::acquire(path) {
-                Err(LockError::Held { .. }) => time::sleep(Duration::from_millis(20)).await,
+            match Lock::acquire(&path) {
+                Err(LockError::Held { .. }) => time::sleep(LOCK_PAUSE).await,
                 taken => return taken,
             }
         }
@@ -281,6 +295,14 @@ pub(super) async fn lock(path: &Path) -> anyhow::Result<Lock> {
              ones",
             "end those connections, or wait for them",
         )),
+    }
+}
+
+/// Waits until an agent serves `profile`, which another process is then doing; never ends if
+/// none does.
+async fn served(profile: &Profile) {
+    while UnixStream::connect(profile.socket()).await.is_err() {
+        time::sleep(LOCK_PAUSE).await;
     }
 }
 

@@ -1,6 +1,13 @@
 //! The life of the local agent: shared, idle, replaced, and never leaking.
 
-use std::{fs, path::PathBuf, thread, time::Duration};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
 
 use crate::world::{World, exchange, fed, finished, open, world};
 
@@ -56,7 +63,10 @@ fn two_agents_of_one_profile_never_run() {
     let output = world.ginnel(["agent"]).output().expect("start");
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(stderr.contains("local agent"), "{stderr}");
+    assert!(
+        stderr.contains("local agent: one of this profile runs"),
+        "{stderr}"
+    );
     assert_eq!(exchange(&mut dial, &mut stdout, b"y"), b"y");
     drop(dial.stdin.take());
     assert!(dial.wait().expect("it ends").success());
@@ -68,7 +78,23 @@ fn an_upgrade_waits_for_open_connections_and_kills_none() {
     world.serve(["socat", ECHO, "EXEC:cat"], 7000);
     let old = world.ginnel(["agent", "--as-version", "0.0.1"]);
     world.start(old, 1);
-    // A command of the same old version would not retire it; ours does as soon as it is idle.
+    let mut busy = old_dial(&world);
+    assert_eq!(back(&mut busy, b"before"), b"before");
+    // While it is busy it serves the newer command too.
+    let output = fed(&mut world.ginnel(["dial", "10.88.0.1", "7000"]), b"busy");
+    assert_eq!(
+        output.stdout,
+        b"busy",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(world.status()["version"], "0.0.1");
+    assert_eq!(world.status()["draining"], true);
+    assert_eq!(back(&mut busy, b"after"), b"after");
+    drop(busy);
+    world.wait_for("the old agent's end", |world| {
+        world.status()["running"] == false
+    });
     let output = fed(&mut world.ginnel(["dial", "10.88.0.1", "7000"]), b"idle");
     assert_eq!(
         output.stdout,
@@ -77,6 +103,42 @@ fn an_upgrade_waits_for_open_connections_and_kills_none() {
         String::from_utf8_lossy(&output.stderr)
     );
     assert_eq!(world.status()["version"], env!("CARGO_PKG_VERSION"));
+}
+
+/// Dials as a command of version 0.0.1 would.
+fn old_dial(world: &World) -> UnixStream {
+    // The digest that the agent takes of its configuration: FNV-1a.
+    let text = fs::read(&world.config).expect("read");
+    let digest = text.iter().fold(0xcbf2_9ce4_8422_2325_u64, |digest, byte| {
+        (digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let request = serde_json::json!({
+        "protocol": 1, "version": "0.0.1", "fingerprint": format!("{digest:016x}"),
+        "request": { "dial": { "host": "10.88.0.1", "port": 7000, "timeout_ms": 9_000 } },
+    });
+    let request = request.to_string();
+    let mut stream = UnixStream::connect(socket(world).expect("there is one")).expect("connect");
+    let length = u32::try_from(request.len()).expect("short").to_be_bytes();
+    stream
+        .write_all(&[&length, request.as_bytes()].concat())
+        .expect("write");
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).expect("read");
+    let mut answer = vec![0; usize::try_from(u32::from_be_bytes(length)).expect("short")];
+    stream.read_exact(&mut answer).expect("read");
+    assert!(
+        answer.starts_with(br#"{"connected""#),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
+    stream
+}
+
+fn back(stream: &mut UnixStream, text: &[u8]) -> Vec<u8> {
+    stream.write_all(text).expect("write");
+    let mut back = vec![0; text.len()];
+    stream.read_exact(&mut back).expect("read");
+    back
 }
 
 #[test]
