@@ -43,7 +43,7 @@ impl Tunnel {
                 established = poll_fn(|context| stream.poll_established(context)) => {
                     return match established {
                         Ok(()) => Ok(stream),
-                        Err(reason) => Err(closed(remote, reason)),
+                        Err(reason) => Err(self.closed(remote, reason)),
                     };
                 }
                 // What went into the old session is lost, and TCP would wait long to send again.
@@ -108,6 +108,15 @@ impl Tunnel {
     /// Shows the peer that `address` is routed to.
     fn peer(&self, address: IpAddr) -> Option<Peer> {
         self.with(|node, now| node.path(now, address))
+    }
+
+    fn closed(&self, remote: SocketAddr, reason: CloseReason) -> Failure {
+        let mut failure = closed(remote, reason);
+        if failure.code == Code::Unreachable && self.is_enrolled() {
+            "that node is offline or was removed: see `ginnel node list`"
+                .clone_into(&mut failure.remedy);
+        }
+        failure
     }
 
     fn is_enrolled(&self) -> bool {
