@@ -325,12 +325,13 @@ async fn fetch(proxy: SocketAddr, url: &str) -> Result<String> {
         .context("fetch the page")
 }
 
-/// Waits until the page is refused and returns the refusal's status line and body.
+/// Waits until the page's name is gone and returns the refusal's status line and body.
 async fn refusal(proxy: SocketAddr, url: &str) -> Result<String> {
     let wait = async {
         loop {
             let answer = fetch(proxy, url).await?;
-            if !answer.contains(PAGE) {
+            // A look-up from just before the removal still finds an address.
+            if answer.contains("does not exist") {
                 let status = answer.lines().next().unwrap_or_default().to_owned();
                 let reason = answer.split("\r\n\r\n").last().unwrap_or_default();
                 return Ok(format!("{status}\n{}", reason.trim_end()));

@@ -41,7 +41,9 @@ impl Tunnel {
             made.as_mut().enable();
             let doubt = deadline.min(self.now() + DOUBT);
             tokio::select! {
-                opened = &mut opening => return opened.map_err(|reason| closed(remote, reason)),
+                opened = &mut opening => {
+                    return opened.map_err(|reason| self.closed(remote, reason));
+                }
                 // What went into the old session is lost, and TCP would wait long to send again.
                 () = made => opening.set(self.open(remote)?),
                 () = time::sleep_until(doubt.into()) => {
@@ -115,6 +117,15 @@ impl Tunnel {
     /// Shows the peer that `address` is routed to.
     fn peer(&self, address: IpAddr) -> Option<Peer> {
         self.with(|node, now| node.path(now, address))
+    }
+
+    fn closed(&self, remote: SocketAddr, reason: CloseReason) -> Failure {
+        let mut failure = closed(remote, reason);
+        if failure.code == Code::Unreachable && self.is_enrolled() {
+            "that node is offline or was removed: see `ginnel node list`"
+                .clone_into(&mut failure.remedy);
+        }
+        failure
     }
 
     fn is_enrolled(&self) -> bool {
