@@ -3,7 +3,8 @@
 use std::fs;
 
 use super::world::{
-    GINNEL, Program, SHORT, World, find, inner, lacks, outer, socket_path, text, unique, within,
+    Background, GINNEL, Program, SHORT, World, find, inner, lacks, outer, socket_path, text,
+    unique, within,
 };
 
 #[test]
@@ -41,6 +42,10 @@ fn up_carries_traffic_and_down_leaves_nothing() {
         command.env("WG_QUICK_USERSPACE_IMPLEMENTATION", GINNEL);
         let output = command.output().expect("wg-quick runs");
         assert!(output.status.success(), "{verb}: {}", text(&output));
+    };
+    let _end = Background {
+        space: &world.spaces[0],
+        interface: name.clone(),
     };
     quick("up");
     let link = world.spaces[0].enter(|| os::link::mtu(&name));

@@ -13,7 +13,8 @@ use std::{
 };
 
 use super::world::{
-    GINNEL, Program, SHORT, World, inner, lacks, outer, socket_path, text, unique, within,
+    Background, GINNEL, Program, SHORT, World, inner, lacks, outer, socket_path, text, unique,
+    within,
 };
 
 /// Echo and TCP inside, over both families outside.
@@ -71,6 +72,10 @@ fn in_the_background_it_returns_once_it_can_be_configured() {
     let Some(world) = World::new() else { return };
     let name = unique("b");
     let space = &world.spaces[0];
+    let _end = Background {
+        space,
+        interface: name.clone(),
+    };
     let output = space
         .command(GINNEL)
         .args(["tun", &name])
@@ -117,6 +122,10 @@ fn a_stale_socket_is_replaced_and_a_name_in_use_refused() {
     let Some(world) = World::new() else { return };
     let space = &world.spaces[0];
     let name = unique("s");
+    let _end = Background {
+        space,
+        interface: name.clone(),
+    };
     fs::create_dir_all("/var/run/wireguard").expect("root may");
     drop(UnixListener::bind(socket_path(&name)).expect("a new name"));
     let start = || {

@@ -42,6 +42,21 @@ pub(crate) struct Tunnel {
     space: String,
 }
 
+/// Deletes an interface that a background process serves, so that the process goes with it.
+pub(crate) struct Background<'a> {
+    pub(crate) space: &'a Space,
+    pub(crate) interface: String,
+}
+
+impl Drop for Background<'_> {
+    fn drop(&mut self) {
+        let mut ip = Command::new("ip");
+        ip.args(["-n", &self.space.name, "link", "delete", &self.interface]);
+        // It is gone already when the test went well.
+        ip.stderr(Stdio::null()).status().ok();
+    }
+}
+
 /// Which program serves an interface.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Program {
