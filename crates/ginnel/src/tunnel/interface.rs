@@ -199,7 +199,7 @@ impl Interface {
         let ready = self.tun.readable().await;
         if ready.is_err() || *self.gone.borrow() {
             // Whoever awaits `ended` hears of it.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

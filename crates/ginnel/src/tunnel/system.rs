@@ -31,22 +31,29 @@ pub(super) async fn connect(remote: SocketAddr) -> Result<TcpStream, CloseReason
 }
 
 fn reason(error: &io::Error) -> CloseReason {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => CloseReason::Refused,
-        io::ErrorKind::TimedOut => CloseReason::TimedOut,
-        _ => CloseReason::Unreachable(unreachable(error)),
+    let refused = [
+        io::ErrorKind::ConnectionRefused,
+        io::ErrorKind::ConnectionReset,
+    ];
+    if refused.contains(&error.kind()) {
+        CloseReason::Refused
+    } else if error.kind() == io::ErrorKind::TimedOut {
+        CloseReason::TimedOut
+    } else {
+        CloseReason::Unreachable(unreachable(error))
     }
 }
 
 /// What a router must have said for the system to report `error` (net/ipv6/icmp.c,
 /// `icmpv6_err_convert`).
 fn unreachable(error: &io::Error) -> Unreachable {
-    match error.kind() {
-        io::ErrorKind::NetworkUnreachable => Unreachable::Network,
-        io::ErrorKind::PermissionDenied => Unreachable::Prohibited,
-        io::ErrorKind::ConnectionRefused => Unreachable::Port,
-        _ => Unreachable::Host,
-    }
+    let causes = [
+        (io::ErrorKind::NetworkUnreachable, Unreachable::Network),
+        (io::ErrorKind::PermissionDenied, Unreachable::Prohibited),
+        (io::ErrorKind::ConnectionRefused, Unreachable::Port),
+    ];
+    let known = causes.into_iter().find(|(kind, _)| *kind == error.kind());
+    known.map_or(Unreachable::Host, |(_, cause)| cause)
 }
 
 /// Sends one echo request and waits for its reply.

@@ -30,10 +30,9 @@ impl UdpSocket {
             let socket = stack::UdpSocket::towards(tunnel, remote).map_err(io::Error::other)?;
             return Ok(Self(Socket::Stack(socket)));
         }
-        let addresses = tunnel.with(|node, _| node.addresses()).into_iter();
+        let mut addresses = tunnel.with(|node, _| node.addresses()).into_iter();
         let own = addresses
-            .filter(|own| own.is_ipv4() == remote.is_ipv4())
-            .next()
+            .find(|own| own.is_ipv4() == remote.is_ipv4())
             .ok_or(io::ErrorKind::AddrNotAvailable)?;
         let socket = std::net::UdpSocket::bind((own, 0))?;
         socket.set_nonblocking(true)?;

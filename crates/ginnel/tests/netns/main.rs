@@ -1,6 +1,7 @@
-//! `ginnel tun` on the real kernel: interfaces, signals, rights and limits.
+//! `ginnel tun` and `ginnel up --tun` on the real kernel: interfaces, signals, rights and limits.
 //!
 //! Skips loudly without root; fails then with `NETNS=required`.
 
+mod attachment;
 mod interface;
 mod world;

@@ -3,15 +3,23 @@
 use std::{
     fmt::Write as _,
     fs, io,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, UdpSocket},
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use model::address::{ORG_PREFIX_BITS, OrgPrefix};
 use os::net::{Netlink, Network, Route};
+use tokio::time;
 
 use super::Membership;
 use crate::remedy::{Advise as _, advise};
+
+/// How often it is looked whether an address can be used.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// An address takes a moment; one that takes longer is refused by something else.
+const TENTATIVE_MAX: Duration = Duration::from_secs(3);
 
 /// Brings the interface up, unless what it would route is routed elsewhere.
 pub(super) async fn configure(name: &str, memberships: &[Membership]) -> anyhow::Result<()> {
@@ -32,6 +40,7 @@ pub(super) async fn configure(name: &str, memberships: &[Membership]) -> anyhow:
         for membership in memberships {
             let all = network(membership.prefix.network(), ORG_PREFIX_BITS);
             netlink.add_route(name, all).await?;
+            usable(membership.address).await?;
         }
         io::Result::Ok(())
     };
@@ -42,6 +51,17 @@ pub(super) async fn configure(name: &str, memberships: &[Membership]) -> anyhow:
             "see that IPv6 is on (sysctl net.ipv6.conf.default.disable_ipv6 is 0); or \
              `ginnel up --user`, which needs no interface",
         )
+}
+
+/// Waits until sockets can be bound to `address`: the kernel looks for duplicates in a worker of
+/// its own, even where there are no neighbours (RFC 4862, 5.4).
+async fn usable(address: Ipv6Addr) -> io::Result<()> {
+    let bound = async {
+        while UdpSocket::bind((address, 0)).is_err() {
+            time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    Ok(time::timeout(TENTATIVE_MAX, bound).await?)
 }
 
 /// Switches IPv6 on where it is off for new interfaces, and the system's own chatter off: there
