@@ -1,4 +1,4 @@
-//! The async driver of one node: its UDP sockets, its time, its interface or handles to its sockets.
+//! The async driver of one node: its UDP sockets, its time, its interface or sockets inside it.
 //!
 //! ```text
 //!   TcpStream, UdpSocket, ping  --lock-->  Core { Node, wakers }  --same turn-->  UDP (GSO)
