@@ -547,8 +547,20 @@ impl Connection {
     }
 
     /// The sequence number of the first octet in the send buffer.
+    ///
+    /// Decided by the state: 2 GiB on, `snd_una` no longer compares with the initial number.
     fn data_start(&self) -> Seq {
-        self.snd_una.max(self.opening.iss + 1)
+        match self.state {
+            State::SynSent | State::SynReceived => self.opening.iss + 1,
+            State::Established
+            | State::FinWait1
+            | State::FinWait2
+            | State::CloseWait
+            | State::Closing
+            | State::LastAck
+            | State::TimeWait
+            | State::Closed => self.snd_una,
+        }
     }
 
     /// Octets of data that were never transmitted.

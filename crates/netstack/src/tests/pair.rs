@@ -158,16 +158,26 @@ impl Pair {
     }
 
     pub(crate) fn with_limits(seed: u64, link: Link, limits: Limits) -> Self {
-        let now = base();
-        let stack = |side| {
-            Stack::new(Config {
-                limits,
-                ..config(side, seed)
-            })
+        let config = |side| Config {
+            limits,
+            ..config(side, seed)
         };
+        Self::with_configs(seed, link, [config(A), config(B)])
+    }
+
+    pub(crate) fn with_mtu(seed: u64, link: Link, mtu: usize) -> Self {
+        let config = |side| Config {
+            mtu,
+            ..config(side, seed)
+        };
+        Self::with_configs(seed, link, [config(A), config(B)])
+    }
+
+    fn with_configs(seed: u64, link: Link, configs: [Config; 2]) -> Self {
+        let now = base();
         Self {
             now,
-            stacks: [stack(A), stack(B)],
+            stacks: configs.map(Stack::new),
             link,
             random: Seeded(seed),
             discards: BTreeMap::new(),
@@ -183,7 +193,7 @@ impl Pair {
     /// Moves everything that the stacks want to transmit onto the link.
     pub(crate) fn drain(&mut self) {
         for side in [A, B] {
-            let mut out = [0; 1500];
+            let mut out = [0; 65_535];
             while let Some(length) = self.stacks[side].poll_transmit(self.now, &mut out) {
                 assert!(length <= self.stacks[side].mtu());
                 self.sent[side] += 1;

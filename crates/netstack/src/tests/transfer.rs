@@ -185,6 +185,29 @@ fn a_thousand_seeds_of_bad_links_deliver_every_byte_in_order_and_once() {
 }
 
 #[test]
+fn five_gigabytes_wrap_the_sequence_numbers_and_arrive() {
+    let mut pair = Pair::with_mtu(1, Link::default(), 65_535);
+    let ids = pair.connect(true);
+    let (data, mut buffer) = (vec![7; 1 << 20], vec![0; 1 << 20]);
+    let (mut sent, mut received) = (0_u64, 0_u64);
+    while received < 5 << 30 {
+        while sent < 5 << 30 {
+            let taken = pair.stacks[A].send(pair.now, ids[A], &data).unwrap();
+            sent += u64::try_from(taken).unwrap();
+            if taken < data.len() {
+                break;
+            }
+        }
+        assert!(pair.step(), "stalled at {received}");
+        while let Received::Bytes(length) =
+            pair.stacks[B].recv(pair.now, ids[B], &mut buffer).unwrap()
+        {
+            received += u64::try_from(length).unwrap();
+        }
+    }
+}
+
+#[test]
 fn a_hundred_megabytes_cross_a_link_that_loses_one_in_a_hundred() {
     let link = Link {
         loss: 10,
