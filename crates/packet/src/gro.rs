@@ -293,11 +293,12 @@ fn shape(packet: &[u8]) -> Option<Shape> {
 pub struct Train<'a> {
     head: [u8; HEAD_MAX],
     shape: Option<Shape>,
+    udp: bool,
     /// Payload of every packet but the last.
     size: usize,
     length: usize,
     complete: bool,
-    packets: [&'a [u8]; PACKETS_MAX],
+    packets: [&'a [u8]; Train::PACKETS_MAX],
     count: usize,
 }
 
@@ -322,22 +323,36 @@ impl Default for Train<'_> {
         Self {
             head: [0; HEAD_MAX],
             shape: None,
+            udp: true,
             size: 0,
             length: 0,
             complete: false,
-            packets: [&[]; PACKETS_MAX],
+            packets: [&[]; Self::PACKETS_MAX],
             count: 0,
         }
     }
 }
 
 impl<'a> Train<'a> {
+    /// The most packets of a super-packet: UDP_MAX_SEGMENTS of Linux before 6.9.
+    pub const PACKETS_MAX: usize = 64;
+
+    /// Makes a train that lets UDP pass unless `udp`: super-packets of it are newer than of TCP.
+    #[must_use]
+    pub fn new(udp: bool) -> Self {
+        Self {
+            udp,
+            ..Self::default()
+        }
+    }
+
     /// Takes the next packet; what cannot grow any more leaves by `write`, in order.
     ///
     /// Checksums of packets that may be joined are verified, because the kernel will not do so for
     /// a super-packet.
     pub fn push(&mut self, packet: &'a [u8], mut write: impl FnMut(Leaving<'_, 'a>)) {
-        let Some(shape) = shape(packet) else {
+        let joins = |shape: &Shape| self.udp || shape.kind == Kind::Tcp;
+        let Some(shape) = shape(packet).filter(joins) else {
             self.finish(&mut write);
             write(Leaving::Single(packet));
             return;
@@ -398,7 +413,7 @@ impl<'a> Train<'a> {
             length: self.length,
         };
         !self.complete
-            && self.count < PACKETS_MAX
+            && self.count < Self::PACKETS_MAX
             && self.length + length <= LENGTH_MAX
             && length <= self.size
             && next.kind == shape.kind
@@ -410,8 +425,6 @@ impl<'a> Train<'a> {
 
 /// Headers of IPv6 and TCP with all options.
 const HEAD_MAX: usize = ip::V6_HEADER + tcp::HEADER + tcp::OPTIONS_MAX;
-/// UDP_MAX_SEGMENTS of Linux before 6.9.
-const PACKETS_MAX: usize = 64;
 
 #[cfg(test)]
 mod tests {
