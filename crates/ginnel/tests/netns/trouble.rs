@@ -28,7 +28,7 @@ fn a_path_smaller_than_a_datagram_loses_nothing() {
 }
 
 #[test]
-fn a_full_queue_and_a_lossy_one_slow_it_down_only() {
+fn a_short_queue_behind_a_slow_link_slows_it_down_only() {
     let Some((world, _tunnels)) = joined() else {
         return;
     };
@@ -97,6 +97,7 @@ fn an_interface_deleted_under_load_ends_the_process_well() {
         .stdout(std::process::Stdio::null())
         .spawn()
         .expect("ping runs");
+    std::thread::sleep(std::time::Duration::from_millis(200));
     here.ip(&["link", "delete", &one.interface]);
     assert!(one.ends_well());
     assert!(!socket_path(&one.interface).exists());
