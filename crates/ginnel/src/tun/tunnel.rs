@@ -226,7 +226,7 @@ impl Tunnel {
 
     fn wake(&self) {
         // A full pipe wakes as well.
-        (&self.alarm).write(&[1]).ok();
+        (&self.alarm).write_all(&[1]).ok();
     }
 }
 
