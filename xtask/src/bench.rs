@@ -1,5 +1,7 @@
 //! Benches: each measures ours and a baseline in one run and prints their ratio.
 
+pub(crate) mod tunnel;
+
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,10 +22,6 @@ const BENCHES: &[Bench] = &[Bench {
 /// What is still to be measured, and where its baseline comes from.
 const LATER: &[(&str, &str)] = &[
     (
-        "tunnel",
-        "`ginnel tun` between two namespaces, against wireguard-go and plain veth",
-    ),
-    (
         "netstack",
         "user-mode TCP over loss and delay, against the kernel's TCP",
     ),
@@ -35,6 +33,9 @@ const LATER: &[(&str, &str)] = &[
 
 /// Runs the named benches, or all.
 pub(crate) fn run(names: &[&str]) -> Result<()> {
+    if let Some(("tunnel", arguments)) = names.split_first().map(|(name, rest)| (*name, rest)) {
+        return tunnel::run(arguments);
+    }
     for name in names {
         if let Some((_, what)) = LATER.iter().find(|(later, _)| later == name) {
             bail!("bench `{name}` does not exist yet; it is to measure {what}");
@@ -56,15 +57,22 @@ pub(crate) fn run(names: &[&str]) -> Result<()> {
 
 /// Returns one line for each bench.
 pub(crate) fn help() -> String {
+    let tunnel = (
+        "tunnel",
+        "`ginnel tun` between two namespaces, against other userspace tunnels".to_owned(),
+    );
     let now = BENCHES
         .iter()
-        .map(|bench| (bench.name, bench.measures.to_owned()));
+        .map(|bench| (bench.name, bench.measures.to_owned()))
+        .chain([tunnel]);
     let later = LATER
         .iter()
         .map(|(name, what)| (*name, format!("(to come) {what}")));
-    now.chain(later)
+    let lines: String = now
+        .chain(later)
         .map(|(name, what)| format!("  {name:<10}{what}\n"))
-        .collect()
+        .collect();
+    format!("{lines}{}\n", tunnel::USAGE)
 }
 
 fn output(bench: &Bench) -> Result<String> {

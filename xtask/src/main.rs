@@ -51,6 +51,11 @@ fn run(arguments: &[String]) -> Result<()> {
             ring::ci()
         }
         "bench" => bench::run(&rest),
+        // The two ends of a bench's ping-pong, which runs in namespaces.
+        "bench-echo" => bench::tunnel::echo(rest.first().unwrap_or(&"")),
+        "bench-ping" => {
+            bench::tunnel::ping(rest.first().unwrap_or(&""), rest.get(1).unwrap_or(&"1"))
+        }
         "deny" => {
             let install = take(&mut rest, "--install");
             none(&rest)?;

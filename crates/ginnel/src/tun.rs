@@ -3,10 +3,11 @@
 mod configuration;
 mod control;
 mod engine;
-mod inbound;
 mod outbound;
+mod receive;
+mod transmit;
+mod tunnel;
 mod uapi;
-mod virtio;
 mod wire;
 
 use std::{

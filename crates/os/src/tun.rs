@@ -154,6 +154,34 @@ impl Tun {
         link::is_up(&self.name()?)
     }
 
+    /// Lets [`Tun::read`] wait for a packet, for a thread that does nothing else.
+    pub fn set_blocking(&self) -> io::Result<()> {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        let flags = OFlag::from_bits_retain(fcntl(&self.file, FcntlArg::F_GETFL)?);
+        fcntl(&self.file, FcntlArg::F_SETFL(flags & !OFlag::O_NONBLOCK))?;
+        Ok(())
+    }
+
+    /// Reads like [`Tun::read`] but never waits, whatever [`Tun::set_blocking`] said.
+    ///
+    /// A kernel that cannot (before Linux 5.11) answers `WouldBlock` always.
+    pub fn read_waiting(&self, packet: &mut [u8]) -> io::Result<usize> {
+        let vector = libc::iovec {
+            iov_base: packet.as_mut_ptr().cast(),
+            iov_len: packet.len(),
+        };
+        // SAFETY: the vector describes `packet`, borrowed exclusively through the call; an offset
+        // of -1 reads as read(2) does.
+        let read = unsafe { libc::preadv2(self.as_raw_fd(), &raw const vector, 1, -1, NOWAIT) };
+        usize::try_from(read).map_err(|_| {
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EOPNOTSUPP | libc::ENOSYS) => io::ErrorKind::WouldBlock.into(),
+                Some(_) | None => error,
+            }
+        })
+    }
+
     /// Reads one packet; `WouldBlock` when there is none, an error for good when the interface is
     /// gone. `packet` must have room for [`PACKET_MAX`] with offloads, else for the MTU: what does
     /// not fit is lost.
@@ -309,6 +337,8 @@ fn set_nonblocking(file: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// RWF_NOWAIT of preadv2(2).
+const NOWAIT: libc::c_int = 0x8;
 const NODE: &str = "/dev/net/tun";
 
 #[cfg(test)]

@@ -10,13 +10,13 @@ use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-    sync::atomic::{AtomicU8, Ordering},
+    sync::atomic::{AtomicBool, AtomicU8, Ordering},
 };
 
 use socket2::{Domain, Protocol, Type};
 
 pub(crate) use control::set_option;
-pub use receive::{Batch, Datagram};
+pub use receive::{Arrival, Batch, Datagram};
 pub use send::SendError;
 
 /// How to set a socket up.
@@ -43,6 +43,7 @@ pub struct Socket {
     local: SocketAddr,
     /// Refusals of UDP_SEGMENT since its last success; from `REFUSALS_MAX` on it is not tried.
     refusals: AtomicU8,
+    retired: AtomicBool,
 }
 
 /// A socket for each family on the same port; a family that this machine lacks has none.
@@ -83,6 +84,7 @@ impl Socket {
             socket,
             local,
             refusals: AtomicU8::new(0),
+            retired: AtomicBool::new(false),
         })
     }
 
@@ -95,6 +97,25 @@ impl Socket {
     /// Sets the firewall mark of outgoing packets; zero removes it.
     pub fn set_mark(&self, mark: u32) -> io::Result<()> {
         self.socket.set_mark(mark)
+    }
+
+    /// Lets [`Socket::wait_batch`] wait for datagrams, for a thread that does nothing else; the
+    /// other calls still do not block.
+    pub fn set_blocking(&self) -> io::Result<()> {
+        self.socket.set_nonblocking(false)
+    }
+
+    /// Wakes whoever waits for datagrams, now and from now on: there will be none.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+        // A socket without a peer says ENOTCONN, yet is shut down (net/ipv4/af_inet.c).
+        self.socket.shutdown(std::net::Shutdown::Both).ok();
+    }
+
+    /// Tells whether [`Socket::retire`] was called.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
     }
 
     /// Tells whether runs still leave with one system call.

@@ -12,18 +12,19 @@ impl Sum {
     #[expect(clippy::should_implement_trait, reason = "bytes are no sum")]
     pub fn add(self, bytes: &[u8]) -> Self {
         // One's complement sums do not depend on byte order (RFC 1071, 2(B)): words are added as
-        // the machine holds them and swapped once, which lets the compiler vectorise the loop.
-        let mut sum = 0_u64;
-        let mut chunks = bytes.chunks_exact(4);
-        for chunk in &mut chunks {
-            let word = u32::from_ne_bytes(chunk.try_into().expect("chunks of four bytes"));
-            sum += u64::from(word);
+        // the machine holds them, as wide as they come, and swapped once.
+        let (blocks, rest) = bytes.as_chunks::<64>();
+        let mut sum = 0;
+        for block in blocks {
+            let words = block.as_chunks::<8>().0.iter();
+            sum = end_around(words.fold((sum, false), add_with_carry));
         }
-        let mut tail = [0; 4];
-        let rest = chunks.remainder();
+        let (words, rest) = rest.as_chunks::<8>();
+        let sum = end_around(words.iter().fold((sum, false), add_with_carry));
+        let mut tail = [0; 8];
         tail[..rest.len()].copy_from_slice(rest);
-        // The sum stays below 2^64: a packet has at most 2^14 words of 32 bits.
-        let folded = Self(sum + u64::from(u32::from_ne_bytes(tail))).fold();
+        let sum = end_around(add_with_carry((sum, false), &tail));
+        let folded = Self((sum >> 32) + (sum & 0xffff_ffff)).fold();
         Self(self.0 + u64::from(u16::from_be_bytes(folded.to_ne_bytes())))
     }
 
@@ -75,6 +76,16 @@ impl Sum {
     }
 }
 
+fn add_with_carry((sum, carry): (u64, bool), word: &[u8; 8]) -> (u64, bool) {
+    sum.carrying_add(u64::from_ne_bytes(*word), carry)
+}
+
+/// A carry out of the top comes in at the bottom; it cannot carry again, because a sum that has
+/// just wrapped is not all ones.
+fn end_around((sum, carry): (u64, bool)) -> u64 {
+    sum + u64::from(carry)
+}
+
 /// Returns the checksum after one 16-bit word of the covered data changed (RFC 1624, equation 3).
 #[must_use]
 pub fn update(checksum: u16, old: u16, new: u16) -> u16 {
@@ -102,6 +113,24 @@ mod tests {
             Sum::default().add(&[1, 2, 3, 4, 5]).fold(),
             0x0102 + 0x0304 + 0x0500
         );
+    }
+
+    #[test]
+    fn a_long_sum_is_that_of_its_words_one_by_one() {
+        for length in (0..300).chain([1420, 65_535]) {
+            let bytes: Vec<u8> = (0..length)
+                .map(|n| u8::try_from(255 - n % 7).expect("small"))
+                .collect();
+            let one_by_one = bytes.chunks(2).fold(Sum::default(), |sum, pair| {
+                sum.add_word(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]))
+            });
+            assert_eq!(
+                Sum::default().add(&bytes).fold(),
+                one_by_one.fold(),
+                "{length}"
+            );
+        }
+        assert_eq!(Sum::default().add(&[0xff; 1000]).fold(), 0xffff);
     }
 
     #[test]

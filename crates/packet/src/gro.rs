@@ -80,7 +80,7 @@ impl Run {
         let alike = next.kind == self.kind
             && next.transport == self.transport
             && next.payload == self.payload
-            && self.headers_follow(packet);
+            && self.head().is_followed_by(packet);
         if !fits || !alike {
             return false;
         }
@@ -94,10 +94,23 @@ impl Run {
         }
         true
     }
+}
 
+/// The run that a packet may join: its headers, and where they end.
+struct Head<'h> {
+    bytes: &'h [u8],
+    kind: Kind,
+    transport: usize,
+    payload: usize,
+    packets: usize,
+    /// Length of headers and payloads so far.
+    length: usize,
+}
+
+impl Head<'_> {
     /// Tells whether all that is not patched by splitting is the same.
-    fn headers_follow(&self, packet: &[u8]) -> bool {
-        let head = &self.packet;
+    fn is_followed_by(&self, packet: &[u8]) -> bool {
+        let head = self.bytes;
         let network = if head[0] >> 4 == 4 {
             // All but length, identification and checksum, which splitting makes anew.
             head[..2] == packet[..2]
@@ -113,7 +126,7 @@ impl Run {
             Kind::Tcp => {
                 let word =
                     |bytes: &[u8]| u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
-                let so_far = u32::try_from(head.len() - self.payload).expect("below 64 KiB");
+                let so_far = u32::try_from(self.length - self.payload).expect("below 64 KiB");
                 let options = self.payload - self.transport;
                 first[..4] == next[..4]
                     && word(first).wrapping_add(so_far) == word(next)
@@ -131,7 +144,20 @@ impl Run {
         let of = |bytes: &[u8]| u16::from_be_bytes([bytes[4], bytes[5]]);
         let count = u16::try_from(self.packets).unwrap_or(u16::MAX);
         let unfragmented = packet[6] & 0x40 != 0;
-        of(packet) == of(&self.packet).wrapping_add(count) || unfragmented
+        of(packet) == of(self.bytes).wrapping_add(count) || unfragmented
+    }
+}
+
+impl Run {
+    fn head(&self) -> Head<'_> {
+        Head {
+            bytes: &self.packet,
+            kind: self.kind,
+            transport: self.transport,
+            payload: self.payload,
+            packets: self.packets,
+            length: self.packet.len(),
+        }
     }
 
     /// Returns how many packets the run holds.
@@ -150,42 +176,57 @@ impl Run {
             return (self.packet, None);
         }
         let length = self.packet.len();
-        if self.packet[0] >> 4 == 4 {
-            let total = u16::try_from(length).expect("at most 65,535");
-            self.packet[2..4].copy_from_slice(&total.to_be_bytes());
-            self.packet[10..12].copy_from_slice(&[0, 0]);
-            let checksum = Sum::default().add(&self.packet[..self.transport]).finish();
-            self.packet[10..12].copy_from_slice(&checksum.to_be_bytes());
-        } else {
-            let payload = u16::try_from(length - ip::V6_HEADER).expect("at most 65,535");
-            self.packet[4..6].copy_from_slice(&payload.to_be_bytes());
-        }
-        let covered = length - self.transport;
-        let addresses = ip::addresses(&self.packet).expect("made of parsed packets");
-        let (next_header, checksum_offset) = match self.kind {
-            Kind::Tcp => (ip::TCP, 16),
-            Kind::Udp => (ip::UDP, 6),
-        };
-        let (source, destination) = (addresses.source, addresses.destination);
-        let sum = Sum::default().add_pseudo_header(source, destination, next_header, covered);
-        let transport = &mut self.packet[self.transport..];
-        if self.kind == Kind::Udp {
-            let stated = u16::try_from(covered).expect("at most 65,535");
-            transport[4..6].copy_from_slice(&stated.to_be_bytes());
-        }
-        transport[checksum_offset..checksum_offset + 2].copy_from_slice(&sum.fold().to_be_bytes());
+        let offload = patch(&mut self.packet, self.kind, self.transport, length);
         let offload = Offload {
-            kind: self.kind,
             size: self.size,
             header_length: self.payload,
-            checksum_start: self.transport,
-            checksum_offset,
+            ..offload
         };
         (self.packet, Some(offload))
     }
 }
 
+/// Makes the headers in front of `head` those of a super-packet of `length` bytes.
+fn patch(head: &mut [u8], kind: Kind, transport: usize, length: usize) -> Offload {
+    let v4 = head[0] >> 4 == 4;
+    if v4 {
+        let total = u16::try_from(length).expect("at most 65,535");
+        head[2..4].copy_from_slice(&total.to_be_bytes());
+        head[10..12].copy_from_slice(&[0, 0]);
+        let checksum = Sum::default().add(&head[..transport]).finish();
+        head[10..12].copy_from_slice(&checksum.to_be_bytes());
+    } else {
+        let payload = u16::try_from(length - ip::V6_HEADER).expect("at most 65,535");
+        head[4..6].copy_from_slice(&payload.to_be_bytes());
+    }
+    let covered = length - transport;
+    let (next_header, checksum_offset) = match kind {
+        Kind::Tcp => (ip::TCP, 16),
+        Kind::Udp => (ip::UDP, 6),
+    };
+    // Both addresses stand side by side: their sum does not depend on where one ends.
+    let addresses = if v4 { 12..20 } else { 8..40 };
+    let stated = u16::try_from(covered).expect("at most 65,535");
+    let sum = Sum::default()
+        .add(&head[addresses])
+        .add_word(u16::from(next_header))
+        .add_word(stated);
+    let header = &mut head[transport..];
+    if kind == Kind::Udp {
+        header[4..6].copy_from_slice(&stated.to_be_bytes());
+    }
+    header[checksum_offset..checksum_offset + 2].copy_from_slice(&sum.fold().to_be_bytes());
+    Offload {
+        kind,
+        size: 0,
+        header_length: 0,
+        checksum_start: transport,
+        checksum_offset,
+    }
+}
+
 /// Where the parts of a packet are that could stand in a run.
+#[derive(Debug)]
 struct Shape {
     kind: Kind,
     transport: usize,
@@ -207,28 +248,35 @@ fn shape(packet: &[u8]) -> Option<Shape> {
     if !plain || header.fragment.is_some() {
         return None;
     }
-    let (source, destination) = (header.source, header.destination);
+    let body = parsed.payload;
     let (kind, data, is_last) = match header.next_header {
         ip::TCP => {
-            let segment = tcp::parse(source, destination, parsed.payload).ok()?;
-            let flags = segment.header.flags;
+            let fixed: &[u8; tcp::HEADER] = body.first_chunk()?;
+            let offset = usize::from(fixed[12] >> 4) * 4;
+            let flags = Flags(fixed[13]);
             // Anything but data ends a run (as in Linux' tcp_gro_receive).
-            if flags.0 & !Flags::PSH.0 != Flags::ACK.0 {
+            if offset < tcp::HEADER || flags.0 & !Flags::PSH.0 != Flags::ACK.0 {
                 return None;
             }
-            (Kind::Tcp, segment.payload, flags.has(Flags::PSH))
+            (Kind::Tcp, body.get(offset..)?, flags.has(Flags::PSH))
         }
         ip::UDP => {
-            let absent = parsed.payload.get(6..8)? == [0, 0];
-            let datagram = udp::parse(source, destination, parsed.payload).ok()?;
-            if absent || udp::HEADER + datagram.payload.len() != parsed.payload.len() {
+            let fixed: &[u8; udp::HEADER] = body.first_chunk()?;
+            let stated = usize::from(u16::from_be_bytes([fixed[4], fixed[5]]));
+            if fixed[6..8] == [0, 0] || stated != body.len() {
                 return None;
             }
-            (Kind::Udp, datagram.payload, false)
+            (Kind::Udp, &body[udp::HEADER..], false)
         }
         _ => return None,
     };
-    if data.is_empty() {
+    let sum = Sum::default().add_pseudo_header(
+        header.source,
+        header.destination,
+        header.next_header,
+        body.len(),
+    );
+    if data.is_empty() || sum.add(body).fold() != 0xffff {
         return None;
     }
     Some(Shape {
@@ -239,6 +287,144 @@ fn shape(packet: &[u8]) -> Option<Shape> {
         is_last,
     })
 }
+
+/// A super-packet in the making whose payloads stay where they are: what [`Run`] is with copies.
+#[derive(Debug)]
+pub struct Train<'a> {
+    head: [u8; HEAD_MAX],
+    shape: Option<Shape>,
+    udp: bool,
+    /// Payload of every packet but the last.
+    size: usize,
+    length: usize,
+    complete: bool,
+    packets: [&'a [u8]; Train::PACKETS_MAX],
+    count: usize,
+}
+
+/// What leaves a [`Train`].
+#[derive(Debug)]
+pub enum Leaving<'t, 'a> {
+    /// A packet by itself, as it came.
+    Single(&'a [u8]),
+    /// A super-packet.
+    Super {
+        /// What the virtio-net header says.
+        offload: Offload,
+        /// All headers; the payload of each packet follows.
+        head: &'t [u8],
+        /// The packets as they came, each with headers of the same length.
+        packets: &'t [&'a [u8]],
+    },
+}
+
+impl Default for Train<'_> {
+    fn default() -> Self {
+        Self {
+            head: [0; HEAD_MAX],
+            shape: None,
+            udp: true,
+            size: 0,
+            length: 0,
+            complete: false,
+            packets: [&[]; Self::PACKETS_MAX],
+            count: 0,
+        }
+    }
+}
+
+impl<'a> Train<'a> {
+    /// The most packets of a super-packet: UDP_MAX_SEGMENTS of Linux before 6.9.
+    pub const PACKETS_MAX: usize = 64;
+
+    /// Makes a train that lets UDP pass unless `udp`: super-packets of it are newer than of TCP.
+    #[must_use]
+    pub fn new(udp: bool) -> Self {
+        Self {
+            udp,
+            ..Self::default()
+        }
+    }
+
+    /// Takes the next packet; what cannot grow any more leaves by `write`, in order.
+    ///
+    /// Checksums of packets that may be joined are verified, because the kernel will not do so for
+    /// a super-packet.
+    pub fn push(&mut self, packet: &'a [u8], mut write: impl FnMut(Leaving<'_, 'a>)) {
+        let joins = |shape: &Shape| self.udp || shape.kind == Kind::Tcp;
+        let Some(shape) = shape(packet).filter(joins) else {
+            self.finish(&mut write);
+            write(Leaving::Single(packet));
+            return;
+        };
+        let packet = &packet[..shape.length];
+        if self.is_followed_by(packet, &shape) {
+            let length = shape.length - shape.payload;
+            self.length += length;
+            self.complete = length < self.size || shape.is_last;
+            if shape.kind == Kind::Tcp {
+                self.head[shape.transport + 13] |= packet[shape.transport + 13] & Flags::PSH.0;
+            }
+        } else {
+            self.finish(&mut write);
+            self.head[..shape.payload].copy_from_slice(&packet[..shape.payload]);
+            self.size = shape.length - shape.payload;
+            self.length = shape.length;
+            self.complete = shape.is_last;
+            self.shape = Some(shape);
+        }
+        self.packets[self.count] = packet;
+        self.count += 1;
+    }
+
+    /// Lets go of what is there.
+    pub fn finish(&mut self, mut write: impl FnMut(Leaving<'_, 'a>)) {
+        let Some(shape) = self.shape.take() else {
+            return;
+        };
+        let packets = &self.packets[..std::mem::take(&mut self.count)];
+        if let [packet] = packets {
+            return write(Leaving::Single(packet));
+        }
+        let head = &mut self.head[..shape.payload];
+        let offload = patch(head, shape.kind, shape.transport, self.length);
+        write(Leaving::Super {
+            offload: Offload {
+                size: self.size,
+                header_length: shape.payload,
+                ..offload
+            },
+            head,
+            packets,
+        });
+    }
+
+    fn is_followed_by(&self, packet: &[u8], next: &Shape) -> bool {
+        let Some(shape) = &self.shape else {
+            return false;
+        };
+        let length = next.length - next.payload;
+        let head = Head {
+            bytes: &self.head[..shape.payload],
+            kind: shape.kind,
+            transport: shape.transport,
+            payload: shape.payload,
+            packets: self.count,
+            length: self.length,
+        };
+        !self.complete
+            && self.count < Self::PACKETS_MAX
+            && self.length + length <= LENGTH_MAX
+            && length <= self.size
+            && next.kind == shape.kind
+            && next.transport == shape.transport
+            && next.payload == shape.payload
+            && head.is_followed_by(packet)
+    }
+}
+
+/// Headers of IPv6 and TCP with all options.
+const HEAD_MAX: usize = ip::V6_HEADER + tcp::HEADER + tcp::OPTIONS_MAX;
 
 #[cfg(test)]
 mod tests {
@@ -291,6 +477,60 @@ mod tests {
         assert_eq!(offload.unwrap().size, 1_200);
     }
 
+    type Output = Vec<(Vec<u8>, Option<Offload>)>;
+
+    fn by_train(packets: &[Vec<u8>]) -> Output {
+        let mut out = Vec::new();
+        let mut write = |leaving: Leaving<'_, '_>| match leaving {
+            Leaving::Single(packet) => out.push((packet.to_vec(), None)),
+            Leaving::Super {
+                offload,
+                head,
+                packets,
+            } => {
+                let payloads = packets.iter().flat_map(|packet| &packet[head.len()..]);
+                let bytes = head.iter().chain(payloads).copied().collect();
+                out.push((bytes, Some(offload)));
+            }
+        };
+        let mut train = Train::default();
+        for packet in packets {
+            train.push(packet, &mut write);
+        }
+        train.finish(&mut write);
+        out
+    }
+
+    fn by_runs(packets: &[Vec<u8>]) -> Output {
+        let mut out = Vec::new();
+        let mut run: Option<Run> = None;
+        for packet in packets {
+            if run.as_mut().is_some_and(|run| run.append(packet)) {
+                continue;
+            }
+            out.extend(run.take().map(Run::finish));
+            match Run::begin(packet, Vec::new()) {
+                Ok(begun) => run = Some(begun),
+                Err(_) => out.push((packet.clone(), None)),
+            }
+        }
+        out.extend(run.map(Run::finish));
+        out
+    }
+
+    #[test]
+    fn a_train_lets_strangers_pass_in_order_and_ends_at_its_bound() {
+        let data = |n: u32| segment(100 + 50 * n, Flags::ACK, 50);
+        let mut packets: Vec<_> = (0..70).map(data).collect();
+        packets.insert(2, segment(7, Flags::SYN, 0));
+        let out = by_train(&packets);
+        let counts: Vec<_> = out
+            .iter()
+            .map(|(bytes, offload)| offload.map_or(0, |o| (bytes.len() - o.header_length) / 50))
+            .collect();
+        assert_eq!(counts, [2, 0, 64, 4]);
+    }
+
     proptest! {
         #[test]
         fn splitting_takes_coalescing_back(
@@ -328,6 +568,29 @@ mod tests {
                 prop_assert!(holds);
             }
             prop_assert!(ip::v4_checksum_holds(&packet));
+        }
+
+        #[test]
+        fn a_train_gives_what_runs_give(
+            v6 in any::<bool>(),
+            udp in any::<bool>(),
+            payload in proptest::collection::vec(any::<u8>(), 2..9_000),
+            // At most 60 packets: a train is shorter than a run may be.
+            size in 150_usize..1_400,
+            lost in 0_usize..9,
+        ) {
+            let whole = if udp {
+                udp_packet(v6, &payload)
+            } else {
+                let header = tcp::Header { flags: Flags::ACK, ..tcp::Header::default() };
+                tcp_packet(v6, header, &payload)
+            };
+            let kind = if udp { Kind::Udp } else { Kind::Tcp };
+            let mut packets = parts(&whole, kind, size);
+            if packets.len() > lost + 1 {
+                packets.remove(lost);
+            }
+            prop_assert_eq!(by_train(&packets), by_runs(&packets));
         }
 
         #[test]

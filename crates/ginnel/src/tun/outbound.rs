@@ -1,20 +1,30 @@
-//! From the TUN to the network: sealed in place into runs that one system call sends.
+//! Packets on their way out, each in the slot in which it is sealed, one slot behind the other.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, ops::Range};
 
 use wireguard::{HEADER, OVERHEAD, padded};
 
-/// Sealed datagrams of one destination and size, one behind the other, and room for the next.
+/// Packets that are sealed and sent together.
 ///
 /// ```text
-/// buffer: | sent before | run: start..end, each `segment` long | next slot ...
+/// buffer: | slot | slot | ... | room for the largest packet |
+/// slot:   | header | packet | padding | tag |
 /// ```
-pub(crate) struct Outbound {
+pub(crate) struct Batch {
     buffer: Box<[u8]>,
-    start: usize,
+    /// At most `PACKETS_MAX`; the batch is sent then.
+    packets: Vec<Span>,
     end: usize,
-    segment: usize,
-    destination: Option<SocketAddr>,
+}
+
+/// Where a packet is.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    start: usize,
+    /// Of the packet.
+    length: usize,
+    /// Of the whole slot: of the sealed datagram.
+    total: usize,
 }
 
 /// Datagrams that leave together: all but the last are `segment` bytes long.
@@ -25,70 +35,95 @@ pub(crate) struct Run<'a> {
     pub(crate) segment: usize,
 }
 
-impl Default for Outbound {
+impl Default for Batch {
     fn default() -> Self {
         Self {
-            buffer: vec![0; RUN_MAX + SLOT_MAX].into_boxed_slice(),
-            start: 0,
+            buffer: vec![0; BYTES_MAX + SLOT_MAX].into_boxed_slice(),
+            packets: Vec::with_capacity(PACKETS_MAX),
             end: 0,
-            segment: 0,
-            destination: None,
         }
     }
 }
 
-impl Outbound {
+impl Batch {
     /// Returns room for a packet of any size at `HEADER..HEADER + PACKET_MAX`, to be sealed there.
     pub(crate) fn slot(&mut self) -> &mut [u8] {
         &mut self.buffer[self.end..self.end + SLOT_MAX]
     }
 
-    /// Tells whether a sealed datagram of `length` bytes, in the slot now, can join the run.
-    pub(crate) fn fits(&self, destination: SocketAddr, length: usize) -> bool {
-        let run = self.end - self.start;
-        let ended_short = self.segment > 0 && !run.is_multiple_of(self.segment);
-        self.destination == Some(destination)
-            && length <= self.segment
-            && !ended_short
-            && run + length <= RUN_MAX
+    /// Appends the packet of `length` bytes that was written into the slot; the batch must not be
+    /// full. It will be padded, but not beyond `mtu`.
+    pub(crate) fn push(&mut self, length: usize, mtu: usize) {
+        let total = padded(length).min(mtu.max(length)) + OVERHEAD;
+        self.packets.push(Span {
+            start: self.end,
+            length,
+            total,
+        });
+        self.end += total;
     }
 
-    /// Appends the datagram in the slot to the run, or begins a run with it.
-    ///
-    /// If it does not fit, the run must have been taken and forgotten before.
-    pub(crate) fn push(&mut self, destination: SocketAddr, length: usize) {
-        if self.destination.is_none() {
-            self.destination = Some(destination);
-            self.segment = length;
-        }
-        self.end += length;
-    }
-
-    /// Returns the run, if there is one.
-    pub(crate) fn run(&self) -> Option<Run<'_>> {
-        Some(Run {
-            destination: self.destination?,
-            bytes: &self.buffer[self.start..self.end],
-            segment: self.segment,
-        })
-    }
-
-    /// Forgets the run; the slot stays where it is.
-    pub(crate) fn forget(&mut self) {
-        self.start = self.end;
-        self.destination = None;
-    }
-
-    /// Tells whether the run must be taken and the slot rewound before another packet is read.
+    /// Tells whether it must be sent and cleared before another packet is written.
     pub(crate) fn is_full(&self) -> bool {
-        self.end + SLOT_MAX > self.buffer.len()
+        self.packets.len() == PACKETS_MAX || self.end > BYTES_MAX
     }
 
-    /// Moves the slot to the front of the buffer; the run must have been forgotten.
-    pub(crate) fn rewind(&mut self) {
-        debug_assert!(self.destination.is_none(), "the run would be lost");
-        self.start = 0;
+    pub(crate) fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.packets.len()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.packets.clear();
         self.end = 0;
+    }
+
+    /// Returns a packet that is not sealed yet.
+    pub(crate) fn packet(&self, place: usize) -> &[u8] {
+        let span = self.packets[place];
+        &self.buffer[span.start + HEADER..][..span.length]
+    }
+
+    /// Returns the slot of a packet, and the packet's length.
+    pub(crate) fn slot_of(&mut self, place: usize) -> (&mut [u8], usize) {
+        let span = self.packets[place];
+        (&mut self.buffer[span.start..][..span.total], span.length)
+    }
+
+    /// Returns the slot of a packet with room for the longest padding, and the packet's length.
+    ///
+    /// It may reach into the room for the next header, which is written later.
+    pub(crate) fn roomy_slot_of(&mut self, place: usize) -> (&mut [u8], usize) {
+        let span = self.packets[place];
+        let room = padded(span.length) + OVERHEAD;
+        (&mut self.buffer[span.start..][..room], span.length)
+    }
+
+    /// Returns how many bytes these packets have when sealed.
+    pub(crate) fn bytes(&self, places: &Range<usize>) -> usize {
+        self.packets[places.clone()]
+            .iter()
+            .map(|span| span.total)
+            .sum()
+    }
+
+    /// Cuts these packets, sealed before, into runs: bytes and the length of a datagram.
+    pub(crate) fn runs(&self, places: Range<usize>) -> impl Iterator<Item = (&[u8], usize)> {
+        let mut rest = &self.packets[places];
+        std::iter::from_fn(move || {
+            let first = rest.first()?;
+            let segment = first.total;
+            let equal = rest.iter().take_while(|span| span.total == segment).count();
+            // A shorter one may end the run.
+            let shorter = rest.get(equal).is_some_and(|span| span.total < segment);
+            let (run, others) = rest.split_at(equal + usize::from(shorter));
+            rest = others;
+            let last = run.last().unwrap_or(first);
+            Some((&self.buffer[first.start..last.start + last.total], segment))
+        })
     }
 }
 
@@ -96,64 +131,59 @@ impl Outbound {
 pub(crate) const PACKET_MAX: usize = 65_535;
 /// Room for a packet and all that sealing adds.
 const SLOT_MAX: usize = padded(PACKET_MAX) + OVERHEAD;
-/// Bytes of a run before it is sent: somewhat more than one UDP_SEGMENT call takes.
-const RUN_MAX: usize = 65_536;
+/// As many as one UDP_SEGMENT call takes.
+const PACKETS_MAX: usize = 64;
+/// Bytes of slots after which a batch is sent: all packets of usual sizes fit.
+const BYTES_MAX: usize = PACKETS_MAX * 1_500;
 const _: () = assert!(HEADER + PACKET_MAX < SLOT_MAX);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn address(port: u16) -> SocketAddr {
-        ([192, 0, 2, 1], port).into()
-    }
-
-    /// Pushes datagrams `(port, length)` as the engine does and returns the runs taken.
-    fn runs(datagrams: &[(u16, usize)]) -> Vec<(u16, usize, usize)> {
-        let mut outbound = Outbound::default();
-        let mut taken = Vec::new();
-        let mut take = |outbound: &mut Outbound| {
-            if let Some(run) = outbound.run() {
-                taken.push((run.destination.port(), run.bytes.len(), run.segment));
-            }
-            outbound.forget();
-        };
-        for (port, length) in datagrams {
-            if outbound.is_full() {
-                take(&mut outbound);
-                outbound.rewind();
-            }
-            outbound.slot()[..*length].fill(1);
-            if !outbound.fits(address(*port), *length) {
-                take(&mut outbound);
-            }
-            outbound.push(address(*port), *length);
+    /// Pushes packets and returns the runs as (bytes, segment).
+    #[track_caller]
+    fn check(lengths: &[usize], expected: &[(usize, usize)]) {
+        let mut batch = Batch::default();
+        for length in lengths {
+            assert!(!batch.is_full());
+            batch.slot()[HEADER..HEADER + length].fill(1);
+            batch.push(*length, 1420);
         }
-        take(&mut outbound);
-        taken
+        let all = 0..batch.len();
+        let runs: Vec<_> = batch
+            .runs(all.clone())
+            .map(|(bytes, segment)| (bytes.len(), segment))
+            .collect();
+        assert_eq!(runs, expected);
+        let total: usize = runs.iter().map(|(bytes, _)| bytes).sum();
+        assert_eq!(batch.bytes(&all), total);
+        for (place, length) in lengths.iter().enumerate() {
+            assert_eq!(batch.packet(place), vec![1; *length]);
+        }
     }
 
     #[test]
-    fn equal_datagrams_of_one_destination_leave_together_and_a_shorter_one_ends_the_run() {
-        assert_eq!(
-            runs(&[(1, 100), (1, 100), (1, 60), (1, 100)]),
-            [(1, 260, 100), (1, 100, 100)]
-        );
-        assert_eq!(runs(&[(1, 100), (1, 120)]), [(1, 100, 100), (1, 120, 120)]);
-        assert_eq!(
-            runs(&[(1, 50), (2, 50), (2, 50)]),
-            [(1, 50, 50), (2, 100, 50)]
-        );
+    fn equal_datagrams_leave_together_and_a_shorter_one_ends_the_run() {
+        check(&[96, 96, 50, 96], &[(128 + 128 + 96, 128), (128, 128)]);
+        check(&[96, 112], &[(128, 128), (144, 144)]);
+        check(&[1420; 48], &[(48 * 1452, 1452)]);
+        check(&[0], &[(32, 32)]);
     }
 
     #[test]
-    fn a_long_stream_is_cut_into_runs_and_nothing_is_lost() {
-        let stream = vec![(1, 1452); 1000];
-        let runs = runs(&stream);
-        assert!(runs.iter().all(|(_, length, _)| *length <= RUN_MAX));
-        let total: usize = runs.iter().map(|(_, length, _)| length).sum();
-        assert_eq!(total, 1452 * 1000);
-        let huge = vec![(1, SLOT_MAX); 5];
-        assert_eq!(self::runs(&huge).len(), 5);
+    fn a_batch_is_full_before_the_largest_packet_has_no_room() {
+        let mut batch = Batch::default();
+        for length in [1, PACKET_MAX, PACKET_MAX] {
+            assert_eq!(batch.slot().len(), SLOT_MAX);
+            batch.push(length, 1420);
+        }
+        assert!(batch.is_full());
+        batch.clear();
+        for _ in 0..PACKETS_MAX {
+            assert!(!batch.is_full());
+            batch.push(20, 1420);
+        }
+        assert!(batch.is_full());
     }
 }

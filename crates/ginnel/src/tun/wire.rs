@@ -5,6 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd as _,
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use super::{outbound::Run, uapi::Errno};
 
 /// The sockets and what belongs to them.
 pub(crate) struct Wire {
-    pair: Pair,
+    pair: Arc<Pair>,
     fwmark: u32,
     /// Runs may leave as one.
     offload: bool,
@@ -32,7 +33,7 @@ impl Wire {
     /// Listens on a free port.
     pub(crate) fn open(offload: bool) -> io::Result<Self> {
         Ok(Self {
-            pair: bind(0, 0, offload)?,
+            pair: Arc::new(bind(0, 0, offload)?),
             fwmark: 0,
             offload,
             sources: BTreeMap::new(),
@@ -44,7 +45,10 @@ impl Wire {
     /// Listens on `port` instead; on failure everything stays as it was.
     pub(crate) fn listen(&mut self, port: u16) -> Result<(), Errno> {
         if port != self.port() {
-            self.pair = bind(port, self.fwmark, self.offload)?;
+            let pair = bind(port, self.fwmark, self.offload)?;
+            let former = std::mem::replace(&mut self.pair, Arc::new(pair));
+            // Its readers wake and find the new one.
+            former.sockets().for_each(Socket::retire);
         }
         Ok(())
     }
@@ -64,9 +68,17 @@ impl Wire {
         self.pair.port()
     }
 
-    /// Returns the sockets that exist, IPv4 first.
-    pub(crate) fn sockets(&self) -> [Option<&Socket>; 2] {
-        [self.pair.v4.as_ref(), self.pair.v6.as_ref()]
+    /// Returns the sockets; [`Wire::listen`] exchanges them.
+    pub(crate) fn pair(&self) -> &Arc<Pair> {
+        &self.pair
+    }
+
+    /// Returns our address towards `peer`, if it must be a certain one.
+    pub(crate) fn source(&self, peer: SocketAddr) -> Option<IpAddr> {
+        match self.latest {
+            Some((latest, local)) if latest == peer => Some(local),
+            _ => self.sources.get(&peer).copied(),
+        }
     }
 
     pub(crate) fn fwmark(&self) -> u32 {
@@ -100,28 +112,14 @@ impl Wire {
 
     /// Sends a run; what cannot be sent is counted and lost, as on any network.
     pub(crate) fn send(&mut self, run: &Run<'_>) {
-        let mut from = self.sources.get(&run.destination).copied();
-        let mut sent = 0;
-        let mut waits = WAITS_MAX;
-        while sent < run.bytes.len() {
-            let result = match self.pair.towards(run.destination) {
-                Some(socket) => {
-                    socket.send_run(run.destination, from, &run.bytes[sent..], run.segment)
-                }
-                None => Err(SendError::Unreachable),
-            };
-            match result {
-                Ok(length) => sent += length,
-                Err(SendError::SourceGone) if from.is_some() => {
-                    from = None;
-                    self.forget_source(run.destination);
-                }
-                Err(SendError::WouldBlock) if waits > 0 => {
-                    waits -= 1;
-                    self.wait_for_room(run.destination);
-                }
-                Err(error) => return self.count_lost(error, run, sent),
-            }
+        let mut from = self.source(run.destination);
+        let had = from;
+        let result = send(&self.pair, &mut from, run);
+        if had != from {
+            self.forget_source(run.destination);
+        }
+        if let Err((error, datagrams)) = result {
+            self.count_lost(error, run.destination, datagrams);
         }
     }
 
@@ -130,15 +128,8 @@ impl Wire {
         &self.lost
     }
 
-    fn wait_for_room(&self, destination: SocketAddr) {
-        // Back-pressure: while we wait, packets queue in the TUN, and the senders slow down.
-        if let Some(socket) = self.pair.towards(destination) {
-            poll::wait_for(socket.as_fd(), Interest::WRITE, WAIT).ok();
-        }
-    }
-
-    fn count_lost(&mut self, error: SendError, run: &Run<'_>, sent: usize) {
-        let datagrams = (run.bytes.len() - sent).div_ceil(run.segment.max(1));
+    /// Counts datagrams that were not sent.
+    pub(crate) fn count_lost(&mut self, error: SendError, to: SocketAddr, datagrams: usize) {
         let reason = match error {
             SendError::WouldBlock => "queue full",
             SendError::NoBuffers => "no buffers",
@@ -150,10 +141,40 @@ impl Wire {
         };
         let count = self.lost.entry(reason).or_default();
         if *count == 0 {
-            tracing::info!("UDP: send to {}: {error}", run.destination);
+            tracing::info!("UDP: send to {to}: {error}");
         }
         *count += u64::try_from(datagrams).unwrap_or(u64::MAX);
     }
+}
+
+/// Sends a run from our address `from`, which is cleared when it is no longer ours; fails with the
+/// number of datagrams that were not sent.
+///
+/// A full queue is waited for: meanwhile packets queue in the TUN, and their senders slow down.
+pub(crate) fn send(
+    pair: &Pair,
+    from: &mut Option<IpAddr>,
+    run: &Run<'_>,
+) -> Result<(), (SendError, usize)> {
+    let mut sent = 0;
+    let mut waits = WAITS_MAX;
+    while sent < run.bytes.len() {
+        let rest = &run.bytes[sent..];
+        let lost = rest.len().div_ceil(run.segment.max(1));
+        let Some(socket) = pair.towards(run.destination) else {
+            return Err((SendError::Unreachable, lost));
+        };
+        match socket.send_run(run.destination, *from, rest, run.segment) {
+            Ok(length) => sent += length,
+            Err(SendError::SourceGone) if from.is_some() => *from = None,
+            Err(SendError::WouldBlock) if waits > 0 => {
+                waits -= 1;
+                poll::wait_for(socket.as_fd(), Interest::WRITE, WAIT).ok();
+            }
+            Err(error) => return Err((error, lost)),
+        }
+    }
+    Ok(())
 }
 
 fn bind(port: u16, mark: u32, offload: bool) -> io::Result<Pair> {
@@ -165,6 +186,7 @@ fn bind(port: u16, mark: u32, offload: bool) -> io::Result<Pair> {
     let pair = Pair::bind(port, &options)?;
     for socket in pair.sockets() {
         socket.set_segments(offload);
+        socket.set_blocking()?;
     }
     Ok(pair)
 }

@@ -4,4 +4,5 @@
 
 mod attachment;
 mod interface;
+mod trouble;
 mod world;

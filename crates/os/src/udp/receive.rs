@@ -41,6 +41,19 @@ pub(super) struct Run {
     segment: usize,
 }
 
+/// Datagrams of one sender, in the order of their arrival.
+#[derive(Debug)]
+pub struct Arrival<'a> {
+    /// Who sent them.
+    pub source: SocketAddr,
+    /// The address they were sent to, from which an answer should go.
+    pub local: Option<IpAddr>,
+    /// The payloads, one behind the other; nothing is one empty datagram.
+    pub bytes: &'a mut [u8],
+    /// All datagrams but the last have this length; at least 1.
+    pub segment: usize,
+}
+
 impl Default for Batch {
     fn default() -> Self {
         Self {
@@ -58,6 +71,19 @@ impl Batch {
         let runs = self.runs.iter().zip(buffers);
         runs.filter_map(|(run, buffer)| run.map(|run| run.split(buffer)))
             .flatten()
+    }
+
+    /// Yields the runs in the order of their arrival.
+    pub fn arrivals(&mut self) -> impl Iterator<Item = Arrival<'_>> {
+        let runs = self.runs.iter().zip(self.payload.chunks_mut(BUFFER));
+        runs.filter_map(|(run, buffer)| {
+            run.map(|run| Arrival {
+                source: run.source,
+                local: run.local,
+                bytes: &mut buffer[..run.length],
+                segment: run.segment,
+            })
+        })
     }
 
     /// Returns how many messages were lost so far because they, or what the kernel said about
@@ -103,6 +129,16 @@ impl Socket {
     /// has. Returns how many runs were read: fewer than [`Socket::RUNS_MAX`] means that the
     /// socket is empty.
     pub fn recv_batch(&self, batch: &mut Batch) -> io::Result<usize> {
+        self.receive(batch, libc::MSG_DONTWAIT)
+    }
+
+    /// Reads like [`Socket::recv_batch`] but waits for the first datagram, after
+    /// [`Socket::set_blocking`]; returns at once when the socket is retired.
+    pub fn wait_batch(&self, batch: &mut Batch) -> io::Result<usize> {
+        self.receive(batch, libc::MSG_WAITFORONE)
+    }
+
+    fn receive(&self, batch: &mut Batch, flags: libc::c_int) -> io::Result<usize> {
         batch.runs.clear();
         // SAFETY: all zeros is a valid value of these three types of plain data.
         let mut addresses: [libc::sockaddr_storage; MESSAGES] = unsafe { std::mem::zeroed() };
@@ -126,7 +162,7 @@ impl Socket {
             header.msg_control = control.0.as_mut_ptr().cast();
             header.msg_controllen = control.0.len();
         }
-        let count = receive(self, &mut headers)?;
+        let count = receive(self, &mut headers, flags)?;
         for (header, address) in headers.iter().zip(&addresses).take(count) {
             // Without all control messages it is unknown where one datagram ends.
             let cut = header.msg_hdr.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
@@ -145,7 +181,11 @@ impl Socket {
     pub const RUNS_MAX: usize = MESSAGES;
 }
 
-fn receive(socket: &Socket, headers: &mut [libc::mmsghdr; MESSAGES]) -> io::Result<usize> {
+fn receive(
+    socket: &Socket,
+    headers: &mut [libc::mmsghdr; MESSAGES],
+    flags: libc::c_int,
+) -> io::Result<usize> {
     let room = libc::c_uint::try_from(MESSAGES).expect("a small number");
     // SAFETY: each header points to an address, a vector with its buffer, and a control buffer,
     // all exclusively borrowed by the caller through the call; no timeout is given.
@@ -154,7 +194,7 @@ fn receive(socket: &Socket, headers: &mut [libc::mmsghdr; MESSAGES]) -> io::Resu
             socket.as_raw_fd(),
             headers.as_mut_ptr(),
             room,
-            libc::MSG_DONTWAIT,
+            flags,
             ptr::null_mut(),
         )
     };

@@ -248,6 +248,31 @@ fn errors_that_a_caller_counts_have_their_own_variants() {
 }
 
 #[test]
+fn a_waiting_reader_gets_what_comes_and_ends_with_the_socket() {
+    let (sender, receiver) = pair("127.0.0.1");
+    receiver.set_blocking().unwrap();
+    let to = receiver.local_address();
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut batch = Batch::default();
+            let mut lengths: Vec<usize> = Vec::new();
+            loop {
+                receiver.wait_batch(&mut batch).unwrap();
+                let arrivals: Vec<_> = batch.arrivals().map(|run| run.bytes.len()).collect();
+                lengths.extend(&arrivals);
+                if receiver.is_retired() {
+                    return lengths;
+                }
+            }
+        });
+        sender.send(to, None, b"one").unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        receiver.retire();
+        assert_eq!(reader.join().unwrap(), [3]);
+    });
+}
+
+#[test]
 fn both_families_share_a_port_and_a_taken_one_is_in_use() {
     let options = Options {
         buffer_bytes: 1 << 20,

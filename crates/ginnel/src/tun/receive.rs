@@ -1,0 +1,392 @@
+//! From the network to the TUN, run to completion on one thread for each family.
+//!
+//! ```text
+//! UDP ──► runs ──who is it?──► opened in place ──may it?──► joined ──► TUN
+//!                   lock                          lock
+//! ```
+
+use std::{
+    array,
+    io::{self, IoSlice},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use os::{
+    clock::Clock,
+    tun::VNET_HEADER,
+    udp::{self, Arrival, Pair, Socket},
+};
+use packet::{
+    gro::{Leaving, Train},
+    ip, vnet,
+};
+use wireguard::{Discard, HEADER, KEEPALIVE, OVERHEAD, Opening, PeerId, Received};
+
+use super::tunnel::{State, Tunnel, Watchdog};
+
+/// The thread's state.
+pub(crate) struct Receiver {
+    tunnel: Arc<Tunnel>,
+    sockets: Arc<Pair>,
+    v6: bool,
+    clock: Clock,
+    opener: Opener,
+}
+
+/// Opens what arrived together.
+struct Opener {
+    tunnel: Arc<Tunnel>,
+    /// Those that the datagrams name; emptied after each batch, so that no key outlives its peer.
+    sessions: Vec<Session>,
+    /// One for each datagram.
+    entries: Vec<Entry>,
+}
+
+struct Session {
+    index: u32,
+    found: Option<(PeerId, Arc<Opening>)>,
+}
+
+/// What became of a datagram.
+#[derive(Clone, Copy, Debug)]
+enum Entry {
+    /// It was no transport data, and is done with.
+    Handled,
+    Discarded(Discard),
+    /// Its tag and counter hold; the packet has `length` bytes, none in a keepalive.
+    Opened {
+        session: usize,
+        newest: bool,
+        source: Option<IpAddr>,
+        length: usize,
+    },
+}
+
+impl Receiver {
+    pub(crate) fn new(tunnel: &Arc<Tunnel>, v6: bool) -> Self {
+        Self {
+            sockets: tunnel.sockets(),
+            v6,
+            clock: Clock::start(),
+            opener: Opener {
+                tunnel: Arc::clone(tunnel),
+                sessions: Vec::new(),
+                entries: Vec::new(),
+            },
+            tunnel: Arc::clone(tunnel),
+        }
+    }
+
+    /// Runs as long as the process.
+    pub(crate) fn run(mut self) {
+        let _watchdog = Watchdog(Arc::clone(&self.tunnel));
+        let mut batch = udp::Batch::default();
+        loop {
+            match self.wait(&mut batch) {
+                Ok(true) => self.handle(&mut batch),
+                Ok(false) => self.sockets = self.tunnel.wait_for_sockets(&self.sockets),
+                Err(error) => {
+                    tracing::debug!("UDP: receive: {error}");
+                    thread::sleep(PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Waits for datagrams; false when the socket is retired or absent.
+    fn wait(&self, batch: &mut udp::Batch) -> io::Result<bool> {
+        match self.socket() {
+            Some(socket) => {
+                socket.wait_batch(batch)?;
+                Ok(!socket.is_retired())
+            }
+            None => Ok(false),
+        }
+    }
+
+    fn socket(&self) -> Option<&Socket> {
+        let Pair { v4, v6 } = &*self.sockets;
+        if self.v6 { v6.as_ref() } else { v4.as_ref() }
+    }
+
+    /// Handles long runs by themselves, so that what was opened is written while it is in cache.
+    fn handle(&mut self, batch: &mut udp::Batch) {
+        let mut arrivals = batch.arrivals();
+        let mut all: [Option<Arrival<'_>>; Socket::RUNS_MAX] = array::from_fn(|_| arrivals.next());
+        let mut rest = &mut all[..];
+        while !rest.is_empty() {
+            let mut datagrams = 0;
+            let end = rest.iter().position(|arrival| {
+                datagrams += arrival
+                    .as_ref()
+                    .map_or(0, |run| run.bytes.len() / run.segment);
+                datagrams >= TOGETHER
+            });
+            let (now, later) = rest.split_at_mut(end.map_or(rest.len(), |end| end + 1));
+            rest = later;
+            if now.iter().any(Option::is_some) {
+                self.opener.handle(self.clock.now(), now);
+            }
+        }
+    }
+}
+
+impl Opener {
+    fn handle(&mut self, now: Instant, arrivals: &mut [Option<Arrival<'_>>]) {
+        let tunnel = Arc::clone(&self.tunnel);
+        tunnel.with(|state, now| self.find_sessions(state, now, arrivals));
+        if self.sessions.is_empty() {
+            return;
+        }
+        for datagram in arrivals.iter_mut().flatten().flat_map(datagrams_mut) {
+            let entry = self.open(now, datagram);
+            self.entries.push(entry);
+        }
+        tunnel.with(|state, now| self.note(state, now, arrivals));
+        self.write(arrivals);
+        self.sessions.clear();
+        self.entries.clear();
+    }
+
+    /// Finds the session of each datagram, and gives to the device what is not transport data.
+    fn find_sessions(
+        &mut self,
+        state: &mut State,
+        now: Instant,
+        arrivals: &mut [Option<Arrival<'_>>],
+    ) {
+        for arrival in arrivals.iter_mut().flatten() {
+            let (source, local) = (arrival.source, arrival.local);
+            if arrival.bytes.is_empty() {
+                state.count(Discard::Length, 1);
+            }
+            for datagram in datagrams_mut(arrival) {
+                match transport(datagram) {
+                    Some((index, _)) => {
+                        if self.session(index).is_none() {
+                            let found = state.device.opening(index);
+                            self.sessions.push(Session { index, found });
+                        }
+                    }
+                    None => match state.device.handle_datagram(now, source, datagram) {
+                        Received::Handled => state.wire.note_source(source, local),
+                        Received::Discarded(discard) => state.count(discard, 1),
+                        Received::Packet { .. } => unreachable!("only transport data has packets"),
+                    },
+                }
+            }
+        }
+    }
+
+    fn session(&self, index: u32) -> Option<usize> {
+        let is_it = |session: &Session| session.index == index;
+        // Neighbours mostly are of one session.
+        self.sessions.iter().rposition(is_it)
+    }
+
+    fn open(&self, now: Instant, datagram: &mut [u8]) -> Entry {
+        let Some((index, counter)) = transport(datagram) else {
+            return Entry::Handled;
+        };
+        let session = self.session(index).expect("found by `find_sessions`");
+        let Some((_, opening)) = &self.sessions[session].found else {
+            return Entry::Discarded(Discard::UnknownIndex);
+        };
+        let opened = match opening.open(now, counter, &mut datagram[HEADER..]) {
+            Ok(opened) => opened,
+            Err(discard) => return Entry::Discarded(discard),
+        };
+        let addresses = ip::addresses(opened.text).ok();
+        Entry::Opened {
+            session,
+            newest: opened.newest,
+            source: addresses.map(|addresses| addresses.source),
+            length: addresses.map_or(0, |addresses| addresses.length),
+        }
+    }
+
+    /// Reports what was opened, and discards what its sender may not send.
+    fn note(&mut self, state: &mut State, now: Instant, arrivals: &[Option<Arrival<'_>>]) {
+        let mut entries = self.entries.iter_mut();
+        for arrival in arrivals.iter().flatten() {
+            let mut report = Report::new(arrival.source);
+            let mut allowed = None;
+            for (datagram, entry) in arrival.bytes.chunks(arrival.segment).zip(&mut entries) {
+                let &mut Entry::Opened {
+                    session,
+                    newest,
+                    source,
+                    ..
+                } = entry
+                else {
+                    continue;
+                };
+                let session = &self.sessions[session];
+                let Some((peer, _)) = session.found else {
+                    continue;
+                };
+                let data = datagram.len() > KEEPALIVE;
+                report.add(state, now, session.index, datagram.len(), newest, data);
+                match source {
+                    _ if !data => {}
+                    None => *entry = Entry::Discarded(Discard::NotIp),
+                    Some(source) if allowed == Some((peer, source)) => {}
+                    Some(source) if state.device.allows(peer, source) => {
+                        allowed = Some((peer, source));
+                    }
+                    Some(_) => *entry = Entry::Discarded(Discard::SourceNotAllowed),
+                }
+            }
+            if report.flush(state, now) {
+                state.wire.note_source(arrival.source, arrival.local);
+            }
+        }
+        for entry in &self.entries {
+            if let Entry::Discarded(discard) = entry {
+                state.count(*discard, 1);
+            }
+        }
+    }
+
+    fn write(&self, arrivals: &[Option<Arrival<'_>>]) {
+        let datagrams = arrivals
+            .iter()
+            .flatten()
+            .flat_map(|arrival| arrival.bytes.chunks(arrival.segment));
+        let packets = datagrams
+            .zip(&self.entries)
+            .filter_map(|(datagram, entry)| match entry {
+                Entry::Opened { length, .. } if *length > 0 => {
+                    datagram.get(HEADER..HEADER + length)
+                }
+                Entry::Opened { .. } | Entry::Handled | Entry::Discarded(_) => None,
+            });
+        let tunnel = &*self.tunnel;
+        if !tunnel.joins() {
+            packets.for_each(|packet| write_single(tunnel, packet));
+            return;
+        }
+        let mut train = Train::new(tunnel.tun.offload().udp);
+        for packet in packets {
+            train.push(packet, |leaving| write_leaving(tunnel, &leaving));
+        }
+        train.finish(|leaving| write_leaving(tunnel, &leaving));
+    }
+}
+
+/// What the device must know about neighbours of one session.
+struct Report {
+    source: SocketAddr,
+    index: Option<u32>,
+    bytes: usize,
+    newest: bool,
+    data: bool,
+    any: bool,
+}
+
+impl Report {
+    fn new(source: SocketAddr) -> Self {
+        Self {
+            source,
+            index: None,
+            bytes: 0,
+            newest: false,
+            data: false,
+            any: false,
+        }
+    }
+
+    fn add(
+        &mut self,
+        state: &mut State,
+        now: Instant,
+        index: u32,
+        bytes: usize,
+        newest: bool,
+        data: bool,
+    ) {
+        if self.index != Some(index) {
+            self.flush(state, now);
+            self.index = Some(index);
+        }
+        self.bytes += bytes;
+        self.newest |= newest;
+        self.data |= data;
+    }
+
+    /// Tells the device; true when there ever was something to tell.
+    fn flush(&mut self, state: &mut State, now: Instant) -> bool {
+        if let Some(index) = self.index.take() {
+            let (bytes, newest, data) = (self.bytes, self.newest, self.data);
+            let device = &mut state.device;
+            device.note_opened(now, self.source, index, bytes, newest, data);
+            (self.bytes, self.newest, self.data) = (0, false, false);
+            self.any = true;
+        }
+        self.any
+    }
+}
+
+fn write_leaving(tunnel: &Tunnel, leaving: &Leaving<'_, '_>) {
+    match leaving {
+        Leaving::Single(packet) => write_single(tunnel, packet),
+        Leaving::Super {
+            offload,
+            head,
+            packets,
+        } => {
+            let header = vnet::emit(offload, head[0] >> 4 == 6);
+            let mut pieces = [IoSlice::new(&[]); Train::PACKETS_MAX + 2];
+            pieces[0] = IoSlice::new(&header);
+            pieces[1] = IoSlice::new(head);
+            for (piece, packet) in pieces[2..].iter_mut().zip(*packets) {
+                *piece = IoSlice::new(&packet[head.len()..]);
+            }
+            if let Err(error) = tunnel.tun.write_vectored(&pieces[..2 + packets.len()]) {
+                if error.kind() == io::ErrorKind::InvalidInput {
+                    tunnel.note_super_refused(&error);
+                    packets
+                        .iter()
+                        .for_each(|packet| write_single(tunnel, packet));
+                } else {
+                    tunnel.note_tun_error(&error);
+                }
+            }
+        }
+    }
+}
+
+fn write_single(tunnel: &Tunnel, packet: &[u8]) {
+    let written = if tunnel.tun.offload().vnet_header {
+        let header = [0; VNET_HEADER];
+        let pieces = [IoSlice::new(&header), IoSlice::new(packet)];
+        tunnel.tun.write_vectored(&pieces)
+    } else {
+        tunnel.tun.write(packet)
+    };
+    if let Err(error) = written {
+        tunnel.note_tun_error(&error);
+    }
+}
+
+fn datagrams_mut<'d>(arrival: &'d mut Arrival<'_>) -> impl Iterator<Item = &'d mut [u8]> {
+    arrival.bytes.chunks_mut(arrival.segment)
+}
+
+/// Returns receiver index and counter of transport data (whitepaper 5.4.6).
+fn transport(datagram: &[u8]) -> Option<(u32, u64)> {
+    let (header, _) = datagram.split_first_chunk::<HEADER>()?;
+    let (kind, rest) = header.split_first_chunk::<4>()?;
+    let (index, counter) = rest.split_first_chunk::<4>()?;
+    let counter = counter.first_chunk::<8>()?;
+    (*kind == [4, 0, 0, 0] && datagram.len() >= OVERHEAD)
+        .then(|| (u32::from_le_bytes(*index), u64::from_le_bytes(*counter)))
+}
+
+/// Datagrams that are opened before any is written: what one full run has.
+const TOGETHER: usize = 32;
+/// After an error of the socket that may last.
+const PAUSE: Duration = Duration::from_millis(10);

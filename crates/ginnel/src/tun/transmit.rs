@@ -1,0 +1,300 @@
+//! From the TUN to the network, run to completion on one thread.
+//!
+//! ```text
+//! TUN ──► super-packet ──split──► slots ──seal in place──► runs ──► UDP
+//!     ──► packets, while there are any ──►
+//! ```
+
+use std::{
+    io,
+    ops::Range,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use os::{
+    tun::VNET_HEADER,
+    udp::{Pair, SendError},
+};
+use packet::{
+    gso::{self, Kind},
+    ip,
+    vnet::{self, Given},
+};
+use wireguard::{Discard, HEADER, PeerId, Seal};
+
+use super::{
+    outbound::{Batch, PACKET_MAX, Run},
+    tunnel::{Path, State, Tunnel, Watchdog},
+    wire,
+};
+
+/// The thread's state.
+pub(crate) struct Transmitter {
+    tunnel: Arc<Tunnel>,
+    /// Bytes that the TUN puts before each packet.
+    front: usize,
+    packets: Batch,
+    /// The parts of a super-packet.
+    parts: Batch,
+    sealer: Sealer,
+}
+
+/// Seals batches and sends them.
+struct Sealer {
+    tunnel: Arc<Tunnel>,
+    sockets: Arc<Pair>,
+    groups: Vec<Group>,
+    mtu: usize,
+}
+
+/// Packets of a batch, one behind the other, that go the same way.
+struct Group {
+    peer: PeerId,
+    path: Path,
+    packets: Range<usize>,
+}
+
+impl Transmitter {
+    pub(crate) fn new(tunnel: &Arc<Tunnel>) -> Self {
+        let front = if tunnel.tun.offload().vnet_header {
+            VNET_HEADER
+        } else {
+            0
+        };
+        Self {
+            front,
+            packets: Batch::default(),
+            parts: Batch::default(),
+            sealer: Sealer {
+                tunnel: Arc::clone(tunnel),
+                sockets: tunnel.sockets(),
+                groups: Vec::new(),
+                mtu: tunnel.mtu(),
+            },
+            tunnel: Arc::clone(tunnel),
+        }
+    }
+
+    /// Runs until the interface is gone.
+    pub(crate) fn run(mut self) {
+        let _watchdog = Watchdog(Arc::clone(&self.tunnel));
+        while !self.tunnel.is_gone() {
+            if let Err(error) = self.turn() {
+                self.tunnel.note_tun_error(&error);
+                thread::sleep(PAUSE);
+            }
+        }
+    }
+
+    /// Waits for a packet; after one that is not super, takes along what else is there.
+    ///
+    /// The first read waits, because asking before waiting costs latency; super-packets fill a
+    /// batch by themselves.
+    fn turn(&mut self) -> io::Result<()> {
+        self.sealer.mtu = self.tunnel.mtu();
+        let mut length = self.read(true)?;
+        loop {
+            if !self.take(length) || self.packets.is_full() {
+                break;
+            }
+            match self.read(false) {
+                Ok(next) => length = next,
+                // What is wrong is found again by the read that waits.
+                Err(_) => break,
+            }
+        }
+        self.sealer.send(&mut self.packets);
+        Ok(())
+    }
+
+    /// Reads a packet into the next slot.
+    fn read(&mut self, wait: bool) -> io::Result<usize> {
+        let start = HEADER - self.front;
+        let room = &mut self.packets.slot()[start..HEADER + PACKET_MAX];
+        let tun = &self.tunnel.tun;
+        let length = if wait {
+            tun.read(room)?
+        } else {
+            tun.read_waiting(room)?
+        };
+        Ok(length.saturating_sub(self.front))
+    }
+
+    /// Takes the packet in the slot into the batch; false after a super-packet, which is sent.
+    fn take(&mut self, length: usize) -> bool {
+        let slot = self.packets.slot();
+        let given = match slot[..HEADER].last_chunk() {
+            Some(header) if self.front > 0 => vnet::parse(header),
+            _ => Ok(Given::Whole),
+        };
+        let packet = &mut slot[HEADER..HEADER + length];
+        let taken = match given {
+            Ok(Given::Whole) => Ok(()),
+            Ok(Given::Unsummed { start, offset }) => gso::complete_checksum(packet, start, offset),
+            Ok(Given::Super { kind, size }) => {
+                // What was read before goes first.
+                self.sealer.send(&mut self.packets);
+                let sent = self.split(kind, size, length);
+                if sent.is_err() {
+                    self.tunnel.with(|state, _| state.count(Discard::NotIp, 1));
+                }
+                return false;
+            }
+            Err(malformed) => Err(malformed),
+        };
+        match taken {
+            Ok(()) => self.packets.push(length, self.sealer.mtu),
+            Err(_) => self.tunnel.with(|state, _| state.count(Discard::NotIp, 1)),
+        }
+        true
+    }
+
+    /// Splits the super-packet in the slot straight into slots, and sends them.
+    fn split(&mut self, kind: Kind, size: usize, length: usize) -> Result<(), gso::Malformed> {
+        let packet = &self.packets.slot()[HEADER..HEADER + length];
+        let mut segments = gso::split(packet, kind, size)?;
+        loop {
+            let next = segments.next_into(&mut self.parts.slot()[HEADER..]);
+            if let Some(length) = next {
+                self.parts.push(length, self.sealer.mtu);
+            }
+            if next.is_none() || self.parts.is_full() {
+                self.sealer.send(&mut self.parts);
+            }
+            if next.is_none() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Sealer {
+    /// Seals all packets of the batch and sends them in their order; the batch is empty then.
+    fn send(&mut self, batch: &mut Batch) {
+        if batch.is_empty() {
+            return;
+        }
+        let tunnel = Arc::clone(&self.tunnel);
+        let now = tunnel.with(|state, now| {
+            self.route(state, now, batch);
+            now
+        });
+        let groups = std::mem::take(&mut self.groups);
+        for group in &groups {
+            self.send_group(now, group, batch);
+        }
+        // Empty groups keep no keys, only their room.
+        self.groups = groups;
+        self.groups.clear();
+        batch.clear();
+    }
+
+    /// Finds the way of each packet; what has none yet goes to the device.
+    fn route(&mut self, state: &mut State, now: Instant, batch: &mut Batch) {
+        if !Arc::ptr_eq(&self.sockets, state.wire.pair()) {
+            self.sockets = Arc::clone(state.wire.pair());
+        }
+        let mut last = None;
+        for place in 0..batch.len() {
+            let Ok(addresses) = ip::addresses(batch.packet(place)) else {
+                state.count(Discard::NotIp, 1);
+                continue;
+            };
+            let destination = addresses.destination;
+            let peer = match last {
+                Some((known, peer)) if known == destination => peer,
+                _ => match state.device.route(destination) {
+                    Some(peer) => peer,
+                    None => {
+                        state.count(Discard::NoRoute, 1);
+                        continue;
+                    }
+                },
+            };
+            last = Some((destination, peer));
+            if let Some(group) = self.groups.last_mut()
+                && group.peer == peer
+                && group.packets.end == place
+            {
+                group.packets.end += 1;
+            } else if let Some(path) = state.path(now, peer) {
+                let packets = place..place + 1;
+                self.groups.push(Group {
+                    peer,
+                    path,
+                    packets,
+                });
+            } else {
+                seal_by_device(state, now, peer, batch, place);
+            }
+        }
+        for group in &self.groups {
+            let bytes = batch.bytes(&group.packets);
+            state.device.note_sealed(now, group.peer, bytes, true);
+        }
+    }
+
+    fn send_group(&self, now: Instant, group: &Group, batch: &mut Batch) {
+        let count = u64::try_from(group.packets.len()).expect("a batch is small");
+        let Some(mut nonces) = group.path.sealing.reserve(now, count) else {
+            // Its peer was removed or its session ended in between.
+            self.tunnel.with(|state, now| {
+                for place in group.packets.clone() {
+                    seal_by_device(state, now, group.peer, batch, place);
+                }
+            });
+            return;
+        };
+        for place in group.packets.clone() {
+            let (slot, length) = batch.slot_of(place);
+            let sealed = nonces.seal(slot, length, self.mtu);
+            debug_assert_eq!(sealed, Some(slot.len()));
+        }
+        let mut from = group.path.from;
+        for (bytes, segment) in batch.runs(group.packets.clone()) {
+            let run = Run {
+                destination: group.path.endpoint,
+                bytes,
+                segment,
+            };
+            let had = from;
+            let result = wire::send(&self.sockets, &mut from, &run);
+            if had != from || result.is_err() {
+                self.note_trouble(&run, had != from, result.err());
+            }
+        }
+    }
+
+    #[cold]
+    fn note_trouble(&self, run: &Run<'_>, moved: bool, lost: Option<(SendError, usize)>) {
+        self.tunnel.with(|state, _| {
+            if moved {
+                state.wire.forget_source(run.destination);
+            }
+            if let Some((error, datagrams)) = lost {
+                state.wire.count_lost(error, run.destination, datagrams);
+            }
+        });
+    }
+}
+
+/// Lets the device seal or stage one packet.
+fn seal_by_device(state: &mut State, now: Instant, peer: PeerId, batch: &mut Batch, place: usize) {
+    let (slot, length) = batch.roomy_slot_of(place);
+    match state.device.seal_to(now, peer, slot, length) {
+        Seal::Sealed {
+            endpoint, length, ..
+        } => state.wire.send(&Run {
+            destination: endpoint,
+            bytes: &slot[..length],
+            segment: length,
+        }),
+        Seal::Staged { .. } => {}
+        Seal::Discarded(discard) => state.count(discard, 1),
+    }
+}
+
+/// After an error of the TUN that may last.
+const PAUSE: Duration = Duration::from_millis(10);

@@ -1,0 +1,359 @@
+//! What all threads of one interface share: the device behind its one owner, and the TUN.
+
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{IpAddr, SocketAddr},
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use anyhow::Context as _;
+use os::{
+    clock::{self, Clock},
+    tun::{self, Tun},
+    udp::Pair,
+};
+use wireguard::{Device, Discard, Event, PeerId, Sealing};
+use zeroize::Zeroizing;
+
+use super::{
+    configuration,
+    control::{Answer, refusal},
+    outbound::Run,
+    uapi::{DeviceStatus, Errno, Request, emit_status},
+    wire::Wire,
+};
+
+/// One interface with its peers.
+pub(crate) struct Tunnel {
+    pub(crate) name: String,
+    pub(crate) tun: Tun,
+    /// Taken once or twice for a batch, never for a packet.
+    state: Mutex<State>,
+    /// Told when the sockets were exchanged.
+    rebound: Condvar,
+    /// Ends the sleep of the control thread.
+    alarm: UnixStream,
+    /// Beyond it packets are not padded; the device has the same figure.
+    mtu: AtomicUsize,
+    gone: AtomicBool,
+    failed: AtomicBool,
+    /// Packets that the TUN did not take.
+    refused: AtomicU64,
+    /// Super-packets that the TUN did not take; at `REFUSALS_MAX` no more are written.
+    refused_super: AtomicU64,
+}
+
+/// The device, its sockets and what is counted.
+pub(crate) struct State {
+    pub(crate) device: Device,
+    pub(crate) wire: Wire,
+    clock: Clock,
+    /// When the control thread wakes by itself.
+    armed: Option<Instant>,
+    /// By `Discard::index`.
+    discards: Vec<u64>,
+}
+
+/// How to send to a peer now, without the device.
+pub(crate) struct Path {
+    pub(crate) sealing: Arc<Sealing>,
+    pub(crate) endpoint: SocketAddr,
+    pub(crate) from: Option<IpAddr>,
+}
+
+/// The control thread's end of the alarm.
+pub(crate) struct Wakeups(UnixStream);
+
+/// Tells the control thread when the thread that holds it panics.
+pub(crate) struct Watchdog(pub(crate) Arc<Tunnel>);
+
+impl Tunnel {
+    /// Prepares the device and its sockets.
+    pub(crate) fn new(name: &str, tun: Tun, offload: bool) -> anyhow::Result<(Arc<Self>, Wakeups)> {
+        let mut clock = Clock::start();
+        let now = clock.now();
+        let mut device = Device::new(now, clock::wall(), Box::new(crate::random::OsRandom));
+        let mtu = tun.mtu().context("TUN: read MTU")?;
+        device.set_mtu(mtu);
+        let (alarm, wakeups) = UnixStream::pair().context("make a pair of sockets")?;
+        alarm.set_nonblocking(true)?;
+        wakeups.set_nonblocking(true)?;
+        let state = State {
+            device,
+            wire: Wire::open(offload).context("UDP: bind a free port")?,
+            clock,
+            armed: None,
+            discards: vec![0; Discard::ALL.len()],
+        };
+        let tunnel = Self {
+            name: name.to_owned(),
+            tun,
+            state: Mutex::new(state),
+            rebound: Condvar::new(),
+            alarm,
+            mtu: AtomicUsize::new(mtu),
+            gone: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            refused: AtomicU64::new(0),
+            refused_super: AtomicU64::new(0),
+        };
+        Ok((Arc::new(tunnel), Wakeups(wakeups)))
+    }
+
+    /// Works on the device, then sends and tells what it made of it.
+    pub(crate) fn with<R>(&self, work: impl FnOnce(&mut State, Instant) -> R) -> R {
+        let mut state = self.lock();
+        // Read under the lock, so that the device's time never goes back.
+        let now = state.clock.now();
+        let result = work(&mut state, now);
+        state.drain_device();
+        let due = state.device.poll_timeout();
+        if due.is_some_and(|due| state.armed.is_none_or(|armed| due < armed)) {
+            state.armed = due;
+            self.wake();
+        }
+        result
+    }
+
+    /// Returns how long the control thread may sleep, at most until `latest` from now on.
+    pub(crate) fn arm(&self, latest: std::time::Duration) -> std::time::Duration {
+        let mut state = self.lock();
+        let now = state.clock.now();
+        let latest = now + latest;
+        let due = state
+            .device
+            .poll_timeout()
+            .map_or(latest, |due| due.min(latest));
+        state.armed = Some(due);
+        due.saturating_duration_since(now)
+    }
+
+    /// Waits until the sockets are others than `known`, and returns them.
+    pub(crate) fn wait_for_sockets(&self, known: &Arc<Pair>) -> Arc<Pair> {
+        let state = self
+            .rebound
+            .wait_while(self.lock(), |state| Arc::ptr_eq(state.wire.pair(), known))
+            .unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(state.wire.pair())
+    }
+
+    /// Returns the present sockets.
+    pub(crate) fn sockets(&self) -> Arc<Pair> {
+        Arc::clone(self.lock().wire.pair())
+    }
+
+    pub(crate) fn mtu(&self) -> usize {
+        self.mtu.load(Ordering::Relaxed)
+    }
+
+    /// Some interface changed: ours may have another MTU, and ways may lead elsewhere.
+    pub(crate) fn follow_link(&self) {
+        let mtu = self.tun.mtu();
+        self.with(|state, _| {
+            state.wire.forget_sources();
+            if let Ok(mtu) = mtu {
+                state.device.set_mtu(mtu);
+                self.mtu.store(mtu, Ordering::Relaxed);
+            }
+        });
+        if let Err(error) = mtu {
+            self.note_tun_error(&error);
+        }
+    }
+
+    /// Counts a packet that the TUN did not take, unless the interface is gone.
+    pub(crate) fn note_tun_error(&self, error: &io::Error) {
+        if tun::is_gone(error) {
+            self.gone.store(true, Ordering::Relaxed);
+            self.wake();
+        } else if error.kind() != io::ErrorKind::WouldBlock {
+            // EIO while the interface is down, EINVAL for what the kernel takes for no packet.
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells whether super-packets may be written.
+    pub(crate) fn joins(&self) -> bool {
+        self.tun.offload().vnet_header && self.refused_super.load(Ordering::Relaxed) < REFUSALS_MAX
+    }
+
+    /// Counts a super-packet that the TUN did not take: some kernels refuse those whose last part
+    /// is short.
+    pub(crate) fn note_super_refused(&self, error: &io::Error) {
+        if self.refused_super.fetch_add(1, Ordering::Relaxed) + 1 == REFUSALS_MAX {
+            let name = &self.name;
+            tracing::warn!("{name}: TUN refuses joined packets ({error}), now written singly");
+        }
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn log_losses(&self) {
+        let (name, state) = (&self.name, self.lock());
+        for discard in Discard::ALL {
+            let count = state.discards[discard.index()];
+            if count > 0 {
+                tracing::info!("{name}: {count} discarded: {}", discard.name());
+            }
+        }
+        for (reason, count) in state.wire.lost() {
+            tracing::info!("{name}: {count} not sent: {reason}");
+        }
+        let refused = self.refused.load(Ordering::Relaxed);
+        if refused > 0 {
+            tracing::info!("{name}: {refused} not taken by the TUN");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A thread that panicked ends the process; until then the others do no harm.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        // A full pipe wakes as well.
+        (&self.alarm).write_all(&[1]).ok();
+    }
+}
+
+impl State {
+    /// Returns how to seal for `peer` and where to send; `None` when the device must see to it.
+    pub(crate) fn path(&self, now: Instant, peer: PeerId) -> Option<Path> {
+        let endpoint = self.device.status(peer)?.endpoint?;
+        Some(Path {
+            sealing: self.device.sealing(now, peer)?,
+            endpoint,
+            from: self.wire.source(endpoint),
+        })
+    }
+
+    pub(crate) fn count(&mut self, discard: Discard, count: u64) {
+        self.discards[discard.index()] += count;
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if self.device.poll_timeout().is_some_and(|due| due <= now) {
+            self.device.handle_timeout(now);
+        }
+    }
+
+    /// Sends and tells what the device has made since the last call.
+    fn drain_device(&mut self) {
+        while let Some(transmit) = self.device.poll_transmit() {
+            let bytes = &transmit.datagram[..];
+            if is_initiation(bytes) {
+                // A handshake looks for a way anew, in case the old one leads nowhere.
+                self.wire.forget_source(transmit.destination);
+            }
+            self.wire.send(&Run {
+                destination: transmit.destination,
+                bytes,
+                segment: bytes.len(),
+            });
+        }
+        while let Some(event) = self.device.poll_event() {
+            self.note_event(&event);
+        }
+    }
+
+    fn note_event(&mut self, event: &Event) {
+        let endpoint = |peer: PeerId| self.device.status(peer)?.endpoint;
+        match event {
+            Event::HandshakeCompleted { peer } => {
+                tracing::debug!(endpoint = ?endpoint(*peer), "handshake completed");
+            }
+            Event::HandshakeAbandoned { peer } => {
+                tracing::debug!(endpoint = ?endpoint(*peer), "handshake: no answer");
+            }
+            Event::EndpointMoved { endpoint, .. } => tracing::debug!(%endpoint, "endpoint moved"),
+            Event::Discarded { discard, count } => self.count(*discard, *count),
+            // Neither unknown initiators nor a key log were asked for.
+            Event::UnknownInitiator { ticket, .. } => self.device.forget_unknown(*ticket),
+            Event::SessionsZeroed { .. } | Event::KeyLog(_) => {}
+        }
+    }
+
+    fn status(&self) -> Zeroizing<String> {
+        let device = DeviceStatus {
+            private_key: self.device.private_key(),
+            listen_port: self.wire.port(),
+            fwmark: self.wire.fwmark(),
+        };
+        emit_status(&device, self.device.peers())
+    }
+}
+
+impl Answer for &Tunnel {
+    fn answer(&mut self, request: Request) -> Zeroizing<String> {
+        let answer = self.with(|state, now| match request {
+            Request::Get => state.status(),
+            Request::Set(settings) => {
+                let (device, wire) = (&mut state.device, &mut state.wire);
+                let result = configuration::apply(*settings, now, device, wire);
+                refusal(result.err().unwrap_or(Errno::NONE))
+            }
+        });
+        self.rebound.notify_all();
+        answer
+    }
+}
+
+impl configuration::Machine for Wire {
+    fn listen(&mut self, port: u16) -> Result<(), Errno> {
+        Self::listen(self, port)
+    }
+
+    fn mark(&mut self, fwmark: u32) -> Result<(), Errno> {
+        Self::mark(self, fwmark)
+    }
+
+    fn interface(&self, name: &str) -> Option<u32> {
+        os::link::index(name)
+    }
+}
+
+impl Wakeups {
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Forgets the alarms so far.
+    pub(crate) fn drain(&self) {
+        let mut bytes = [0; 64];
+        while (&self.0)
+            .read(&mut bytes)
+            .is_ok_and(|length| length == bytes.len())
+        {}
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.failed.store(true, Ordering::Relaxed);
+            self.0.wake();
+        }
+    }
+}
+
+/// Message type 1 (whitepaper section 5.4.2).
+fn is_initiation(datagram: &[u8]) -> bool {
+    datagram.first() == Some(&1)
+}
+
+/// A single refusal may be about the packet; so many are about the kernel.
+const REFUSALS_MAX: u64 = 16;

@@ -1,0 +1,143 @@
+//! Tunnels between two namespaces, ours and others' in turn: throughput, packets, latency, memory.
+//!
+//! ```text
+//! iperf3 ─ gbn0 ═ tunnel A ═ veth ═ tunnel B ═ gbn1 ─ iperf3
+//!   namespace ginnel-bench-a       namespace ginnel-bench-b
+//! ```
+
+mod measure;
+mod pingpong;
+mod report;
+mod world;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use self::{measure::Case, report::Report, world::World};
+use crate::step;
+
+pub(crate) use pingpong::{echo, measure as ping};
+
+/// A program that makes a tunnel, driven by `wg`.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    name: String,
+    program: PathBuf,
+    arguments: &'static [&'static str],
+}
+
+/// What to measure and how long.
+struct Plan {
+    peers: Vec<Peer>,
+    cases: Vec<Case>,
+    rounds: usize,
+    seconds: u32,
+}
+
+/// What the help says about arguments.
+pub(crate) const USAGE: &str = "\
+  tunnel takes --quick, --rounds N, --seconds N, --only CASE, --peer NAME=PATH, --ours PATH and
+  --alone (no peers); it needs root, iperf3, iproute2 and wireguard-tools";
+
+/// Runs the bench and prints its table.
+pub(crate) fn run(arguments: &[&str]) -> Result<()> {
+    let plan = parse(arguments)?;
+    let mut report = Report::default();
+    for round in 1..=plan.rounds {
+        for peer in &plan.peers {
+            step::note(&format!("round {round} of {}: {}", plan.rounds, peer.name));
+            let world = World::build(peer).with_context(|| format!("build with {}", peer.name))?;
+            for case in &plan.cases {
+                let measured = measure::run(&world, *case, plan.seconds);
+                let measured = measured
+                    .with_context(|| format!("measure {} of {}", case.name(), peer.name))?;
+                step::note(&format!("  {measured}"));
+                report.add(&peer.name, *case, measured);
+            }
+        }
+    }
+    step::say(&report.table());
+    Ok(())
+}
+
+fn parse(arguments: &[&str]) -> Result<Plan> {
+    let (mut rounds, mut seconds, mut alone) = (3, 5, false);
+    let (mut cases, mut extra, mut ours) = (Vec::new(), Vec::new(), None);
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        let mut value = || {
+            rest.next()
+                .with_context(|| format!("{argument} takes a value"))
+        };
+        match *argument {
+            "--quick" => (rounds, seconds) = (1, 2),
+            "--alone" => alone = true,
+            "--rounds" => rounds = value()?.parse().context("parse --rounds")?,
+            "--seconds" => seconds = value()?.parse().context("parse --seconds")?,
+            "--only" => cases.push(Case::parse(value()?)?),
+            "--ours" => ours = Some(PathBuf::from(value()?)),
+            "--peer" => extra.push(other(value()?)?),
+            _ => bail!("unexpected argument `{argument}`\n{USAGE}"),
+        }
+    }
+    if cases.is_empty() {
+        cases = Case::ALL.to_vec();
+    }
+    let program = match ours {
+        Some(program) => program,
+        None => build()?,
+    };
+    let mut peers = vec![Peer {
+        name: "ginnel".to_owned(),
+        program,
+        arguments: &["tun", "-f"],
+    }];
+    if !alone {
+        peers.extend(installed());
+        peers.extend(extra);
+    }
+    Ok(Plan {
+        peers,
+        cases,
+        rounds,
+        seconds,
+    })
+}
+
+fn build() -> Result<PathBuf> {
+    step::must(step::cargo(&["build", "--release", "--package", "ginnel"]))?;
+    Ok(crate::root().join("target/release/ginnel"))
+}
+
+fn other(text: &str) -> Result<Peer> {
+    let (name, path) = text.split_once('=').context("--peer takes NAME=PATH")?;
+    Ok(peer(name, PathBuf::from(path)))
+}
+
+fn peer(name: &str, program: PathBuf) -> Peer {
+    let dropping = ["boringtun", "gotatun"];
+    let arguments: &[&str] = if dropping.iter().any(|prefix| name.starts_with(prefix)) {
+        &["--disable-drop-privileges", "-f"]
+    } else {
+        &["-f"]
+    };
+    Peer {
+        name: name.to_owned(),
+        program,
+        arguments,
+    }
+}
+
+/// Returns the peers that stand in PATH.
+fn installed() -> Vec<Peer> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let find = |name: &str| {
+        let mut places = std::env::split_paths(&path).map(|place| place.join(name));
+        places.find(|place| place.is_file())
+    };
+    ["wireguard-go", "boringtun-cli"]
+        .into_iter()
+        .filter_map(|name| Some(peer(name, find(name)?)))
+        .collect()
+}

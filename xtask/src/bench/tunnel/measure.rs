@@ -1,0 +1,192 @@
+//! One case through one tunnel.
+
+use std::{fmt, process::Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use super::world::{CLIENT, SERVER, TARGET, World, inside};
+
+/// What is sent through the tunnel.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Case {
+    Tcp1,
+    Tcp1Reverse,
+    Tcp4,
+    Tcp4Reverse,
+    Udp64,
+    Udp1372,
+    PingPong,
+    PingPongLoaded,
+}
+
+/// What came out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measured {
+    case: Case,
+    /// Gb/s, thousand packets per second, or the median round trip in µs.
+    pub(super) value: f64,
+    /// Gbit, thousand packets or round trips per second of CPU of both tunnels.
+    pub(super) per_cpu: f64,
+    /// Retransmits of TCP, percent lost of UDP, or the 99th percentile of round trips in µs.
+    pub(super) beside: f64,
+    /// MB.
+    pub(super) memory: f64,
+}
+
+impl Case {
+    pub(super) const ALL: [Self; 8] = [
+        Self::Tcp1,
+        Self::Tcp1Reverse,
+        Self::Tcp4,
+        Self::Tcp4Reverse,
+        Self::Udp64,
+        Self::Udp1372,
+        Self::PingPong,
+        Self::PingPongLoaded,
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp1 => "tcp1",
+            Self::Tcp1Reverse => "tcp1-reverse",
+            Self::Tcp4 => "tcp4",
+            Self::Tcp4Reverse => "tcp4-reverse",
+            Self::Udp64 => "udp64",
+            Self::Udp1372 => "udp1372",
+            Self::PingPong => "pingpong",
+            Self::PingPongLoaded => "pingpong-loaded",
+        }
+    }
+
+    /// Names the three figures of this case.
+    pub(super) fn units(self) -> [&'static str; 3] {
+        match self {
+            Self::Tcp1 | Self::Tcp1Reverse | Self::Tcp4 | Self::Tcp4Reverse => {
+                ["Gb/s", "Gbit per CPU-s", "retransmits"]
+            }
+            Self::Udp64 | Self::Udp1372 => ["kpps", "kpackets per CPU-s", "% lost"],
+            Self::PingPong | Self::PingPongLoaded => {
+                ["µs p50", "k round trips per CPU-s", "µs p99"]
+            }
+        }
+    }
+
+    /// Whether less is better.
+    pub(super) fn is_latency(self) -> bool {
+        matches!(self, Self::PingPong | Self::PingPongLoaded)
+    }
+
+    pub(super) fn parse(name: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|case| case.name() == name);
+        found.with_context(|| format!("`{name}` is not a case"))
+    }
+}
+
+impl fmt::Display for Measured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [value, per_cpu, beside] = self.case.units();
+        let name = self.case.name();
+        write!(
+            f,
+            "{name}: {:.2} {value}, {:.2} {per_cpu}, ",
+            self.value, self.per_cpu
+        )?;
+        write!(f, "{:.1} {beside}, {:.1} MB", self.beside, self.memory)
+    }
+}
+
+/// Runs one case for about `seconds`.
+pub(super) fn run(world: &World, case: Case, seconds: u32) -> Result<Measured> {
+    let before = world.usage()?.cpu;
+    let (value, work, beside) = match case {
+        Case::Tcp1 => tcp(seconds, &[])?,
+        Case::Tcp1Reverse => tcp(seconds, &["-R"])?,
+        Case::Tcp4 => tcp(seconds, &["-P", "4"])?,
+        Case::Tcp4Reverse => tcp(seconds, &["-P", "4", "-R"])?,
+        Case::Udp64 => udp(seconds, "64")?,
+        Case::Udp1372 => udp(seconds, "1372")?,
+        Case::PingPong => pingpong(seconds)?,
+        Case::PingPongLoaded => loaded(seconds)?,
+    };
+    let after = world.usage()?;
+    Ok(Measured {
+        case,
+        value,
+        per_cpu: work / (after.cpu - before).max(0.01),
+        beside,
+        memory: after.memory,
+    })
+}
+
+fn iperf(seconds: u32, more: &[&str]) -> Result<Value> {
+    let seconds = seconds.to_string();
+    let words = ["iperf3", "-c", TARGET, "-t", &seconds, "-J"];
+    let output = inside(CLIENT, &words).args(more).output();
+    let output = output.context("start iperf3")?;
+    let report: Value = serde_json::from_slice(&output.stdout).context("read iperf3's report")?;
+    if let Some(error) = report["error"].as_str() {
+        bail!("iperf3: {error}");
+    }
+    Ok(report)
+}
+
+fn number(report: &Value, path: &str) -> Result<f64> {
+    let found = report.pointer(path).and_then(Value::as_f64);
+    found.with_context(|| format!("iperf3 reports no {path}"))
+}
+
+fn tcp(seconds: u32, more: &[&str]) -> Result<(f64, f64, f64)> {
+    let report = iperf(seconds, &[&["-C", "cubic"], more].concat())?;
+    let received = number(&report, "/end/sum_received/bits_per_second")?;
+    let bytes = number(&report, "/end/sum_received/bytes")?;
+    let retransmits = number(&report, "/end/sum_sent/retransmits").unwrap_or(0.0);
+    Ok((received / 1e9, bytes * 8.0 / 1e9, retransmits))
+}
+
+fn udp(seconds: u32, length: &str) -> Result<(f64, f64, f64)> {
+    let report = iperf(seconds, &["-u", "-b", "0", "-l", length])?;
+    let sent = number(&report, "/end/sum/packets")?;
+    let lost = number(&report, "/end/sum/lost_packets")?;
+    let time = number(&report, "/end/sum/seconds")?;
+    let received = sent - lost;
+    Ok((
+        received / time / 1e3,
+        received / 1e3,
+        100.0 * lost / sent.max(1.0),
+    ))
+}
+
+fn pingpong(seconds: u32) -> Result<(f64, f64, f64)> {
+    let program = std::env::current_exe().context("find our own program")?;
+    let program = program.to_str().context("a path in UTF-8")?;
+    let address = format!("{TARGET}:7007");
+    let mut echo = inside(SERVER, &[program, "bench-echo", &address]);
+    let mut echo = echo.spawn().context("start the echo server")?;
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let seconds = seconds.to_string();
+    let output = inside(CLIENT, &[program, "bench-ping", &address, &seconds]).output();
+    echo.kill().ok();
+    echo.wait().ok();
+    let output = output.context("start the ping-pong")?;
+    ensure!(output.status.success(), "the ping-pong failed");
+    let text = String::from_utf8(output.stdout)?;
+    let figures: Vec<f64> = text.split_whitespace().flat_map(str::parse).collect();
+    let &[count, median, high] = figures.as_slice() else {
+        bail!("the ping-pong printed `{text}`");
+    };
+    Ok((median, count / 1e3, high))
+}
+
+/// Round trips beside one TCP stream.
+fn loaded(seconds: u32) -> Result<(f64, f64, f64)> {
+    let longer = (seconds + 1).to_string();
+    let words = ["iperf3", "-c", TARGET, "-C", "cubic", "-t", &longer];
+    let mut load = inside(CLIENT, &words);
+    load.stdout(Stdio::null());
+    let mut load = load.spawn().context("start iperf3")?;
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let measured = pingpong(seconds);
+    load.wait().ok();
+    measured
+}
