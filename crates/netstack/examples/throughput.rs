@@ -66,10 +66,11 @@ fn main() {
             }
         }
     }
-    let rate = f64::from(u32::try_from(total / 1_000_000).expect("small"))
-        / (now - began).as_secs_f64();
+    let rate =
+        f64::from(u32::try_from(total / 1_000_000).expect("small")) / (now - began).as_secs_f64();
     let mut out = std::io::stdout().lock();
-    let line = std::io::Write::write_fmt(&mut out, format_args!("{rate:.0} MB/s in virtual time\n"));
+    let line =
+        std::io::Write::write_fmt(&mut out, format_args!("{rate:.0} MB/s in virtual time\n"));
     line.expect("standard output is open");
 }
 
