@@ -19,27 +19,12 @@ const BENCHES: &[Bench] = &[Bench {
     measures: "`wireguard` sealing and opening a packet, against the AEAD alone",
 }];
 
-/// What is still to be measured, and where its baseline comes from.
-const LATER: &[(&str, &str)] = &[
-    (
-        "netstack",
-        "user-mode TCP over loss and delay, against the kernel's TCP",
-    ),
-    (
-        "handshake",
-        "handshakes a second of one core, against X25519 alone",
-    ),
-];
-
 /// Runs the named benches, or all.
 pub(crate) fn run(names: &[&str]) -> Result<()> {
     if let Some(("tunnel", arguments)) = names.split_first().map(|(name, rest)| (*name, rest)) {
         return tunnel::run(arguments);
     }
     for name in names {
-        if let Some((_, what)) = LATER.iter().find(|(later, _)| later == name) {
-            bail!("bench `{name}` does not exist yet; it is to measure {what}");
-        }
         let known = BENCHES.iter().any(|bench| bench.name == *name);
         ensure!(
             known,
@@ -61,15 +46,10 @@ pub(crate) fn help() -> String {
         "tunnel",
         "`ginnel tun` between two namespaces, against other userspace tunnels".to_owned(),
     );
-    let now = BENCHES
+    let lines: String = BENCHES
         .iter()
         .map(|bench| (bench.name, bench.measures.to_owned()))
-        .chain([tunnel]);
-    let later = LATER
-        .iter()
-        .map(|(name, what)| (*name, format!("(to come) {what}")));
-    let lines: String = now
-        .chain(later)
+        .chain([tunnel])
         .map(|(name, what)| format!("  {name:<10}{what}\n"))
         .collect();
     format!("{lines}{}\n", tunnel::USAGE)
