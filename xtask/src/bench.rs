@@ -1,5 +1,6 @@
 //! Benches: each measures ours and a baseline in one run and prints their ratio.
 
+mod tcp;
 pub(crate) mod tunnel;
 
 use std::process::Stdio;
@@ -24,6 +25,9 @@ pub(crate) fn run(names: &[&str]) -> Result<()> {
     if let Some(("tunnel", arguments)) = names.split_first().map(|(name, rest)| (*name, rest)) {
         return tunnel::run(arguments);
     }
+    if let Some((&"tcp", arguments)) = names.split_first() {
+        return tcp::run(arguments);
+    }
     for name in names {
         let known = BENCHES.iter().any(|bench| bench.name == *name);
         ensure!(
@@ -46,13 +50,17 @@ pub(crate) fn help() -> String {
         "tunnel",
         "`ginnel tun` between two namespaces, against other userspace tunnels".to_owned(),
     );
+    let tcp = (
+        "tcp",
+        "`netstack` beside the kernel's TCP over a seeded relay".to_owned(),
+    );
     let lines: String = BENCHES
         .iter()
         .map(|bench| (bench.name, bench.measures.to_owned()))
-        .chain([tunnel])
+        .chain([tunnel, tcp])
         .map(|(name, what)| format!("  {name:<10}{what}\n"))
         .collect();
-    format!("{lines}{}\n", tunnel::USAGE)
+    format!("{lines}{}\n{}\n", tunnel::USAGE, tcp::USAGE)
 }
 
 fn output(bench: &Bench) -> Result<String> {
