@@ -26,12 +26,8 @@ pub(crate) use self::{
     contact::Contact,
     source::{Source, Update},
 };
-use crate::{
-    enrolment::State,
-    random::OsRandom,
-    remedy::advise,
-    tunnel::{self, Endpoints, Membership, Resolver, Tunnel, Wanted},
-};
+use crate::{enrolment::State, remedy::advise};
+use tunnel::{self, Endpoints, Membership, Resolver, Tunnel, Wanted};
 
 /// MTU inside the network: the least that IPv6 allows passes every path that carries a tunnel.
 const MTU: usize = 1280;
@@ -70,7 +66,7 @@ impl Enrolled {
         };
         let attachment = tunnel::Attachment::make(interface, memberships(&map)).await?;
         let now = os::clock::Clock::start().now();
-        let random = Box::new(OsRandom);
+        let random = Box::new(tunnel::OsRandom);
         let inside = inside(&attachment);
         let mut node = Node::new(now, os::clock::wall(), random, key, inside);
         let role = map.own.role;

@@ -28,7 +28,6 @@ mod status;
 mod terminal;
 mod trace;
 mod tun;
-mod tunnel;
 mod up;
 mod whoami;
 

@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, fmt};
 
+use tunnel::Advised;
+
 use crate::api;
 
 /// Attaches a remedy to an error that a person will read.
@@ -30,7 +32,7 @@ pub(crate) fn remedy_of(error: &anyhow::Error) -> Option<&str> {
     chain.find_map(|cause| {
         let advised = cause.downcast_ref::<Advised>();
         let refused = cause.downcast_ref::<api::Error>();
-        let advised = advised.map(|advised| &*advised.remedy);
+        let advised = advised.map(Advised::remedy);
         advised.or(refused.map(api::Error::remedy))
     })
 }
@@ -39,28 +41,8 @@ fn attach(error: anyhow::Error, remedy: Cow<'static, str>) -> anyhow::Error {
     if remedy_of(&error).is_some() {
         return error;
     }
-    Advised { error, remedy }.into()
+    Advised::new(error, remedy).into()
 }
-
-/// An error with its remedy. It prints its whole chain itself and has no source.
-struct Advised {
-    error: anyhow::Error,
-    remedy: Cow<'static, str>,
-}
-
-impl fmt::Display for Advised {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#}", self.error)
-    }
-}
-
-impl fmt::Debug for Advised {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}; {}", self.error, self.remedy)
-    }
-}
-
-impl std::error::Error for Advised {}
 
 #[cfg(test)]
 mod tests {

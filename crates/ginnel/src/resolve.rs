@@ -2,6 +2,8 @@
 
 use std::{process::ExitCode, time::Duration};
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
 use crate::{
     agent::{
         Client, client,
@@ -22,7 +24,7 @@ pub(crate) struct Args {
     name: String,
 
     /// Which records: A, AAAA or TXT; both A and AAAA when left out
-    #[arg(ignore_case = true, value_name = "TYPE")]
+    #[arg(ignore_case = true, value_name = "TYPE", value_parser = kinds())]
     kind: Option<RecordKind>,
 }
 
@@ -34,6 +36,15 @@ Examples:
 
 /// The agent bounds each question; this bounds the agent.
 const TIMEOUT: Duration = Duration::from_secs(20);
+
+fn kinds() -> impl TypedValueParser<Value = RecordKind> {
+    PossibleValuesParser::new(RecordKind::ALL.map(RecordKind::text)).map(|text| {
+        let mut kinds = RecordKind::ALL.into_iter();
+        kinds
+            .find(|kind| kind.text().eq_ignore_ascii_case(&text))
+            .expect("the values are those of `ALL`")
+    })
+}
 
 /// Asks and prints one record a line.
 pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {

@@ -9,8 +9,8 @@ use crate::{
     cli::Global,
     enrolment::State,
     terminal,
-    tunnel::{INTERFACE, Tunnel, Wanted},
 };
+use tunnel::{INTERFACE, Tunnel, Wanted};
 
 /// Run this machine's node until it is interrupted
 ///

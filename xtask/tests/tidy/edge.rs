@@ -22,8 +22,13 @@ const EDGES: &[(&str, &[&str])] = &[
             "node",
             "os",
             "packet",
+            "tunnel",
             "wireguard",
         ],
+    ),
+    (
+        "tunnel",
+        &["model", "netstack", "node", "os", "packet", "wireguard"],
     ),
     ("sim", &["model", "netstack", "node", "packet", "wireguard"]),
 ];

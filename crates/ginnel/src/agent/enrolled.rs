@@ -13,8 +13,8 @@ use crate::{
     enrolled::{Enrolled, Source},
     enrolment::State,
     remedy::Advise as _,
-    tunnel::Wanted,
 };
+use tunnel::Wanted;
 
 /// Opens the tunnel; its background follows the map and serves published ports.
 pub(super) async fn open(state: State, interface: Option<&Wanted>) -> anyhow::Result<Opened> {

@@ -12,7 +12,7 @@ use tokio::{
     time,
 };
 
-use crate::tunnel::TcpStream;
+use tunnel::TcpStream;
 
 /// Bytes in flight in one direction of one pipe.
 const BUFFER: usize = 64 * 1024;

@@ -16,8 +16,8 @@ use crate::{
     enrolment::State,
     remedy::{Advise as _, advise},
     state,
-    tunnel::{Tunnel, Wanted},
 };
+use tunnel::{Tunnel, Wanted};
 
 /// A profile. One agent at most runs for each.
 #[derive(Clone, Debug)]

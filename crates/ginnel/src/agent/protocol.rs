@@ -11,6 +11,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
+pub(crate) use tunnel::{Code, Failure, Record, RecordKind};
 
 /// Grows when an older agent could misread a request.
 pub(crate) const PROTOCOL: u16 = 1;
@@ -72,19 +73,6 @@ pub(crate) enum Request {
     Drain,
 }
 
-/// A record type that can be asked for.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, clap::ValueEnum)]
-pub(crate) enum RecordKind {
-    /// IPv4 addresses.
-    A,
-    /// IPv6 addresses.
-    #[serde(rename = "AAAA")]
-    Aaaa,
-    /// Texts.
-    #[serde(rename = "TXT")]
-    Txt,
-}
-
 /// What the agent says.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -133,20 +121,6 @@ pub(crate) enum Answer {
     Failed(Failure),
 }
 
-/// One record.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct Record {
-    /// The name that has it, behind aliases and search domains.
-    pub(crate) name: String,
-    /// Its type.
-    #[serde(rename = "type")]
-    pub(crate) kind: RecordKind,
-    /// Seconds for which it may be kept.
-    pub(crate) ttl: u32,
-    /// The address or text.
-    pub(crate) value: String,
-}
-
 /// What goes on in an agent.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Status {
@@ -183,82 +157,4 @@ pub(crate) struct Control {
     pub(crate) away_seconds: Option<u64>,
     /// Why it was not reached last.
     pub(crate) error: Option<String>,
-}
-
-/// Why a request failed: a code to branch on, a sentence and a remedy for people.
-#[derive(Clone, Debug, Deserialize, Serialize, thiserror::Error)]
-#[error("{}: {message}", .code.hop())]
-pub(crate) struct Failure {
-    /// What happened.
-    pub(crate) code: Code,
-    /// The sentence, without the hop.
-    pub(crate) message: String,
-    /// What to do about it.
-    pub(crate) remedy: String,
-}
-
-/// What happened, in a closed list.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Code {
-    /// The name does not exist, or has no address.
-    NameUnknown,
-    /// The resolver did not answer, or there is none.
-    ResolverSilent,
-    /// The resolver answers, but not for this name.
-    NameRefused,
-    /// The name of a peer's endpoint has no address.
-    EndpointUnknown,
-    /// No peer's allowed IPs hold the address.
-    NoRoute,
-    /// The peer did not answer our handshake initiation.
-    HandshakeUnanswered,
-    /// The remote port refused.
-    ConnectionRefused,
-    /// A router said that the address cannot be reached.
-    Unreachable,
-    /// The tunnel works, the remote machine did not answer.
-    RemoteSilent,
-    /// Something that has a bound is full.
-    TooMany,
-    /// The agent takes no more requests.
-    Draining,
-    /// The configuration was edited while the agent is busy with the older one.
-    ConfigurationChanged,
-    /// The request could not be read or does not fit this agent.
-    Misunderstood,
-}
-
-impl Code {
-    /// Names the part of the way that failed.
-    pub(crate) fn hop(self) -> &'static str {
-        match self {
-            Self::NameUnknown
-            | Self::ResolverSilent
-            | Self::NameRefused
-            | Self::EndpointUnknown => "DNS",
-            Self::NoRoute => "allowed IPs",
-            Self::HandshakeUnanswered => "handshake",
-            Self::ConnectionRefused => "remote port",
-            Self::Unreachable | Self::RemoteSilent => "remote machine",
-            Self::TooMany | Self::Draining | Self::Misunderstood => "local agent",
-            Self::ConfigurationChanged => "configuration",
-        }
-    }
-}
-
-impl Failure {
-    /// Makes a failure.
-    pub(crate) fn new(code: Code, message: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            remedy: remedy.into(),
-        }
-    }
-
-    /// Turns it into an error that the top prints with its remedy.
-    pub(crate) fn into_error(self) -> anyhow::Error {
-        crate::remedy::advise(&self, self.remedy.clone())
-    }
 }

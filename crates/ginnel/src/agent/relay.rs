@@ -16,10 +16,8 @@ use tokio::{
 };
 
 use super::{protocol::FRAME_MAX, wire};
-use crate::{
-    socks::{self, Host, Parsed},
-    tunnel::{Tunnel, UdpSocket},
-};
+use crate::socks::{self, Host, Parsed};
+use tunnel::{Tunnel, UdpSocket};
 
 /// Names that one relay remembers; at the bound all are forgotten.
 const NAMES_MAX: usize = 64;

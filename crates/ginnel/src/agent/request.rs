@@ -1,6 +1,6 @@
 //! What the agent does for each request.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use netstack::EchoFailure;
 use tokio::{net::UnixStream, sync::mpsc, time};
@@ -12,7 +12,6 @@ use super::{
     server::{Agent, Mode},
     wire,
 };
-use crate::tunnel::TcpStream;
 
 /// No request may ask to wait longer.
 const TIMEOUT_MAX: Duration = Duration::from_secs(300);
@@ -22,10 +21,6 @@ const NAME_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Echo requests do not follow each other faster.
 const INTERVAL_MIN: Duration = Duration::from_millis(10);
-
-/// Addresses of a name that are tried; each but the last gets this long.
-const ADDRESSES_MAX: usize = 4;
-const ADDRESS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves one request; an error means that the command has gone away.
 pub(super) async fn serve(
@@ -158,7 +153,7 @@ async fn dial(
     let connected = {
         let (client, _) = stream.split();
         tokio::select! {
-            connected = open(agent, host, port, timeout) => connected,
+            connected = agent.tunnel.dial(host, port, timeout) => connected,
             // Ctrl-C ends the attempt too.
             () = pipe::gone(&client) => return Ok(()),
         }
@@ -173,48 +168,6 @@ async fn dial(
             pipe::join(stream, &remote).await
         }
         Err(failure) => wire::send(stream, &Answer::Failed(failure)).await,
-    }
-}
-
-/// Opens a connection to the first address that takes it.
-async fn open(
-    agent: &Agent,
-    host: &str,
-    port: u16,
-    timeout: Duration,
-) -> Result<TcpStream, Failure> {
-    let tunnel = &agent.tunnel;
-    let deadline = tunnel.now() + timeout;
-    let mut addresses = tunnel.addresses(host, deadline).await?;
-    addresses.truncate(ADDRESSES_MAX);
-    let last = addresses.pop();
-    let mut failure = None;
-    for address in addresses {
-        let left = deadline.saturating_duration_since(tunnel.now());
-        match tunnel
-            .connect(SocketAddr::new(address, port), left.min(ADDRESS_TIMEOUT))
-            .await
-        {
-            Ok(stream) => return Ok(stream),
-            Err(error) => failure = Some(error),
-        }
-    }
-    let left = deadline.saturating_duration_since(tunnel.now());
-    match (last, failure) {
-        (Some(_), Some(failure)) if left.is_zero() => Err(failure),
-        (Some(address), failure) => {
-            let connected = tunnel.connect(SocketAddr::new(address, port), left).await;
-            // What the first address says is worth more than that the second family has no route.
-            connected.map_err(|last| match (last.code, failure) {
-                (Code::NoRoute, Some(failure)) => failure,
-                _ => last,
-            })
-        }
-        (None, _) => Err(Failure::new(
-            Code::NameUnknown,
-            format!("`{host}` has no address"),
-            "ask with `ginnel resolve` what it has",
-        )),
     }
 }
 

@@ -25,8 +25,8 @@ use super::{
 use crate::{
     enrolled::Contact,
     remedy::{Advise as _, advise},
-    tunnel::{Tunnel, Wanted},
 };
+use tunnel::{Tunnel, Wanted};
 
 /// How an agent lives.
 pub(crate) struct Options {

@@ -12,7 +12,7 @@ use tokio::{
     time,
 };
 
-use crate::tunnel::Tunnel;
+use tunnel::Tunnel;
 
 /// Connections to published ports at a time; at the bound new ones are closed.
 const ACCEPTED_MAX: usize = 4_096;

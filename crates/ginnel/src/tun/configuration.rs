@@ -150,7 +150,7 @@ mod tests {
     fn device() -> (Device, Instant) {
         let now = os::clock::Clock::start().now();
         (
-            Device::new(now, UNIX_EPOCH, Box::new(crate::random::OsRandom)),
+            Device::new(now, UNIX_EPOCH, Box::new(tunnel::OsRandom)),
             now,
         )
     }

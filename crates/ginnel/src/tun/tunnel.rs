@@ -80,7 +80,7 @@ impl Tunnel {
     pub(crate) fn new(name: &str, tun: Tun, offload: bool) -> anyhow::Result<(Arc<Self>, Wakeups)> {
         let mut clock = Clock::start();
         let now = clock.now();
-        let mut device = Device::new(now, clock::wall(), Box::new(crate::random::OsRandom));
+        let mut device = Device::new(now, clock::wall(), Box::new(tunnel::OsRandom));
         let mtu = tun.mtu().context("TUN: read MTU")?;
         device.set_mtu(mtu);
         let (alarm, wakeups) = UnixStream::pair().context("make a pair of sockets")?;

@@ -544,7 +544,7 @@ mod tests {
         let mut world = wireguard::Device::new(
             os::clock::Clock::start().now(),
             UNIX_EPOCH,
-            Box::new(crate::random::OsRandom),
+            Box::new(tunnel::OsRandom),
         );
         let now = os::clock::Clock::start().now();
         let id = world.add_peer(now, PublicKey([0x12; KEY])).unwrap();

@@ -13,7 +13,7 @@ use os::net::{Netlink, Network, Route};
 use tokio::time;
 
 use super::Membership;
-use crate::remedy::{Advise as _, advise};
+use crate::{Advised, advised::advise};
 
 /// How often it is looked whether an address can be used.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -47,10 +47,11 @@ pub(super) async fn configure(name: &str, memberships: &[Membership]) -> anyhow:
     configured
         .await
         .with_context(|| format!("TUN: configure interface `{name}`"))
-        .remedy(
-            "see that IPv6 is on (sysctl net.ipv6.conf.default.disable_ipv6 is 0); or \
-             `ginnel up --user`, which needs no interface",
-        )
+        .map_err(|error| {
+            let remedy = "see that IPv6 is on (sysctl net.ipv6.conf.default.disable_ipv6 is 0); or \
+                          `ginnel up --user`, which needs no interface";
+            Advised::new(error, remedy).into()
+        })
 }
 
 /// Waits until sockets can be bound to `address`: the kernel looks for duplicates in a worker of

@@ -19,7 +19,7 @@ const RESOLVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The names of a tunnel's endpoints, at most one for each peer.
 #[derive(Default)]
-pub(crate) struct Endpoints {
+pub struct Endpoints {
     named: BTreeMap<PublicKey, Named>,
 }
 
@@ -30,14 +30,14 @@ struct Named {
 
 impl Endpoints {
     /// Takes the name that the node asks for and looks it up.
-    pub(crate) fn learn(&mut self, tunnel: &Tunnel, public_key: PublicKey, endpoint: Endpoint) {
+    pub fn learn(&mut self, tunnel: &Tunnel, public_key: PublicKey, endpoint: Endpoint) {
         let resolved = None;
         self.named.insert(public_key, Named { endpoint, resolved });
         self.refresh(tunnel);
     }
 
     /// Looks up every name that was not looked up lately: it may have moved.
-    pub(crate) fn refresh(&mut self, tunnel: &Tunnel) {
+    pub fn refresh(&mut self, tunnel: &Tunnel) {
         let now = tunnel.now();
         let recent = |then: Instant| now.saturating_duration_since(then) < RESOLVE_INTERVAL;
         for (public_key, named) in &mut self.named {

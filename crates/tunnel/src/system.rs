@@ -13,8 +13,7 @@ use os::{echo, reactor::Watched};
 use packet::icmp::{Cause, Unreachable};
 use tokio::{net, time};
 
-use super::{Echo, TcpStream, Tunnel, stream::System};
-use crate::agent::protocol::{Code, Failure, Record, RecordKind};
+use super::{Code, Echo, Failure, Record, RecordKind, TcpStream, Tunnel, stream::System};
 
 /// As long as the node's own stack waits for a reply.
 const ECHO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,9 +24,7 @@ const TTL: u32 = 5;
 /// Opens a connection to `remote`, to which the interface's route leads.
 pub(super) async fn connect(remote: SocketAddr) -> Result<TcpStream, CloseReason> {
     let stream = net::TcpStream::connect(remote).await.and_then(System::new);
-    stream
-        .map(TcpStream::System)
-        .map_err(|error| reason(&error))
+    stream.map(TcpStream::from).map_err(|error| reason(&error))
 }
 
 fn reason(error: &io::Error) -> CloseReason {

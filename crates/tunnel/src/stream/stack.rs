@@ -11,7 +11,7 @@ use std::{
 use netstack::{CloseReason, ConnectionId, Received, RecvError, SendError, State};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::tunnel::{Tunnel, core};
+use crate::{Tunnel, core};
 
 /// A TCP connection. Dropping it gives it back to the stack, which finishes the close by itself.
 pub(crate) struct TcpStream {
@@ -23,7 +23,7 @@ pub(crate) struct TcpStream {
 
 impl TcpStream {
     /// Takes over a connection of the stack.
-    pub(in crate::tunnel) fn new(tunnel: &Tunnel, id: ConnectionId) -> Self {
+    pub(crate) fn new(tunnel: &Tunnel, id: ConnectionId) -> Self {
         let mut turn = tunnel.turn();
         turn.streams.insert(id, core::Waiting::default());
         let unspecified = SocketAddr::from(([0; 4], 0));
@@ -49,10 +49,7 @@ impl TcpStream {
     }
 
     /// Ready once the connection is established or has failed.
-    pub(in crate::tunnel) fn poll_established(
-        &self,
-        context: &Context<'_>,
-    ) -> Poll<Result<(), CloseReason>> {
+    pub(crate) fn poll_established(&self, context: &Context<'_>) -> Poll<Result<(), CloseReason>> {
         let mut turn = self.tunnel.turn();
         let stack = turn.stack();
         if let Some(reason) = stack.close_reason(self.id) {

@@ -15,16 +15,30 @@ use tokio::{
     net,
 };
 
-/// A TCP connection.
-pub(crate) enum TcpStream {
+/// A TCP connection. Dropping it closes both directions; what was written is still delivered.
+pub struct TcpStream(Stream);
+
+enum Stream {
     /// Of the node's own stack.
     Stack(stack::TcpStream),
     /// Of the system, whose packets come through the TUN interface.
     System(System),
 }
 
+impl From<stack::TcpStream> for TcpStream {
+    fn from(stream: stack::TcpStream) -> Self {
+        Self(Stream::Stack(stream))
+    }
+}
+
+impl From<System> for TcpStream {
+    fn from(system: System) -> Self {
+        Self(Stream::System(system))
+    }
+}
+
 /// A connection of the system with its two ends.
-pub(crate) struct System {
+pub(super) struct System {
     stream: net::TcpStream,
     local: SocketAddr,
     remote: SocketAddr,
@@ -75,51 +89,51 @@ impl System {
 
 impl TcpStream {
     /// Returns our address and port.
-    pub(crate) fn local(&self) -> SocketAddr {
-        match self {
-            Self::Stack(stream) => stream.local(),
-            Self::System(system) => system.local,
+    pub fn local(&self) -> SocketAddr {
+        match &self.0 {
+            Stream::Stack(stream) => stream.local(),
+            Stream::System(system) => system.local,
         }
     }
 
     /// Returns the peer's address and port.
-    pub(crate) fn remote(&self) -> SocketAddr {
-        match self {
-            Self::Stack(stream) => stream.remote(),
-            Self::System(system) => system.remote,
+    pub fn remote(&self) -> SocketAddr {
+        match &self.0 {
+            Stream::Stack(stream) => stream.remote(),
+            Stream::System(system) => system.remote,
         }
     }
 
     /// Reads what has come, waiting for something; zero is the end.
-    pub(crate) async fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Stack(stream) => stream.recv(buffer).await,
-            Self::System(system) => system.recv(buffer).await,
+    pub async fn recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &self.0 {
+            Stream::Stack(stream) => stream.recv(buffer).await,
+            Stream::System(system) => system.recv(buffer).await,
         }
     }
 
     /// Writes all of `bytes`, waiting for room.
-    pub(crate) async fn send_all(&self, bytes: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Stack(stream) => stream.send_all(bytes).await,
-            Self::System(system) => system.send_all(bytes).await,
+    pub async fn send_all(&self, bytes: &[u8]) -> io::Result<()> {
+        match &self.0 {
+            Stream::Stack(stream) => stream.send_all(bytes).await,
+            Stream::System(system) => system.send_all(bytes).await,
         }
     }
 
     /// Ends our direction; the other one goes on.
-    pub(crate) fn finish(&self) {
-        match self {
-            Self::Stack(stream) => stream.finish(),
-            Self::System(system) => system.finish(),
+    pub fn finish(&self) {
+        match &self.0 {
+            Stream::Stack(stream) => stream.finish(),
+            Stream::System(system) => system.finish(),
         }
     }
 
     /// Ends the connection with a RST.
-    pub(crate) fn abort(self) {
-        match self {
-            Self::Stack(stream) => stream.abort(),
+    pub fn abort(self) {
+        match &self.0 {
+            Stream::Stack(stream) => stream.abort(),
             // The close that follows resets; without it the peer sees an ordinary end.
-            Self::System(system) => drop(system.stream.set_zero_linger()),
+            Stream::System(system) => drop(system.stream.set_zero_linger()),
         }
     }
 }
@@ -130,9 +144,9 @@ impl AsyncRead for TcpStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Stack(stream) => Pin::new(stream).poll_read(context, buffer),
-            Self::System(system) => Pin::new(&mut system.stream).poll_read(context, buffer),
+        match &mut self.get_mut().0 {
+            Stream::Stack(stream) => Pin::new(stream).poll_read(context, buffer),
+            Stream::System(system) => Pin::new(&mut system.stream).poll_read(context, buffer),
         }
     }
 }
@@ -143,23 +157,23 @@ impl AsyncWrite for TcpStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Stack(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::System(system) => Pin::new(&mut system.stream).poll_write(context, bytes),
+        match &mut self.get_mut().0 {
+            Stream::Stack(stream) => Pin::new(stream).poll_write(context, bytes),
+            Stream::System(system) => Pin::new(&mut system.stream).poll_write(context, bytes),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Stack(stream) => Pin::new(stream).poll_flush(context),
-            Self::System(system) => Pin::new(&mut system.stream).poll_flush(context),
+        match &mut self.get_mut().0 {
+            Stream::Stack(stream) => Pin::new(stream).poll_flush(context),
+            Stream::System(system) => Pin::new(&mut system.stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Stack(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::System(system) => Pin::new(&mut system.stream).poll_shutdown(context),
+        match &mut self.get_mut().0 {
+            Stream::Stack(stream) => Pin::new(stream).poll_shutdown(context),
+            Stream::System(system) => Pin::new(&mut system.stream).poll_shutdown(context),
         }
     }
 }

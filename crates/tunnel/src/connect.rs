@@ -10,8 +10,7 @@ use model::status::{self, Peer};
 use netstack::{CloseReason, ConnectError};
 use tokio::time;
 
-use super::{TcpStream, Tunnel, at, stream::stack, system};
-use crate::agent::protocol::{Code, Failure};
+use super::{Code, Failure, TcpStream, Tunnel, at, stream::stack, system};
 
 /// How long a peer may take to answer a handshake before a request fails.
 ///
@@ -28,9 +27,53 @@ const DOUBT: Duration = Duration::from_secs(1);
 /// An initiation that is unanswered for so long calls for a look where the endpoint is now.
 const LOOKUP: Duration = Duration::from_millis(2_500);
 
+/// Addresses of a name that are tried; each but the last gets this long.
+const ADDRESSES_MAX: usize = 4;
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(5);
+
 impl Tunnel {
+    /// Opens a TCP connection to the first address of `host`, a name or an address, that takes it.
+    pub async fn dial(
+        &self,
+        host: &str,
+        port: u16,
+        timeout: Duration,
+    ) -> Result<TcpStream, Failure> {
+        let deadline = self.now() + timeout;
+        let mut addresses = self.addresses(host, deadline).await?;
+        addresses.truncate(ADDRESSES_MAX);
+        let last = addresses.pop();
+        let mut failure = None;
+        for address in addresses {
+            let left = deadline.saturating_duration_since(self.now());
+            let attempt = self.connect(SocketAddr::new(address, port), left.min(ADDRESS_TIMEOUT));
+            match attempt.await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => failure = Some(error),
+            }
+        }
+        let left = deadline.saturating_duration_since(self.now());
+        match (last, failure) {
+            (Some(_), Some(failure)) if left.is_zero() => Err(failure),
+            (Some(address), failure) => {
+                let connected = self.connect(SocketAddr::new(address, port), left).await;
+                // What the first address says is worth more than that the second family has no
+                // route.
+                connected.map_err(|last| match (last.code, failure) {
+                    (Code::NoRoute, Some(failure)) => failure,
+                    _ => last,
+                })
+            }
+            (None, _) => Err(Failure::new(
+                Code::NameUnknown,
+                format!("`{host}` has no address"),
+                "ask with `ginnel resolve` what it has",
+            )),
+        }
+    }
+
     /// Opens a TCP connection within `timeout`.
-    pub(crate) async fn connect(
+    pub async fn connect(
         &self,
         remote: SocketAddr,
         timeout: Duration,
@@ -84,12 +127,12 @@ impl Tunnel {
                 return system::connect(remote).await;
             };
             poll_fn(|context| stream.poll_established(context)).await?;
-            Ok(TcpStream::Stack(stream))
+            Ok(TcpStream::from(stream))
         })
     }
 
     /// Waits until the peer that `address` is routed to has a session.
-    pub(crate) async fn reach(&self, address: IpAddr, deadline: Instant) -> Result<(), Failure> {
+    pub async fn reach(&self, address: IpAddr, deadline: Instant) -> Result<(), Failure> {
         let begin = self.now();
         let deadline = deadline.min(begin + HANDSHAKE_TIMEOUT);
         loop {

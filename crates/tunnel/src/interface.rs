@@ -13,10 +13,10 @@ use os::{
 };
 use tokio::{sync::watch, time};
 
-use crate::remedy::{Advise as _, advise};
+use crate::{Advised, advised::advise};
 
 /// How the programs of this machine come into the tunnel: the one choice of the shell.
-pub(crate) enum Attachment {
+pub enum Attachment {
     /// By the commands of ginnel, over the node's own stack.
     Stack,
     /// By themselves.
@@ -25,24 +25,24 @@ pub(crate) enum Attachment {
 
 /// Which interface somebody wants.
 #[derive(Clone, Debug)]
-pub(crate) struct Wanted {
+pub struct Wanted {
     /// Its name.
-    pub(crate) name: String,
+    pub name: String,
     /// Without the right to make one it is an error; else the node goes on in user mode.
-    pub(crate) required: bool,
+    pub required: bool,
 }
 
 /// An address of the node and the prefix of its organisation.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Membership {
+pub struct Membership {
     /// The address.
-    pub(crate) address: Ipv6Addr,
+    pub address: Ipv6Addr,
     /// All that is reached through the interface.
-    pub(crate) prefix: OrgPrefix,
+    pub prefix: OrgPrefix,
 }
 
 /// A configured interface; it goes with this value, or with the process however that ends.
-pub(crate) struct Interface {
+pub struct Interface {
     name: String,
     tun: Watched<Tun>,
     memberships: Vec<Membership>,
@@ -51,7 +51,7 @@ pub(crate) struct Interface {
 }
 
 /// The name of the interface when nobody chooses another.
-pub(crate) const NAME: &str = "ginnel0";
+pub const NAME: &str = "ginnel0";
 
 /// The MTU at the beginning: the least that IPv6 allows passes every path that carries a tunnel.
 const MTU: usize = 1280;
@@ -61,7 +61,7 @@ const SETTLE: Duration = Duration::from_millis(50);
 
 impl Attachment {
     /// Makes what is `wanted` for a node with these memberships.
-    pub(crate) async fn make(
+    pub async fn make(
         wanted: Option<&Wanted>,
         memberships: Vec<Membership>,
     ) -> anyhow::Result<Self> {
@@ -111,7 +111,7 @@ impl Attachment {
 
 impl Interface {
     /// Returns its name.
-    pub(crate) fn name(&self) -> &str {
+    pub fn name(&self) -> &str {
         &self.name
     }
 
@@ -227,5 +227,5 @@ fn explain(error: OpenError, name: &str) -> anyhow::Result<Tun> {
     };
     Err(error)
         .with_context(|| format!("TUN: make interface `{name}`"))
-        .remedy(remedy)
+        .map_err(|error| Advised::new(error, remedy).into())
 }

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use os::udp::{Batch, Options, Pair, SendError, Socket};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::remedy::Advise as _;
+use crate::Advised;
 
 /// The sockets; a family that the machine lacks has none.
 pub(super) struct Sockets {
@@ -43,10 +43,11 @@ impl Sockets {
         };
         let Pair { v4, v6 } = bound
             .with_context(|| format!("UDP: listen at {local}"))
-            .remedy(
-                "if the port is in use, stop the other program or choose another port with \
-                 ListenPort or --wireguard; FwMark needs root",
-            )?;
+            .map_err(|error| {
+                let remedy = "if the port is in use, stop the other program or choose another port \
+                              with ListenPort or --wireguard; FwMark needs root";
+                Advised::new(error, remedy)
+            })?;
         Ok(Self {
             v4: register(v4).context("UDP: register the socket")?,
             v6: register(v6).context("UDP: register the socket")?,

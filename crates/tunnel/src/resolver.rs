@@ -14,16 +14,15 @@ use tokio::{
     time,
 };
 
-use super::{Tunnel, UdpSocket, system};
-use crate::agent::protocol::{Code, Failure, Record, RecordKind};
+use super::{Code, Failure, Record, RecordKind, Tunnel, UdpSocket, system};
 
 /// Whom to ask, and which domains to try behind a short name.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Resolver {
+pub struct Resolver {
     /// Servers inside the tunnel, in order of preference.
-    pub(crate) servers: Vec<SocketAddr>,
+    pub servers: Vec<SocketAddr>,
     /// Domains without a final dot.
-    pub(crate) search: Vec<String>,
+    pub search: Vec<String>,
 }
 
 /// How long one server may take for one question before it is asked again: so often that a path
@@ -64,11 +63,7 @@ enum Said {
 
 impl Tunnel {
     /// Returns the addresses that `host` means, those of the first family that we have in front.
-    pub(crate) async fn addresses(
-        &self,
-        host: &str,
-        deadline: Instant,
-    ) -> Result<Vec<IpAddr>, Failure> {
+    pub async fn addresses(&self, host: &str, deadline: Instant) -> Result<Vec<IpAddr>, Failure> {
         let literal = host
             .strip_prefix('[')
             .and_then(|host| host.strip_suffix(']'));
@@ -88,7 +83,7 @@ impl Tunnel {
     }
 
     /// Looks up the records of `name`; never an empty answer.
-    pub(crate) async fn resolve(
+    pub async fn resolve(
         &self,
         name: &str,
         kinds: &[RecordKind],
@@ -319,22 +314,12 @@ enum Answered {
     Refused(ResponseCode),
 }
 
-impl RecordKind {
-    /// Returns the mnemonic.
-    pub(crate) fn text(self) -> &'static str {
-        match self {
-            Self::A => "A",
-            Self::Aaaa => "AAAA",
-            Self::Txt => "TXT",
-        }
-    }
-
-    fn record_type(self) -> RecordType {
-        match self {
-            Self::A => RecordType::A,
-            Self::Aaaa => RecordType::AAAA,
-            Self::Txt => RecordType::TXT,
-        }
+/// Returns the type by which DNS knows `kind`.
+fn record_type(kind: RecordKind) -> RecordType {
+    match kind {
+        RecordKind::A => RecordType::A,
+        RecordKind::Aaaa => RecordType::AAAA,
+        RecordKind::Txt => RecordType::TXT,
     }
 }
 
@@ -365,7 +350,7 @@ fn parse_name(text: &str) -> Option<Name> {
 fn query(id: u16, name: &Name, kind: RecordKind) -> Message {
     let mut message = Message::new(id, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
-    message.add_query(Query::query(name.clone(), kind.record_type()));
+    message.add_query(Query::query(name.clone(), record_type(kind)));
     let mut edns = Edns::new();
     edns.set_max_payload(PAYLOAD_MAX);
     message.set_edns(edns);

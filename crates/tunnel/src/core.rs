@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, task::Waker, time::Instant};
 
-use netstack::{ConnectionId, EchoId, Event, Stack, UdpId};
+use netstack::{ConnectionId, EchoId, Event, ListenerId, Stack, UdpId};
 use node::{Node, Outcome, Reason};
 use tokio::sync::{mpsc, oneshot};
 use wireguard::HEADER;
@@ -15,6 +15,8 @@ pub(super) struct Core {
     pub(super) clock: os::clock::Clock,
     /// Tasks that wait for a connection; bounded by the connections of the stack.
     pub(super) streams: BTreeMap<ConnectionId, Waiting>,
+    /// Tasks that wait for a connection to come; bounded by the listeners of the stack.
+    pub(super) listeners: BTreeMap<ListenerId, Option<Waker>>,
     /// Tasks that wait for a datagram; bounded by the sockets of the stack.
     pub(super) datagrams: BTreeMap<UdpId, Option<Waker>>,
     /// Tasks that wait for an echo reply; bounded by the echoes of the stack.
@@ -51,6 +53,7 @@ impl Core {
             events,
             clock: os::clock::Clock::start(),
             streams: BTreeMap::new(),
+            listeners: BTreeMap::new(),
             datagrams: BTreeMap::new(),
             echoes: BTreeMap::new(),
             armed: None,
@@ -180,8 +183,11 @@ impl Core {
             Event::Writable(id) => {
                 wakers.extend(self.streams.get_mut(&id).and_then(|w| w.write.take()));
             }
-            // A published port.
-            Event::Accepted(_) => self.publish(node::Event::Stack(event)),
+            Event::Accepted(id) => match self.listeners.get_mut(&id) {
+                Some(waker) => wakers.extend(waker.take()),
+                // A published port.
+                None => self.publish(node::Event::Stack(event)),
+            },
             Event::UdpReadable(id) | Event::UdpFailed(id, _) => {
                 wakers.extend(self.datagrams.get_mut(&id).and_then(Option::take));
             }

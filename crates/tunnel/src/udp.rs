@@ -12,7 +12,7 @@ use tokio::net;
 use super::Tunnel;
 
 /// A UDP socket with a port of its own. Dropping it gives the port back.
-pub(crate) struct UdpSocket(Socket);
+pub struct UdpSocket(Socket);
 
 enum Socket {
     Stack(stack::UdpSocket),
@@ -24,8 +24,23 @@ enum Socket {
 }
 
 impl UdpSocket {
+    /// Makes a socket at `local`, whose address is one of the node's; port zero draws one.
+    pub fn bind(tunnel: &Tunnel, local: SocketAddr) -> io::Result<Self> {
+        if tunnel.interface().is_none() {
+            let socket = stack::UdpSocket::bind(tunnel, local).map_err(io::Error::other)?;
+            return Ok(Self(Socket::Stack(socket)));
+        }
+        if !tunnel
+            .with(|node, _| node.addresses())
+            .contains(&local.ip())
+        {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
+        }
+        Self::system(tunnel, local)
+    }
+
     /// Makes a socket that can talk to `remote`, at a port that is drawn.
-    pub(crate) fn towards(tunnel: &Tunnel, remote: IpAddr) -> io::Result<Self> {
+    pub fn towards(tunnel: &Tunnel, remote: IpAddr) -> io::Result<Self> {
         if tunnel.interface().is_none() {
             let socket = stack::UdpSocket::towards(tunnel, remote).map_err(io::Error::other)?;
             return Ok(Self(Socket::Stack(socket)));
@@ -34,7 +49,11 @@ impl UdpSocket {
         let own = addresses
             .find(|own| own.is_ipv4() == remote.is_ipv4())
             .ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let socket = std::net::UdpSocket::bind((own, 0))?;
+        Self::system(tunnel, SocketAddr::new(own, 0))
+    }
+
+    fn system(tunnel: &Tunnel, local: SocketAddr) -> io::Result<Self> {
+        let socket = std::net::UdpSocket::bind(local)?;
         socket.set_nonblocking(true)?;
         Ok(Self(Socket::System {
             socket: net::UdpSocket::from_std(socket)?,
@@ -43,7 +62,7 @@ impl UdpSocket {
     }
 
     /// Sends one datagram now, or not at all; never outside the network.
-    pub(crate) fn send_to(&self, payload: &[u8], remote: SocketAddr) -> io::Result<()> {
+    pub fn send_to(&self, payload: &[u8], remote: SocketAddr) -> io::Result<()> {
         match &self.0 {
             Socket::Stack(socket) => socket.send_to(payload, remote).map_err(io::Error::other),
             Socket::System { socket, tunnel } => {
@@ -55,7 +74,7 @@ impl UdpSocket {
     }
 
     /// Waits for the next datagram: its length and who sent it.
-    pub(crate) async fn recv_from(&self, buffer: &mut [u8]) -> (usize, SocketAddr) {
+    pub async fn recv_from(&self, buffer: &mut [u8]) -> (usize, SocketAddr) {
         match &self.0 {
             Socket::Stack(socket) => socket.recv_from(buffer).await,
             Socket::System { socket, .. } => loop {

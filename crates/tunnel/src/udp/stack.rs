@@ -8,7 +8,7 @@ use std::{
 
 use netstack::{BindError, SendToError, UdpId};
 
-use crate::tunnel::Tunnel;
+use crate::Tunnel;
 
 /// A UDP socket with a port of its own. Dropping it gives the port back.
 pub(super) struct UdpSocket {

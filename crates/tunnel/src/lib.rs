@@ -1,4 +1,8 @@
-//! The async driver of one node: its UDP sockets, its time, its interface or sockets inside it.
+//! Sockets inside a WireGuard tunnel for async programs, with no root and no interface.
+//!
+//! A program of its own opens the [`Network`] of a plain configuration and has [`TcpStream`],
+//! [`TcpListener`] and [`UdpSocket`] in it, with tokio's traits; `examples/` holds an HTTP client
+//! and server. `ginnel` itself drives enrolled nodes through [`Tunnel`].
 //!
 //! ```text
 //!   TcpStream, UdpSocket, ping  --lock-->  Core { Node, wakers }  --same turn-->  UDP (GSO)
@@ -7,12 +11,17 @@
 //! Whoever changes the node sends what the change made, on its own thread and before it lets
 //! the lock go, so nothing is queued between tasks.
 
+mod advised;
 mod connect;
 mod core;
 mod driver;
 mod endpoint;
+mod failure;
 mod interface;
+mod listener;
+mod network;
 mod outbox;
+mod record;
 mod resolver;
 mod socket;
 mod stream;
@@ -30,19 +39,23 @@ use netstack::{EchoFailure, ListenerId};
 use node::Node;
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use self::{core::Core, socket::Sockets};
-pub(crate) use self::{
+pub use self::{
+    advised::Advised,
     endpoint::Endpoints,
-    interface::{Attachment, Membership, NAME as INTERFACE, Wanted},
+    failure::{Code, Failure},
+    interface::{Attachment, Interface, Membership, NAME as INTERFACE, Wanted},
+    listener::TcpListener,
+    network::{Network, OsRandom},
+    record::{Record, RecordKind},
     resolver::Resolver,
     stream::TcpStream,
     udp::UdpSocket,
 };
-use crate::agent::protocol::{Code, Failure};
+use self::{core::Core, socket::Sockets};
 
 /// A tunnel. Clones share it; it ends with the last of them.
 #[derive(Clone)]
-pub(crate) struct Tunnel {
+pub struct Tunnel {
     shared: Arc<Shared>,
     _driver: Arc<Driver>,
 }
@@ -67,7 +80,7 @@ struct Driver(tokio::task::JoinHandle<()>);
 const EVENTS_MAX: usize = 1_024;
 
 /// The result of one echo request.
-pub(crate) type Echo = Result<Duration, EchoFailure>;
+pub type Echo = Result<Duration, EchoFailure>;
 
 impl Tunnel {
     /// Begins to drive `node`, made for that attachment, over fresh UDP sockets; needs a tokio
@@ -75,7 +88,7 @@ impl Tunnel {
     ///
     /// The receiver yields what is not for sockets: endpoints to resolve, handshakes, accepted
     /// connections of published ports. An event that finds [`EVENTS_MAX`] others is dropped.
-    pub(crate) fn start(
+    pub fn start(
         node: Node,
         attachment: Attachment,
         resolver: Resolver,
@@ -101,25 +114,25 @@ impl Tunnel {
     }
 
     /// Works on the node; what that makes it send is sent before this returns.
-    pub(crate) fn with<T>(&self, work: impl FnOnce(&mut Node, Instant) -> T) -> T {
+    pub fn with<T>(&self, work: impl FnOnce(&mut Node, Instant) -> T) -> T {
         let mut turn = self.turn();
         let now = turn.now;
         work(&mut turn.node, now)
     }
 
     /// Reads the tunnel's clock.
-    pub(crate) fn now(&self) -> Instant {
+    pub fn now(&self) -> Instant {
         self.turn().now
     }
 
     /// Returns how names are resolved at present.
-    pub(crate) fn resolver(&self) -> Arc<Resolver> {
+    pub fn resolver(&self) -> Arc<Resolver> {
         let resolver = self.shared.resolver.lock();
         Arc::clone(&resolver.unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Replaces how names are resolved.
-    pub(crate) fn set_resolver(&self, resolver: Resolver) {
+    pub fn set_resolver(&self, resolver: Resolver) {
         let mut current = self
             .shared
             .resolver
@@ -129,24 +142,19 @@ impl Tunnel {
     }
 
     /// Returns the next connection that waits at a published port.
-    pub(crate) fn accept(&self, listener: ListenerId) -> Option<TcpStream> {
+    pub fn accept(&self, listener: ListenerId) -> Option<TcpStream> {
         let id = self.turn().stack().accept(listener)?;
-        Some(TcpStream::Stack(stream::stack::TcpStream::new(self, id)))
+        Some(TcpStream::from(stream::stack::TcpStream::new(self, id)))
     }
 
     /// Returns the UDP port that the tunnel is bound to.
-    pub(crate) fn port(&self) -> u16 {
+    pub fn port(&self) -> u16 {
         self.shared.sockets.port()
     }
 
     /// Sends one echo request with `size` bytes and waits for its reply, at most
     /// `netstack::Limits::echo_timeout`.
-    pub(crate) async fn ping(
-        &self,
-        remote: IpAddr,
-        sequence: u16,
-        size: u16,
-    ) -> Result<Echo, Failure> {
+    pub async fn ping(&self, remote: IpAddr, sequence: u16, size: u16) -> Result<Echo, Failure> {
         if self.interface().is_some() {
             return system::ping(self, remote, sequence, size).await;
         }
@@ -167,12 +175,12 @@ impl Tunnel {
     }
 
     /// Returns the name of the interface; `None` in user mode.
-    pub(crate) fn interface(&self) -> Option<&str> {
+    pub fn interface(&self) -> Option<&str> {
         self.shared.attachment.interface().map(|i| i.name())
     }
 
     /// Lives as long as the interface works, and says why it does not any more.
-    pub(crate) async fn interface_ended(&self) -> anyhow::Error {
+    pub async fn interface_ended(&self) -> anyhow::Error {
         match self.shared.attachment.interface() {
             Some(interface) => interface.ended().await,
             None => std::future::pending().await,
@@ -180,7 +188,7 @@ impl Tunnel {
     }
 
     /// Waits until some peer does not answer although somebody wants it.
-    pub(crate) async fn doubted(&self) {
+    pub async fn doubted(&self) {
         self.shared.doubt.notified().await;
     }
 
