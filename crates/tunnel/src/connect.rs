@@ -19,8 +19,13 @@ use super::{Code, Failure, TcpStream, Tunnel, at, stream::stack, system};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A SYN that is unanswered for so long, while nothing at all comes from the peer, calls for a new
-/// handshake: the peer may have lost the session in a restart.
-const DOUBT: Duration = Duration::from_millis(2_500);
+/// handshake: the peer may have lost the session in a restart, of which the protocol itself hears
+/// after 15 s (whitepaper 6.5). As long as TCP waits before it sends a SYN again (RFC 6298, 2.1);
+/// the device sends an initiation every `REKEY_TIMEOUT` at most, however often it is asked.
+const DOUBT: Duration = Duration::from_secs(1);
+
+/// An initiation that is unanswered for so long calls for a look where the endpoint is now.
+const LOOKUP: Duration = Duration::from_millis(2_500);
 
 /// Addresses of a name that are tried; each but the last gets this long.
 const ADDRESSES_MAX: usize = 4;
@@ -146,7 +151,7 @@ impl Tunnel {
                 }
             }
             // The endpoint is looked up again while the second initiation still has time.
-            let doubt = deadline.min(begin + DOUBT);
+            let doubt = deadline.min(begin + LOOKUP);
             if time::timeout_at(doubt.into(), made.as_mut()).await.is_ok() {
                 continue;
             }

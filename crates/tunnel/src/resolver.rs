@@ -25,11 +25,18 @@ pub struct Resolver {
     pub search: Vec<String>,
 }
 
-/// How long one server may take for one question before it is asked again.
-const TRY_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// How long one server may take for one question before it is asked again: so often that a path
+/// which loses one packet in twenty each way fails once in a hundred thousand questions.
+const PATIENCE: [Duration; 5] = [
+    Duration::from_millis(1_000),
+    Duration::from_millis(1_000),
+    Duration::from_millis(1_000),
+    Duration::from_millis(1_500),
+    Duration::from_millis(1_500),
+];
 
-/// How often each server is asked.
-const TRIES: usize = 2;
+/// How long a server may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// Servers that are asked at most.
 const SERVERS_MAX: usize = 3;
@@ -164,20 +171,20 @@ impl Tunnel {
     ) -> Result<Said, Failure> {
         let mut silent = None;
         let mut refused = None;
-        for _ in 0..TRIES {
+        for patience in PATIENCE {
             for server in resolver.servers.iter().take(SERVERS_MAX) {
                 self.reach(server.ip(), deadline).await?;
                 let now = self.now();
                 if now >= deadline {
                     break;
                 }
-                let until = deadline.min(now + TRY_TIMEOUT);
+                let until = deadline.min(now + patience);
                 let received = self.received_from(server.ip());
-                match time::timeout_at(until.into(), self.exchange(*server, name, kind)).await {
-                    Ok(Ok(Answered::Said(said))) => return Ok(said),
-                    Ok(Ok(Answered::Refused(code))) => refused = Some((*server, code)),
-                    Ok(Err(failure)) => return Err(failure),
-                    Err(_) => {
+                match self.answer(*server, name, kind, until).await {
+                    Some(Ok(Answered::Said(said))) => return Ok(said),
+                    Some(Ok(Answered::Refused(code))) => refused = Some((*server, code)),
+                    Some(Err(failure)) => return Err(failure),
+                    None => {
                         self.doubt(server.ip(), received);
                         silent = Some(*server);
                     }
@@ -200,6 +207,27 @@ impl Tunnel {
                  there",
             ),
         })
+    }
+
+    /// Asks one server and waits until `until`; asks again at once when a session is made, because
+    /// what went into the one before is lost.
+    async fn answer(
+        &self,
+        server: SocketAddr,
+        name: &Name,
+        kind: RecordKind,
+        until: Instant,
+    ) -> Option<Result<Answered, Failure>> {
+        loop {
+            let made = self.shared.session.notified();
+            tokio::pin!(made);
+            made.as_mut().enable();
+            tokio::select! {
+                answered = self.exchange(server, name, kind) => return Some(answered),
+                () = made => {}
+                () = time::sleep_until(until.into()) => return None,
+            }
+        }
     }
 
     async fn exchange(
@@ -256,7 +284,7 @@ impl Tunnel {
         query: &Message,
         bytes: &[u8],
     ) -> Result<Message, Failure> {
-        let mut stream = self.connect(server, TRY_TIMEOUT).await?;
+        let mut stream = self.connect(server, CONNECT_TIMEOUT).await?;
         let exchange = async {
             let length = u16::try_from(bytes.len()).map_err(std::io::Error::other)?;
             stream

@@ -290,10 +290,12 @@ impl Device {
         Some(self.table.id(place))
     }
 
-    /// Begins a handshake now, unless one began within `REKEY_TIMEOUT`.
+    /// Begins a handshake now, or when `REKEY_TIMEOUT` has passed since the last message of one
+    /// (whitepaper 6.1); a session that is made meanwhile serves as well.
     pub fn initiate(&mut self, now: Instant, peer: PeerId) {
         if let Some(place) = self.table.place(peer) {
             self.request_handshake(now, place, true);
+            self.remember_request(now, place);
         }
     }
 

@@ -111,6 +111,25 @@ fn a_server_that_was_killed_keeps_what_it_said() {
     assert_eq!(names.as_array().map(Vec::len), Some(3));
 }
 
+#[test]
+fn a_gateway_that_lost_every_session_is_asked_for_a_new_one_before_a_command_gives_up() {
+    let (mut world, _laptop) = World::with_laptop();
+    let resolved = world.run("laptop", &["resolve", "laptop"]);
+    let written = world.path("data/gateway/endpoints.json");
+    wait_for("the endpoint on disk", || {
+        endpoints(&world, "data/gateway").len() == 1
+    });
+    // Without the file it does not begin by itself, and the laptop believes in its session.
+    world.server.take().expect("it runs").kill();
+    std::fs::remove_file(written).expect("it is there");
+    world.restart_server();
+    assert_eq!(
+        world.json("laptop", &["status"])["node"]["peers"][0]["tunnel"],
+        "up"
+    );
+    assert_eq!(world.run("laptop", &["resolve", "laptop"]), resolved);
+}
+
 /// An open connection to an echo.
 struct Connection(std::net::TcpStream);
 

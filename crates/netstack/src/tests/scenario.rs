@@ -276,6 +276,17 @@ fn our_syn_offers_every_option() {
 }
 
 #[test]
+fn an_unanswered_syn_goes_out_again_after_a_second_and_then_twice_as_late_each_time() {
+    // RFC 6298, 2.1 and 5.5.
+    let mut wire = Wire::opening();
+    for expected in [1, 2, 4, 8] {
+        let (after, sent) = wire.wait_for_segment();
+        assert_eq!((after, sent.len()), (Duration::from_secs(expected), 1));
+        assert_eq!(sent[0].0.flags, SYN);
+    }
+}
+
+#[test]
 fn both_may_open_at_once() {
     let mut wire = Wire::opening();
     wire.get(SYN, 0, 0, &[]).unwrap();

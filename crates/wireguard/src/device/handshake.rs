@@ -53,12 +53,23 @@ impl Device {
             Some(sent) if now < sent + REKEY_TIMEOUT => {
                 // The last message was a response: nothing else would bring us back.
                 if !peer.staged.is_empty() {
-                    let retry = sent + REKEY_TIMEOUT + peer.jitter;
-                    peer.timers.arm(Timer::RetransmitHandshake, retry);
-                    self.reschedule(place);
+                    self.remember_request(now, place);
                 }
             }
             Some(_) | None => self.send_initiation(now, place),
+        }
+    }
+
+    /// Sees to an initiation that came too soon after the last message of a handshake.
+    pub(super) fn remember_request(&mut self, now: Instant, place: u32) {
+        let peer = self.table.peer_mut(place);
+        if peer.timers.is_ahead(Timer::RetransmitHandshake, now) {
+            return;
+        }
+        if let Some(sent) = peer.handshake_sent {
+            let retry = sent + REKEY_TIMEOUT + peer.jitter;
+            peer.timers.arm(Timer::RetransmitHandshake, retry);
+            self.reschedule(place);
         }
     }
 

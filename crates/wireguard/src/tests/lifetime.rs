@@ -31,6 +31,35 @@ fn an_initiator_that_only_receives_rekeys_once_before_the_session_ends() {
 }
 
 #[test]
+fn a_handshake_that_is_asked_for_too_soon_begins_when_it_may() {
+    let mut pair = Pair::connected();
+    let peer = pair.peers[A];
+    for second in 1..4 {
+        pair.now = base() + SECOND * second;
+        pair.devices[A].initiate(pair.now, peer);
+        pair.drive();
+    }
+    assert_eq!(pair.sent(A, 1), 0);
+    pair.pass(REKEY_TIMEOUT);
+    assert_eq!(pair.sent(A, 1), 1);
+    pair.pass(SECOND * 60);
+    assert_eq!(pair.sent(A, 1), 1);
+}
+
+#[test]
+fn a_handshake_that_is_asked_for_too_soon_is_none_when_the_other_side_begins_it() {
+    let mut pair = Pair::connected();
+    pair.now = base() + SECOND;
+    pair.devices[A].initiate(pair.now, pair.peers[A]);
+    // B sent the last response, and has the same bound.
+    pair.now = base() + REKEY_TIMEOUT;
+    pair.devices[B].initiate(pair.now, pair.peers[B]);
+    pair.drive();
+    pair.pass(SECOND * 60);
+    assert_eq!((pair.sent(A, 1), pair.sent(B, 1)), (0, 1));
+}
+
+#[test]
 fn a_session_neither_seals_nor_opens_after_180_seconds() {
     let mut pair = Pair::connected();
     let late = pair.seal(A, 60);
