@@ -1,5 +1,6 @@
 //! Benches: each measures ours and a baseline in one run and prints their ratio.
 
+mod handshake;
 pub(crate) mod tunnel;
 
 use std::process::Stdio;
@@ -24,6 +25,9 @@ pub(crate) fn run(names: &[&str]) -> Result<()> {
     if let Some(("tunnel", arguments)) = names.split_first().map(|(name, rest)| (*name, rest)) {
         return tunnel::run(arguments);
     }
+    if let Some((&"handshake", arguments)) = names.split_first() {
+        return handshake::run(arguments);
+    }
     for name in names {
         let known = BENCHES.iter().any(|bench| bench.name == *name);
         ensure!(
@@ -46,13 +50,18 @@ pub(crate) fn help() -> String {
         "tunnel",
         "`ginnel tun` between two namespaces, against other userspace tunnels".to_owned(),
     );
+    let handshake = (
+        "handshake",
+        "what handshakes and many peers cost, in `ginnel tun` and in other userspace tunnels"
+            .to_owned(),
+    );
     let lines: String = BENCHES
         .iter()
         .map(|bench| (bench.name, bench.measures.to_owned()))
-        .chain([tunnel])
+        .chain([tunnel, handshake])
         .map(|(name, what)| format!("  {name:<10}{what}\n"))
         .collect();
-    format!("{lines}{}\n", tunnel::USAGE)
+    format!("{lines}{}\n{}\n", tunnel::USAGE, handshake::USAGE)
 }
 
 fn output(bench: &Bench) -> Result<String> {
