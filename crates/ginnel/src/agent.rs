@@ -9,6 +9,7 @@
 //! A newer command retires an idle agent at once and a busy one as soon as it is idle.
 
 pub(crate) mod client;
+mod ending;
 mod enrolled;
 mod pipe;
 mod plain;

@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context as _;
 
 use crate::{
-    agent::{Client, protocol::Failure},
+    agent::{Client, client::Pipe, protocol::Failure},
     cli::Global,
     remedy::Advise as _,
 };
@@ -21,7 +21,7 @@ use crate::{
 /// Connect stdin and stdout to a remote port
 ///
 /// Ends when both sides have ended. Fits OpenSSH's ProxyCommand. The end of stdin ends our
-/// direction only, so the answer is still read.
+/// direction only, so the answer is still read. A connection that is reset is a failure.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -52,7 +52,9 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
     let client = Client::of(global)?;
     let timeout = Duration::from_secs(args.timeout.into());
     let pipe = client.dial(&args.host, args.port, timeout).await?;
-    let stream = pipe.map_err(Failure::into_error)?.stream;
+    let Pipe {
+        stream, connection, ..
+    } = pipe.map_err(Failure::into_error)?;
     // From here on two threads move bytes; there is nothing else to wait for.
     let stream = stream.into_std().context("take the connection over")?;
     stream
@@ -65,7 +67,12 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
         .as_fd()
         .try_clone_to_owned()
         .context("open stdout")?;
-    copy(&mut &stream, &mut File::from(stdout))?;
+    let received = copy(&mut &stream, &mut File::from(stdout));
+    // Nobody waits for the rest of stdin when the other side has broken off.
+    if let Some(failure) = client.ending(connection).await {
+        return Err(failure.into_error());
+    }
+    received?;
     let sent = upwards
         .join()
         .map_err(|_| anyhow::anyhow!("the reader of stdin failed"))?;

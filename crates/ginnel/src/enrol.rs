@@ -1,6 +1,6 @@
 //! What `join`, `login` and `gateway` have in common: token, name and key of this machine.
 
-use std::io::Read as _;
+use std::{fs::File, io::Read, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 use model::{
@@ -30,26 +30,59 @@ pub(crate) fn refuse_second(state: &State) -> Result<()> {
     ))
 }
 
-/// Parses the token of the command line, or of standard input for `-`.
-pub(crate) fn token(text: &str) -> Result<Token> {
-    let text = if text == "-" {
-        Zeroizing::new(token_from_stdin()?)
-    } else {
-        Zeroizing::new(text.to_owned())
-    };
-    text.trim()
-        .parse()
-        .context("sign-in: read the token")
-        .remedy("copy the whole token, from `ginnel-` to its last letter")
+/// Where the token is.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TokenSource {
+    /// The token; `-` reads it from standard input. Every user of this machine sees a command line
+    #[arg(long, env = "GINNEL_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+
+    /// A file that holds the token; it counts before --token and GINNEL_TOKEN
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
 }
 
-fn token_from_stdin() -> Result<String> {
-    let mut text = String::new();
+/// Demands one of the flags of [`TokenSource`].
+pub(crate) fn token_required() -> clap::ArgGroup {
+    clap::ArgGroup::new("source")
+        .args(["token", "token_file"])
+        .required(true)
+        .multiple(true)
+}
+
+impl TokenSource {
+    /// Reads and parses the token.
+    pub(crate) fn read(&self) -> Result<Token> {
+        let text = match (&self.token_file, self.token.as_deref()) {
+            (Some(path), _) => {
+                let what = || format!("sign-in: read the token from `{}`", path.display());
+                let file = File::open(path).with_context(what);
+                let file = file.remedy("see that the file is there and that you may read it")?;
+                read_text(file).with_context(what)?
+            }
+            (None, Some("-")) => {
+                read_text(std::io::stdin()).context("read the token from standard input")?
+            }
+            (None, Some(text)) => Zeroizing::new(text.to_owned()),
+            (None, None) => {
+                return Err(advise(
+                    "sign-in: there is no token",
+                    "give it with --token-file FILE, by the environment variable GINNEL_TOKEN, \
+                     or with --token; `ginnel token add` makes one",
+                ));
+            }
+        };
+        text.trim()
+            .parse()
+            .context("sign-in: read the token")
+            .remedy("copy the whole token, from `ginnel-` to its last letter")
+    }
+}
+
+fn read_text(from: impl Read) -> Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::new());
     let longest = token::TEXT_LENGTH_MAX as u64 + 2;
-    std::io::stdin()
-        .take(longest)
-        .read_to_string(&mut text)
-        .context("read the token from standard input")?;
+    from.take(longest).read_to_string(&mut text)?;
     Ok(text)
 }
 

@@ -17,6 +17,7 @@ use crate::{
     agent::Client,
     cli::Global,
     forward::spec::{Local, Spec},
+    local_port,
     remedy::advise,
     terminal,
 };
@@ -93,7 +94,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
 
 async fn bind(local: &Local) -> anyhow::Result<Listener> {
     let listener = match local {
-        Local::Tcp(address) => TcpListener::bind(address).await.map(Listener::Tcp),
+        Local::Tcp(address) => local_port::listen(*address).map(Listener::Tcp),
         Local::Udp(address) => UdpSocket::bind(address)
             .await
             .map(Arc::new)

@@ -23,7 +23,7 @@ use crate::{
 ///
 /// Forwards between the nodes of each organisation and answers their names; needs no root. It
 /// keeps its last map and where its nodes are: it works on while the server is away and carries
-/// traffic again as soon as it restarts.
+/// traffic again as soon as it restarts. The first start needs a gateway token and --endpoint.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -31,9 +31,8 @@ pub(crate) struct Args {
     #[arg(value_name = "URL")]
     url: String,
 
-    /// The gateway token, for the first start; `-` reads it from standard input
-    #[arg(long, env = "GINNEL_TOKEN", hide_env_values = true)]
-    token: Option<String>,
+    #[command(flatten)]
+    token: Option<enrol::TokenSource>,
 
     /// How nodes reach the gateway, for the first start
     #[arg(long, value_name = "HOST:PORT")]
@@ -50,7 +49,7 @@ pub(crate) struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
-  ginnel gateway https://vpn.example.org:8443 --token ginnel-gateway-… \\
+  ginnel gateway https://vpn.example.org:8443 --token-file token.txt \\
       --endpoint gw.example.org:51820
   ginnel gateway https://vpn.example.org:8443          again, after a restart";
 
@@ -97,10 +96,10 @@ fn default_listen(state: &State) -> Result<SocketAddr> {
 async fn enrol_gateway(args: &Args, state: &State) -> Result<()> {
     let token = args
         .token
-        .as_deref()
+        .as_ref()
         .context("sign-in: the first start of a gateway needs a token")
-        .remedy("make one with `ginnel token add --kind gateway` and give it with --token")?;
-    let token = enrol::token(token)?
+        .remedy("make one with `ginnel token add --kind gateway` and give it with --token-file")?
+        .read()?
         .require(token::Kind::Gateway)
         .context("sign-in")
         .remedy("make one with `ginnel token add --kind gateway`")?;

@@ -12,15 +12,14 @@ use crate::{api::Client, cli::Global, enrol, enrolment::State, remedy::Advise as
 /// The token names the organisation and carries the fingerprint of the server's certificate
 /// authority, so no certificate needs to be copied. The machine makes its own key and keeps it.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, group = enrol::token_required())]
 pub(crate) struct Args {
     /// The server, as it printed itself
     #[arg(value_name = "URL")]
     url: String,
 
-    /// The join token; `-` reads it from standard input
-    #[arg(long, env = "GINNEL_TOKEN", hide_env_values = true)]
-    token: String,
+    #[command(flatten)]
+    token: enrol::TokenSource,
 
     /// The machine's name in the organisation [default: its host name]
     #[arg(long)]
@@ -30,7 +29,7 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   ginnel join https://vpn.example.org:8443 --token ginnel-join-… --name db
-  ginnel join https://vpn.example.org:8443 --token - < token.txt
+  ginnel join https://vpn.example.org:8443 --token-file token.txt
 
 Afterwards: `ginnel up`";
 
@@ -38,7 +37,9 @@ Afterwards: `ginnel up`";
 pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     let state = State::locate(global)?;
     enrol::refuse_second(&state)?;
-    let token = enrol::token(&args.token)?
+    let token = args
+        .token
+        .read()?
         .require(token::Kind::Join)
         .context("sign-in")
         .remedy("ask an administrator for `ginnel token add`, which prints a join token")?;

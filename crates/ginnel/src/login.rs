@@ -12,15 +12,14 @@ use crate::{api::Client, cli::Global, enrol, enrolment::State, remedy::Advise as
 /// The server prints a one-time admin token at its first start; `ginnel token add --kind admin`
 /// makes another.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, group = enrol::token_required())]
 pub(crate) struct Args {
     /// The server, as it printed itself
     #[arg(value_name = "URL")]
     url: String,
 
-    /// The admin token; `-` reads it from standard input
-    #[arg(long, env = "GINNEL_TOKEN", hide_env_values = true)]
-    token: String,
+    #[command(flatten)]
+    token: enrol::TokenSource,
 
     /// The device's name in the organisation [default: its host name]
     #[arg(long)]
@@ -30,13 +29,15 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   ginnel login https://vpn.example.org:8443 --token ginnel-admin-…
-  ginnel login https://vpn.example.org:8443 --token - --name laptop < token.txt";
+  ginnel login https://vpn.example.org:8443 --token-file token.txt --name laptop";
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     let state = State::locate(global)?;
     enrol::refuse_second(&state)?;
-    let token = enrol::token(&args.token)?
+    let token = args
+        .token
+        .read()?
         .require(token::Kind::Admin)
         .context("sign-in")
         .remedy("the server prints an admin token at its first start; a machine uses `join`")?;

@@ -13,6 +13,7 @@ mod enrolment;
 mod forward;
 mod gateway;
 mod join;
+mod local_port;
 mod login;
 mod logout;
 mod manual;

@@ -162,6 +162,7 @@ async fn receive(
             Answer::Done => return Ok(()),
             Answer::Hello { .. }
             | Answer::Connected { .. }
+            | Answer::Ended(_)
             | Answer::Relaying
             | Answer::Records(_)
             | Answer::Pinging(_)

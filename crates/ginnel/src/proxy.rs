@@ -20,7 +20,7 @@ use tokio::{
     time,
 };
 
-use crate::{agent::Client, cli::Global, remedy::advise, terminal};
+use crate::{agent::Client, cli::Global, local_port, remedy::advise, terminal};
 
 /// Run a SOCKS5 and HTTP proxy into the network, until Ctrl-C
 ///
@@ -58,9 +58,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the remote port may take.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Bytes in flight in one direction of one connection.
-const BUFFER: usize = 64 * 1024;
-
 /// A failed accept, out of descriptors for example, is repeated after this time.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -75,8 +72,8 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
         given => given,
     };
     let client = Client::of(global)?;
-    let socks5 = bind(socks5, args.allow_remote).await?;
-    let http = bind(http, args.allow_remote).await?;
+    let socks5 = bind(socks5, args.allow_remote)?;
+    let http = bind(http, args.allow_remote)?;
     // Nothing is printed unless every port could be bound and the tunnel be opened.
     client.hello().await?;
     let mut servers = JoinSet::new();
@@ -98,10 +95,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-async fn bind(
-    address: Option<SocketAddr>,
-    allow_remote: bool,
-) -> anyhow::Result<Option<TcpListener>> {
+fn bind(address: Option<SocketAddr>, allow_remote: bool) -> anyhow::Result<Option<TcpListener>> {
     let Some(address) = address else {
         return Ok(None);
     };
@@ -111,7 +105,7 @@ async fn bind(
             "listen at 127.0.0.1 or [::1], or add --allow-remote if that is meant",
         ));
     }
-    let listener = TcpListener::bind(address).await.map_err(|error| {
+    let listener = local_port::listen(address).map_err(|error| {
         let remedy = if error.kind() == io::ErrorKind::AddrInUse {
             "another program listens there: stop it, or choose another port with --socks5 and \
              --http; 0 lets the system choose"

@@ -32,6 +32,8 @@ pub enum Reason {
     NoRoom,
     /// It had to wait and its queue was full.
     QueueFull,
+    /// The TUN interface did not take it: it is down or gone.
+    InterfaceDown,
 }
 
 /// How often each reason occurred.
@@ -82,7 +84,7 @@ impl From<Reason> for Discard {
 
 impl Reason {
     /// All variants in order: `ALL[reason as usize] == reason`.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NotIp,
         Self::NoPeer,
         Self::OtherOrg,
@@ -91,6 +93,7 @@ impl Reason {
         Self::NoAttachment,
         Self::NoRoom,
         Self::QueueFull,
+        Self::InterfaceDown,
     ];
 
     /// Returns its stable name.
@@ -105,6 +108,7 @@ impl Reason {
             Self::NoAttachment => "no_attachment",
             Self::NoRoom => "no_room",
             Self::QueueFull => "queue_full",
+            Self::InterfaceDown => "interface_down",
         }
     }
 }

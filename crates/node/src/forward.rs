@@ -59,6 +59,7 @@ pub(crate) fn cause(reason: Reason) -> Option<Cause> {
         | Reason::NotServed
         | Reason::NoAttachment
         | Reason::NoRoom
-        | Reason::QueueFull => None,
+        | Reason::QueueFull
+        | Reason::InterfaceDown => None,
     }
 }

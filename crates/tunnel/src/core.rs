@@ -85,17 +85,13 @@ impl Core {
             Outcome::Send {
                 destination,
                 datagram,
-            } => self.outbox.copy(destination, datagram),
-            Outcome::Packet(packet) => {
-                if let Some(interface) = interface {
-                    interface.write(packet);
-                }
-                true
-            }
-            Outcome::Nothing => true,
+            } if self.outbox.copy(destination, datagram) => Ok(()),
+            Outcome::Send { .. } => Err(Reason::QueueFull),
+            Outcome::Packet(packet) => interface.map_or(Ok(()), |own| own.write(packet)),
+            Outcome::Nothing => Ok(()),
         };
-        if !taken {
-            self.node.discard(Reason::QueueFull);
+        if let Err(reason) = taken {
+            self.node.discard(reason);
         }
     }
 
@@ -106,16 +102,20 @@ impl Core {
             let Some(length) = interface.read(&mut slot[HEADER..]) else {
                 return;
             };
-            match self.node.handle_packet(now, slot, length) {
+            let taken = match self.node.handle_packet(now, slot, length) {
                 Outcome::Send {
                     destination,
                     datagram,
                 } => {
                     let length = datagram.len();
                     self.outbox.push(destination, length);
+                    Ok(())
                 }
                 Outcome::Packet(packet) => interface.write(packet),
-                Outcome::Nothing => {}
+                Outcome::Nothing => Ok(()),
+            };
+            if let Err(reason) = taken {
+                self.node.discard(reason);
             }
         }
     }
@@ -143,7 +143,9 @@ impl Core {
         self.flush(now, sockets);
         if let Some(interface) = attachment.interface() {
             while let Some(packet) = self.node.poll_packet() {
-                interface.write(&packet);
+                if let Err(reason) = interface.write(&packet) {
+                    self.node.discard(reason);
+                }
             }
         }
         while let Some(event) = self.node.poll_event(now) {

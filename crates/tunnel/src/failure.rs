@@ -34,6 +34,8 @@ pub enum Code {
     HandshakeUnanswered,
     /// The remote port refused.
     ConnectionRefused,
+    /// The remote port broke an open connection off.
+    ConnectionReset,
     /// A router said that the address cannot be reached.
     Unreachable,
     /// The tunnel works, the remote machine did not answer.
@@ -58,7 +60,7 @@ impl Code {
             | Self::EndpointUnknown => "DNS",
             Self::NoRoute => "allowed IPs",
             Self::HandshakeUnanswered => "handshake",
-            Self::ConnectionRefused => "remote port",
+            Self::ConnectionRefused | Self::ConnectionReset => "remote port",
             Self::Unreachable | Self::RemoteSilent => "remote machine",
             Self::TooMany | Self::Draining | Self::Misunderstood => "local agent",
             Self::ConfigurationChanged => "configuration",

@@ -6,6 +6,7 @@ use std::{io, net::Ipv6Addr, time::Duration};
 
 use anyhow::Context as _;
 use model::address::OrgPrefix;
+use node::Reason;
 use os::{
     link::{self, Watch},
     reactor::Watched,
@@ -126,11 +127,16 @@ impl Interface {
         }
     }
 
-    /// Gives a packet to the programs of this machine, or loses it while the interface is down.
-    pub(super) fn write(&self, packet: &[u8]) {
-        if let Err(error) = self.tun.get().write(packet) {
+    /// Gives a packet to the programs of this machine, or tells why it is lost.
+    pub(super) fn write(&self, packet: &[u8]) -> Result<(), Reason> {
+        self.tun.get().write(packet).map_err(|error| {
             self.notice(&error);
-        }
+            if error.kind() == io::ErrorKind::WouldBlock {
+                Reason::QueueFull
+            } else {
+                Reason::InterfaceDown
+            }
+        })
     }
 
     /// Lives as long as the interface works, and says why it does not any more.

@@ -12,7 +12,11 @@ use std::{
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
-use tokio::{net::UnixStream, time};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader},
+    net::UnixStream,
+    time,
+};
 
 use super::{
     profile::Profile,
@@ -52,7 +56,12 @@ pub(crate) struct Pipe {
     pub(crate) stream: UnixStream,
     /// Our end inside the tunnel.
     pub(crate) local: SocketAddr,
+    /// Names it to [`Client::ending`].
+    pub(crate) connection: Option<u64>,
 }
+
+/// Bytes in flight in one direction of one pipe.
+const BUFFER: usize = 64 * 1024;
 
 /// How long a new agent may take to listen.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
@@ -92,9 +101,16 @@ impl Client {
         };
         let (answer, stream) = self.ask(&request, timeout + GRACE).await?;
         match answer {
-            Answer::Connected { local, .. } => Ok(Ok(Pipe { stream, local })),
+            Answer::Connected {
+                local, connection, ..
+            } => Ok(Ok(Pipe {
+                stream,
+                local,
+                connection,
+            })),
             Answer::Failed(failure) => Ok(Err(failure)),
             other @ (Answer::Hello { .. }
+            | Answer::Ended(_)
             | Answer::Relaying
             | Answer::Records(_)
             | Answer::Pinging(_)
@@ -103,6 +119,18 @@ impl Client {
             | Answer::Status(_)
             | Answer::Draining { .. }
             | Answer::Retired) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Tells what broke a connection off whose pipe has ended; `None` when both sides finished, or
+    /// when there is nobody left to ask.
+    pub(crate) async fn ending(&self, connection: Option<u64>) -> Option<Failure> {
+        let connection = connection?;
+        let asked = self.ask_once(&Request::Ending { connection }, GRACE).await;
+        if let Ok(Some((Answer::Ended(failure), _))) = asked {
+            failure
+        } else {
+            None
         }
     }
 
@@ -240,6 +268,32 @@ impl Client {
         options
             .open(&path)
             .with_context(|| format!("local agent: open its log `{}`", path.display()))
+    }
+}
+
+impl Pipe {
+    /// Moves bytes between the pipe and `local` until both directions have ended. An error means
+    /// that the connection was broken off at either end: `local` is to be reset.
+    pub(crate) async fn join<S>(mut self, client: &Client, local: &mut S) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (from_local, mut to_local) = tokio::io::split(local);
+        let (from_agent, mut to_agent) = self.stream.split();
+        let mut from_local = BufReader::with_capacity(BUFFER, from_local);
+        let mut from_agent = BufReader::with_capacity(BUFFER, from_agent);
+        let upwards = async {
+            tokio::io::copy_buf(&mut from_local, &mut to_agent).await?;
+            to_agent.shutdown().await
+        };
+        let downwards = async {
+            tokio::io::copy_buf(&mut from_agent, &mut to_local).await?;
+            match client.ending(self.connection).await {
+                Some(failure) => Err(io::Error::new(io::ErrorKind::ConnectionReset, failure)),
+                None => to_local.shutdown().await,
+            }
+        };
+        tokio::try_join!(upwards, downwards).map(|_| ())
     }
 }
 

@@ -20,8 +20,17 @@ const BUFFER: usize = 64 * 1024;
 /// How often it is looked whether a silent command still lives.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// Which end of a pipe failed.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// The command's.
+    Command(io::Error),
+    /// The connection inside the tunnel.
+    Remote(io::Error),
+}
+
 /// Moves bytes until both directions have ended, one has failed or the command has gone away.
-pub(super) async fn join(client: &mut UnixStream, remote: &TcpStream) -> io::Result<()> {
+pub(super) async fn join(client: &mut UnixStream, remote: &TcpStream) -> Result<(), Broken> {
     let (from_client, to_client) = client.split();
     let half_closed = Notify::new();
     let up = async {
@@ -50,29 +59,33 @@ pub(super) async fn gone(client: &ReadHalf<'_>) {
     }
 }
 
-async fn upwards(client: &ReadHalf<'_>, remote: &TcpStream) -> io::Result<()> {
+async fn upwards(client: &ReadHalf<'_>, remote: &TcpStream) -> Result<(), Broken> {
     let mut buffer = vec![0; BUFFER];
     loop {
-        client.readable().await?;
+        client.readable().await.map_err(Broken::Command)?;
         match client.try_read(&mut buffer) {
             Ok(0) => break,
-            Ok(length) => remote.send_all(&buffer[..length]).await?,
+            Ok(length) => {
+                let sent = remote.send_all(&buffer[..length]).await;
+                sent.map_err(Broken::Remote)?;
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(Broken::Command(error)),
         }
     }
     remote.finish();
     Ok(())
 }
 
-async fn downwards(remote: &TcpStream, mut client: WriteHalf<'_>) -> io::Result<()> {
+async fn downwards(remote: &TcpStream, mut client: WriteHalf<'_>) -> Result<(), Broken> {
     let mut buffer = vec![0; BUFFER];
     loop {
-        let length = remote.recv(&mut buffer).await?;
+        let length = remote.recv(&mut buffer).await.map_err(Broken::Remote)?;
         if length == 0 {
-            return client.shutdown().await;
+            return client.shutdown().await.map_err(Broken::Command);
         }
-        write_all(&client, &buffer[..length]).await?;
+        let written = write_all(&client, &buffer[..length]).await;
+        written.map_err(Broken::Command)?;
     }
 }
 

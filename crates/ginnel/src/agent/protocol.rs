@@ -4,7 +4,8 @@
 //! one connection, one request:
 //!   command: u32 length (big endian) | JSON Envelope
 //!   agent:   u32 length              | JSON Answer        (Ping: one for each echo, then Done)
-//! after Dial     the connection is a byte pipe, closed in each direction by itself
+//! after Dial     the connection is a byte pipe, closed in each direction by itself; Ending asks
+//!                whether that was a reset, which a Unix socket cannot tell
 //! after Udp      frames: u32 length | datagram header of RFC 1928, section 7 | payload
 //! ```
 
@@ -67,6 +68,11 @@ pub(crate) enum Request {
         /// Payload in bytes.
         size: u16,
     },
+    /// How did that connection of `Dial` end, whose pipe has ended?
+    Ending {
+        /// Its number in `Connected`.
+        connection: u64,
+    },
     /// What goes on?
     Status,
     /// Take no more requests, exit when the open connections have ended.
@@ -90,7 +96,12 @@ pub(crate) enum Answer {
         local: SocketAddr,
         /// The other end, its name resolved.
         remote: SocketAddr,
+        /// Names it to `Ending`; an older agent gives none.
+        #[serde(default)]
+        connection: Option<u64>,
     },
+    /// To `Ending`: what broke the connection off; `None` when both sides have finished.
+    Ended(Option<Failure>),
     /// To `Udp`: frames begin behind this message.
     Relaying,
     /// To `Resolve`.

@@ -6,7 +6,8 @@ use netstack::EchoFailure;
 use tokio::{net::UnixStream, sync::mpsc, time};
 
 use super::{
-    pipe,
+    ending::broken_off,
+    pipe::{self, Broken},
     protocol::{Answer, Code, Envelope, Failure, PROTOCOL, Request, Status},
     relay,
     server::{Agent, Mode},
@@ -70,6 +71,10 @@ pub(super) async fn serve(
             let interval = Duration::from_millis(interval_ms).max(INTERVAL_MIN);
             ping(agent, stream, &host, count, interval, size).await
         }
+        Request::Ending { connection } => {
+            let failure = agent.endings.take(connection);
+            wire::send(stream, &Answer::Ended(failure)).await
+        }
         Request::Status => {
             let status = Box::new(status(agent));
             wire::send(stream, &Answer::Status(status)).await
@@ -89,7 +94,7 @@ pub(super) async fn serve(
 /// of its open connections.
 fn turn_away(agent: &Agent, envelope: &Envelope) -> Option<Answer> {
     match envelope.request {
-        Request::Hello | Request::Status | Request::Drain => return None,
+        Request::Hello | Request::Ending { .. } | Request::Status | Request::Drain => return None,
         Request::Dial { .. } | Request::Udp | Request::Resolve { .. } | Request::Ping { .. } => {}
     }
     let edited = envelope.fingerprint != agent.fingerprint;
@@ -160,12 +165,26 @@ async fn dial(
     };
     match connected {
         Ok(remote) => {
+            let connection = agent.endings.begin();
             let answer = Answer::Connected {
                 local: remote.local(),
                 remote: remote.remote(),
+                connection: Some(connection),
             };
             wire::send(stream, &answer).await?;
-            pipe::join(stream, &remote).await
+            match pipe::join(stream, &remote).await {
+                Ok(()) => Ok(()),
+                Err(Broken::Remote(error)) => {
+                    let failure = broken_off(host, port, &error);
+                    agent.endings.keep(connection, failure);
+                    Ok(())
+                }
+                Err(Broken::Command(error)) => {
+                    // What it was sent is lost, and the other side shall know.
+                    remote.abort();
+                    Err(error)
+                }
+            }
         }
         Err(failure) => wire::send(stream, &Answer::Failed(failure)).await,
     }

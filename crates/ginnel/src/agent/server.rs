@@ -18,6 +18,7 @@ use tokio::{
 };
 
 use super::{
+    ending::Endings,
     profile::{Opened, Profile},
     protocol::{Answer, Code, Envelope, Failure},
     request, wire,
@@ -46,6 +47,7 @@ pub(super) struct Agent {
     pub(super) fingerprint: String,
     pub(super) version: String,
     pub(super) started: Instant,
+    pub(super) endings: Endings,
     uid: u32,
     /// Open connections of commands; the loop watches it.
     open: watch::Sender<usize>,
@@ -113,6 +115,7 @@ pub(crate) async fn serve(
     let listener = UnixListener::from_std(listener).context("local agent: register its socket")?;
     let agent = Arc::new(Agent {
         started: tunnel.now(),
+        endings: Endings::default(),
         tunnel,
         control,
         profile: profile.to_string(),

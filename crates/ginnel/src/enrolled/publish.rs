@@ -137,7 +137,8 @@ async fn serve(listener: TcpListener, target: String, places: Arc<Semaphore>) {
     }
 }
 
-/// Moves bytes between a connection and its target; false when there is no target.
+/// Moves bytes between a connection and its target; false when there is no target, or when either
+/// end was reset: then the other one is to be reset as well.
 async fn lead<S>(stream: &mut S, target: &str) -> bool
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -158,6 +159,8 @@ where
     let moved = copy_bidirectional_with_sizes(stream, &mut program, BUFFER, BUFFER);
     if let Err(error) = moved.await {
         tracing::debug!(%error, target, "published port");
+        drop(program.set_zero_linger());
+        return false;
     }
     true
 }

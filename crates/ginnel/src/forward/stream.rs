@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes},
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
     sync::{OwnedSemaphorePermit, Semaphore},
     time,
@@ -17,9 +17,6 @@ const CONNECTIONS_MAX: usize = 4_096;
 
 /// How long the remote port may take.
 const TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Bytes in flight in one direction of one connection.
-const BUFFER: usize = 64 * 1024;
 
 /// A failed accept, out of descriptors for example, is repeated after this time.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -36,7 +33,7 @@ pub(super) async fn serve_tcp(listener: TcpListener, client: &Client, spec: &Arc
                 tokio::spawn(async move {
                     let mut stream = stream;
                     if !lead(&mut stream, &client, &spec).await {
-                        // The program here sees a refusal, not an empty answer.
+                        // The program here sees a refusal or a reset, not an end.
                         drop(stream.set_zero_linger());
                     }
                     drop(place);
@@ -82,7 +79,7 @@ async fn lead<S>(stream: &mut S, client: &Client, spec: &Spec) -> bool
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut pipe = match client.dial(&spec.host, spec.port, TIMEOUT).await {
+    let pipe = match client.dial(&spec.host, spec.port, TIMEOUT).await {
         Ok(Ok(pipe)) => pipe,
         Ok(Err(failure)) => {
             terminal::note(format_args!(
@@ -96,6 +93,5 @@ where
             return false;
         }
     };
-    let moved = copy_bidirectional_with_sizes(stream, &mut pipe.stream, BUFFER, BUFFER).await;
-    moved.is_ok()
+    pipe.join(client, stream).await.is_ok()
 }

@@ -1,6 +1,6 @@
 //! One HTTP client: CONNECT becomes a pipe, an http:// request is sent on (RFC 9110, 9112).
 
-use std::convert::Infallible;
+use std::{convert::Infallible, io};
 
 use http_body_util::{Either, Full};
 use hyper::{
@@ -12,9 +12,9 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{io::copy_bidirectional_with_sizes, net::TcpStream};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
-use super::{BUFFER, DIAL_TIMEOUT, REQUEST_TIMEOUT};
+use super::{DIAL_TIMEOUT, REQUEST_TIMEOUT};
 use crate::{
     agent::{
         Client,
@@ -71,21 +71,35 @@ async fn connect(
         let text = "CONNECT needs HOST:PORT\n";
         return Err(say(StatusCode::BAD_REQUEST, text.to_owned()));
     };
-    let mut pipe = dial(client, &host, port).await?;
+    let pipe = dial(client, &host, port).await?;
+    let client = client.clone();
     tokio::spawn(async move {
-        match hyper::upgrade::on(request).await {
-            Ok(upgraded) => {
-                let mut upgraded = TokioIo::new(upgraded);
-                let moved =
-                    copy_bidirectional_with_sizes(&mut upgraded, &mut pipe.stream, BUFFER, BUFFER);
-                if let Err(error) = moved.await {
-                    tracing::debug!(%error, "connect");
-                }
-            }
-            Err(error) => tracing::debug!(%error, "connect"),
+        let moved = match hyper::upgrade::on(request).await {
+            Ok(upgraded) => join(upgraded, pipe, &client).await,
+            Err(error) => Err(io::Error::other(error)),
+        };
+        if let Err(error) = moved {
+            tracing::debug!(%error, "connect");
         }
     });
     Ok(Response::new(Either::Right(Full::default())))
+}
+
+/// Moves bytes to the end of a tunnel; one that breaks off is a reset for the program here.
+async fn join(
+    upgraded: hyper::upgrade::Upgraded,
+    mut pipe: Pipe,
+    client: &Client,
+) -> io::Result<()> {
+    let parts = upgraded.downcast::<TokioIo<TcpStream>>();
+    let parts = parts.map_err(|_| io::Error::other("the connection is not one of TCP"))?;
+    let mut stream = parts.io.into_inner();
+    pipe.stream.write_all(&parts.read_buf).await?;
+    let moved = pipe.join(client, &mut stream).await;
+    if moved.is_err() {
+        drop(stream.set_zero_linger());
+    }
+    moved
 }
 
 /// Sends a request in absolute form on to its origin (RFC 9112, 3.2.2).
@@ -181,6 +195,7 @@ fn status(code: Code) -> StatusCode {
         | Code::EndpointUnknown
         | Code::NoRoute
         | Code::ConnectionRefused
+        | Code::ConnectionReset
         | Code::Unreachable => StatusCode::BAD_GATEWAY,
     }
 }

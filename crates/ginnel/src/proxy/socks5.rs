@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional_with_sizes},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
         TcpStream, UdpSocket,
         unix::{ReadHalf, WriteHalf},
@@ -15,7 +15,7 @@ use tokio::{
     time,
 };
 
-use super::{BUFFER, DIAL_TIMEOUT, REQUEST_TIMEOUT};
+use super::{DIAL_TIMEOUT, REQUEST_TIMEOUT};
 use crate::{
     agent::{
         Client,
@@ -111,8 +111,12 @@ async fn connect(
     socks::emit_reply(Reply::Succeeded, pipe.local, &mut message);
     stream.write_all(&message).await?;
     pipe.stream.write_all(early).await?;
-    copy_bidirectional_with_sizes(stream, &mut pipe.stream, BUFFER, BUFFER).await?;
-    Ok(())
+    let moved = pipe.join(client, stream).await;
+    if moved.is_err() {
+        // The program here sees a reset, not an end.
+        drop(stream.set_zero_linger());
+    }
+    moved
 }
 
 async fn refuse(stream: &mut TcpStream, reply: Reply) -> io::Result<()> {
@@ -202,7 +206,7 @@ fn reply(code: Code) -> Reply {
     match code {
         Code::NameUnknown | Code::Unreachable => Reply::HostUnreachable,
         Code::NoRoute | Code::EndpointUnknown | Code::NameRefused => Reply::NetworkUnreachable,
-        Code::ConnectionRefused => Reply::ConnectionRefused,
+        Code::ConnectionRefused | Code::ConnectionReset => Reply::ConnectionRefused,
         Code::HandshakeUnanswered | Code::RemoteSilent | Code::ResolverSilent => Reply::TtlExpired,
         Code::TooMany | Code::Draining | Code::ConfigurationChanged | Code::Misunderstood => {
             Reply::GeneralFailure

@@ -403,6 +403,11 @@ fn an_interface_that_was_down_works_again_and_one_that_was_deleted_ends_the_node
     within(SHORT, "the node sees it", || {
         alpha.said().contains("it is down")
     });
+    network.output(At::Beta, &["ping", "alpha", "-c", "1"]);
+    let status: serde_json::Value =
+        serde_json::from_str(&network.run(At::Alpha, &["status", "--json"])).expect("JSON");
+    let lost = status["node"]["discards"]["node.interface_down"].as_u64();
+    assert!(lost.is_some_and(|lost| lost > 0), "{status}");
     here.ip(&["link", "set", "ginnel0", "up"]);
     within(SHORT, "the address is back", pings);
     here.ip(&["link", "set", "ginnel0", "mtu", "1400"]);

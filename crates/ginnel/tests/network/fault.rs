@@ -1,8 +1,14 @@
 //! What goes wrong for people: each time a sentence that names the hop, a remedy and the exit code.
 
-use std::net::{TcpListener, UdpSocket};
+use std::{
+    fs::{self, File},
+    io::{ErrorKind, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+};
 
-use crate::world::{Ended, World, echoes, free_udp, serve_echo, wait_for, word};
+use crate::world::{
+    Ended, WAIT_MAX, World, echoes, finish, free_udp, serve, serve_echo, wait_for, word,
+};
 
 /// A failed command says `sentence` and then `remedy`, and nothing else on stderr.
 #[track_caller]
@@ -103,6 +109,85 @@ fn a_token_that_expired_was_used_up_or_was_revoked() {
         "sign-in: the token has expired",
         remedy,
     );
+}
+
+#[test]
+fn a_token_file_that_is_not_there_and_a_gateway_without_a_token() {
+    let world = World::new();
+    let path = world.path("absent");
+    let path = path.to_str().expect("UTF-8");
+    let join = ["join", &world.url, "--name", "a"];
+    let ended = world.try_run("a", &[&join[..], &["--token-file", path]].concat());
+    check(&ended, "sign-in: read the token from `", "you may read it");
+    let first = ["gateway", &world.url, "--endpoint", "127.0.0.1:1"];
+    check(
+        &world.try_run("b", &first),
+        "sign-in: the first start of a gateway needs a token",
+        "--token-file",
+    );
+}
+
+/// Reads the first of ten bytes and closes: what was not read makes the system reset.
+fn serve_reset() -> SocketAddr {
+    serve(|mut stream| drop(stream.read_exact(&mut [0])))
+}
+
+/// Sends ten bytes over an open connection and is reset.
+#[track_caller]
+fn is_reset(mut stream: TcpStream) {
+    stream.set_read_timeout(Some(WAIT_MAX)).expect("not zero");
+    stream.write_all(&[7; 10]).expect("it is taken");
+    let mut rest = Vec::new();
+    let read = stream.read_to_end(&mut rest);
+    assert_eq!(
+        read.map_err(|error| error.kind()),
+        Err(ErrorKind::ConnectionReset)
+    );
+}
+
+#[test]
+fn a_reset_by_the_remote_port_is_a_failure_of_dial_and_a_reset_for_local_programs() {
+    let (world, _laptop) = World::with_laptop();
+    let _shed = world.machine("shed", "rude", 7000, serve_reset());
+    let (_forward, local) = world.forward("laptop", "shed", 7000);
+    let input = world.path("input");
+    fs::write(&input, [7; 10]).expect("write");
+    let mut dial = world.ginnel("laptop", &["dial", "shed", "7000"]);
+    dial.stdin(File::open(&input).expect("it was written"));
+    check(
+        &finish(&mut dial),
+        "remote port: shed port 7000 closed the connection by reset",
+        "the log of the program",
+    );
+    is_reset(TcpStream::connect(local).expect("it listens"));
+
+    let line = ["proxy", "--http", "127.0.0.1:0", "--socks5", "127.0.0.1:0"];
+    let (mut proxy, socks5) = world.start("laptop", &line, "socks5 at");
+    let http = proxy.until("http at");
+    let connect = |line: &str| {
+        let address = line.split_whitespace().last().expect("an address");
+        TcpStream::connect(address).expect("it listens")
+    };
+    let mut stream = connect(&http);
+    let request = b"CONNECT shed:7000 HTTP/1.1\r\nHost: shed:7000\r\n\r\n";
+    stream.write_all(request).expect("it is taken");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("an answer");
+        answer.extend(byte);
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{answer:?}");
+    is_reset(stream);
+
+    let mut stream = connect(&socks5);
+    // No authentication; CONNECT to the name `shed` (RFC 1928, 3 and 4).
+    let request = b"\x05\x01\x00\x05\x01\x00\x03\x04shed\x1b\x58";
+    stream.write_all(request).expect("it is taken");
+    let mut answer = [0; 2 + 4 + 16 + 2];
+    stream.read_exact(&mut answer).expect("an answer");
+    assert_eq!(answer[..4], [5, 0, 5, 0]);
+    is_reset(stream);
 }
 
 #[test]

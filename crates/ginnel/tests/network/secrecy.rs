@@ -6,7 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::world::{Process, World, command_line, echoes, files_below, serve_echo, wait_for};
+use crate::world::{
+    Process, World, command_line, echoes, files_below, finish, serve_echo, wait_for,
+};
 
 #[test]
 fn no_secret_is_in_a_log_or_a_process_list_and_state_is_for_its_owner_alone() {
@@ -35,7 +37,11 @@ fn no_secret_is_in_a_log_or_a_process_list_and_state_is_for_its_owner_alone() {
     assert_eq!(joining.ended().code, Some(0));
     world.publish("shed", "echo", 7000, serve_echo());
     let _shed = loud(&world, "shed", &["up"]);
-    world.join("barn");
+    let file = world.path("token.txt");
+    fs::write(&file, world.token(&[])).expect("write");
+    let mut joining = world.ginnel("barn", &["join", &world.url, "--name", "barn"]);
+    joining.arg("--token-file").arg(&file);
+    assert_eq!(finish(&mut joining).code, Some(0));
     let _agent = loud(&world, "barn", &["agent"]);
     let (_forward, local) = world.forward("barn", "echo.svc.internal", 7000);
     wait_for("the service", || echoes(local, b"x"));
