@@ -679,6 +679,51 @@ fn the_retransmission_timeout_doubles_and_starts_again_after_progress() {
 }
 
 #[test]
+fn waiting_behind_a_hole_is_no_round_trip() {
+    let mut wire = Wire::with_sack();
+    let length = 3 * MSS;
+    wire.send(length);
+    wire.sent();
+    // The last goes out again as a probe and the first by the timeout, the middle never.
+    for _ in 0..5 {
+        wire.wait_for_segment();
+    }
+    wire.wait(millis(20));
+    let next = 1 + u32::try_from(length).unwrap();
+    wire.get(ACK, 1, next, &[]).unwrap();
+    wire.send(10);
+    wire.sent();
+    assert_eq!(wire.wait_for_segment().0, millis(200));
+}
+
+#[test]
+fn the_echo_beside_a_dsack_is_no_round_trip() {
+    let mut wire = Wire::opening();
+    let stamped = |value, echo| Options {
+        maximum_segment_size: Some(1380),
+        sack_permitted: true,
+        timestamps: Some(Timestamps { value, echo }),
+        ..Options::default()
+    };
+    wire.establish(stamped(1_000, 0));
+    wire.send(10);
+    let first = wire.sent_one().0.options.timestamps.unwrap();
+    for _ in 0..5 {
+        wire.wait_for_segment();
+    }
+    wire.wait(millis(20));
+    // All but the last acknowledgement were lost: it echoes the first arrival (RFC 7323, 4.3).
+    let mut header = wire.header(ACK, 1, 11);
+    header.options.timestamps = stamped(1_001, first.value).timestamps;
+    let (left, right) = (wire.iss.wrapping_add(1), wire.iss.wrapping_add(11));
+    header.options.sack.push(left, right);
+    wire.write(header, &[]).unwrap();
+    wire.send(10);
+    wire.sent();
+    assert_eq!(wire.wait_for_segment().0, millis(200));
+}
+
+#[test]
 fn a_tail_that_is_lost_is_probed_before_the_timeout() {
     let mut wire = Wire::with_sack();
     // A round-trip time of 20 ms.

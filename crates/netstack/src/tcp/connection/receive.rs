@@ -418,7 +418,11 @@ impl Connection {
         self.rtt.backoff = 0;
     }
 
-    /// By transmission times where the segment was sent once (Karn), else by the echo.
+    /// By transmission times where every segment was sent once (Karn), else by the echo.
+    ///
+    /// What stands behind a hole is acknowledged late because of the hole, and an acknowledgement
+    /// with a DSACK echoes the first arrival, whose own acknowledgement was lost: either would
+    /// count the time that we have waited to retransmit, and the RTO would never come down again.
     fn take_rtt_sample(
         &mut self,
         now: Instant,
@@ -426,11 +430,17 @@ impl Connection {
         delivered: &Delivered,
         advanced: bool,
     ) {
-        if let Some(rtt) = delivered.rtt {
+        let ack = Seq(header.acknowledgement);
+        let mut blocks = header.options.sack.as_slice().iter();
+        let arrived_twice = blocks.any(|&(_, right)| !Seq(right).after(ack));
+        if let Some(rtt) = delivered.rtt.filter(|_| !delivered.retransmitted) {
             self.rtt.sample(now, rtt);
-        } else if let (true, Some(_), Some(stamps)) =
-            (advanced, self.stamps, header.options.timestamps)
-        {
+        } else if let (true, false, Some(_), Some(stamps)) = (
+            advanced,
+            arrived_twice,
+            self.stamps,
+            header.options.timestamps,
+        ) {
             let millis = self.stamp(now).wrapping_sub(stamps.echo);
             let rtt = Duration::from_millis(u64::from(millis));
             if stamps.echo != 0 && rtt <= now.saturating_duration_since(self.opening.stamp_base.0) {
