@@ -312,6 +312,14 @@ impl Device {
         self.table.places().map(|place| self.status_at(place))
     }
 
+    /// Shows the peers behind `last` in the order of [`Device::peers`], so that whoever shows very
+    /// many can pause; `last` itself may be gone by then.
+    pub fn peers_after(&self, last: Option<PeerId>) -> impl Iterator<Item = PeerStatus<'_>> {
+        let first = last.map_or(0, |last| last.index.saturating_add(1));
+        let places = self.table.places_from(first);
+        places.map(|place| self.status_at(place))
+    }
+
     /// Shows one peer.
     #[must_use]
     pub fn status(&self, peer: PeerId) -> Option<PeerStatus<'_>> {

@@ -142,8 +142,13 @@ impl Table {
 
     /// Returns the places of all peers, oldest place first.
     pub(crate) fn places(&self) -> impl Iterator<Item = u32> {
-        (0u32..)
-            .zip(&self.slots)
+        self.places_from(0)
+    }
+
+    /// Like [`Table::places`], from one place on.
+    pub(crate) fn places_from(&self, first: u32) -> impl Iterator<Item = u32> {
+        (first..)
+            .zip(self.slots.iter().skip(first as usize))
             .filter(|(_, slot)| slot.peer.is_some())
             .map(|(place, _)| place)
     }

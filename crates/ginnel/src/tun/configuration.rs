@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Instant};
 
-use wireguard::{AddPeerError, Device, PeerId};
+use wireguard::{AddPeerError, Device, PeerId, StaticSecret};
 
 use super::uapi::{AllowedIp, Endpoint, Errno, PeerSettings, Settings};
 
@@ -18,32 +18,83 @@ pub(crate) trait Machine {
     fn interface(&self, name: &str) -> Option<u32>;
 }
 
-/// Applies `settings` in the order of the userspace API; what stands before a failure stays.
-pub(crate) fn apply(
-    settings: Settings,
-    now: Instant,
-    device: &mut Device,
-    machine: &mut impl Machine,
-) -> Result<(), Errno> {
-    if let Some(key) = settings.private_key {
-        device.set_private_key(now, key);
-    }
-    if let Some(port) = settings.listen_port {
-        machine.listen(port)?;
-    }
-    if let Some(mark) = settings.fwmark {
-        machine.mark(mark)?;
-    }
-    if settings.replace_peers {
-        let all: Vec<_> = device.peers().map(|peer| peer.id).collect();
-        for peer in all {
-            device.remove_peer(peer);
+/// Settings on their way into a device, in parts: whoever has the device between two of them need
+/// not wait for all of a large configuration.
+pub(crate) struct Changes {
+    /// Until the interface's own are applied.
+    interface: Option<Interface>,
+    replace_peers: bool,
+    /// The last peer that was looked at for removal.
+    looked_at: Option<PeerId>,
+    peers: std::vec::IntoIter<PeerSettings>,
+}
+
+struct Interface {
+    private_key: Option<Option<StaticSecret>>,
+    listen_port: Option<u16>,
+    fwmark: Option<u32>,
+}
+
+impl Changes {
+    pub(crate) fn new(settings: Settings) -> Self {
+        Self {
+            interface: Some(Interface {
+                private_key: settings.private_key,
+                listen_port: settings.listen_port,
+                fwmark: settings.fwmark,
+            }),
+            replace_peers: settings.replace_peers,
+            looked_at: None,
+            peers: settings.peers.into_iter(),
         }
     }
-    for peer in settings.peers {
-        apply_peer(peer, now, device, machine)?;
+
+    /// Applies the next part in the order of the userspace API; false when that was the last. What
+    /// stands before a failure stays.
+    pub(crate) fn apply_part(
+        &mut self,
+        now: Instant,
+        device: &mut Device,
+        machine: &mut impl Machine,
+    ) -> Result<bool, Errno> {
+        if let Some(interface) = self.interface.take() {
+            interface.apply(now, device, machine)?;
+        }
+        if self.replace_peers {
+            let peers = device.peers_after(self.looked_at);
+            let part: Vec<_> = peers.map(|peer| peer.id).take(PART).collect();
+            for peer in &part {
+                device.remove_peer(*peer);
+            }
+            self.looked_at = part.last().copied();
+            self.replace_peers = self.looked_at.is_some();
+            return Ok(true);
+        }
+        for peer in self.peers.by_ref().take(PART) {
+            apply_peer(peer, now, device, machine)?;
+        }
+        Ok(self.peers.len() > 0)
     }
-    Ok(())
+}
+
+impl Interface {
+    fn apply(
+        self,
+        now: Instant,
+        device: &mut Device,
+        machine: &mut impl Machine,
+    ) -> Result<(), Errno> {
+        if let Some(key) = self.private_key {
+            device.set_private_key(now, key);
+        }
+        if let Some(port) = self.listen_port {
+            machine.listen(port)?;
+        }
+        if let Some(mark) = self.fwmark {
+            machine.mark(mark)?;
+        }
+        Ok(())
+    }
 }
 
 fn apply_peer(
@@ -113,6 +164,9 @@ fn locate(endpoint: &Endpoint, machine: &impl Machine) -> Result<SocketAddr, Err
     Ok(address)
 }
 
+/// Peers that are changed in one go: within a millisecond.
+const PART: usize = 256;
+
 #[cfg(test)]
 mod tests {
     use std::time::UNIX_EPOCH;
@@ -161,9 +215,13 @@ mod tests {
         let Ok(Some(Request::Set(settings))) = request else {
             panic!("{lines}: {request:?}")
         };
-        match apply(*settings, now, device, machine) {
-            Ok(()) => Errno::NONE,
-            Err(errno) => errno,
+        let mut changes = Changes::new(*settings);
+        loop {
+            match changes.apply_part(now, device, machine) {
+                Ok(true) => {}
+                Ok(false) => return Errno::NONE,
+                Err(errno) => return errno,
+            }
         }
     }
 
@@ -249,11 +307,12 @@ mod tests {
     fn replace_peers_leaves_only_the_named_ones() {
         let (mut device, now) = device();
         let machine = &mut Fake::default();
-        let lines: String = (1..9)
-            .map(|n| format!("public_key={}\n", format!("{n:02x}").repeat(32)))
+        // More than are changed in one go.
+        let lines: String = (0..600)
+            .map(|n| format!("public_key={n:04x}{}\n", "05".repeat(30)))
             .collect();
         set(&mut device, now, machine, &lines);
-        assert_eq!(device.peer_count(), 8);
+        assert_eq!(device.peer_count(), 600);
         let line = format!("replace_peers=true\npublic_key={}\n", "09".repeat(32));
         set(&mut device, now, machine, &line);
         assert_eq!(device.peer_count(), 1);

@@ -23,10 +23,10 @@ use wireguard::{Agreement, Device, Discard, Event, PeerId, Sealing};
 use zeroize::Zeroizing;
 
 use super::{
-    configuration,
+    configuration::{self, Changes},
     control::{Answer, refusal},
     outbound::Run,
-    uapi::{DeviceStatus, Errno, Request, emit_status},
+    uapi::{DeviceStatus, Errno, Request, Status},
     wire::{Sockets, Wire},
 };
 
@@ -149,6 +149,30 @@ impl Tunnel {
                     let woken = self.deferred.wait(state);
                     state = woken.unwrap_or_else(PoisonError::into_inner);
                 }
+            }
+        }
+    }
+
+    /// Writes the answer to `get=1`, in parts, so that data need not wait for all of it.
+    fn status(&self) -> Zeroizing<String> {
+        let mut status = self.with(|state, _| {
+            Status::begin(&DeviceStatus {
+                private_key: state.device.private_key(),
+                listen_port: state.wire.port(),
+                fwmark: state.wire.fwmark(),
+            })
+        });
+        let mut last = None;
+        loop {
+            let before = last;
+            self.with(|state, _| {
+                for peer in state.device.peers_after(before).take(SHOWN_TOGETHER) {
+                    status.push(&peer);
+                    last = Some(peer.id);
+                }
+            });
+            if last == before {
+                return status.finish();
             }
         }
     }
@@ -323,27 +347,29 @@ impl State {
             Event::SessionsZeroed { .. } | Event::KeyLog(_) => {}
         }
     }
-
-    fn status(&self) -> Zeroizing<String> {
-        let device = DeviceStatus {
-            private_key: self.device.private_key(),
-            listen_port: self.wire.port(),
-            fwmark: self.wire.fwmark(),
-        };
-        emit_status(&device, self.device.peers())
-    }
 }
 
 impl Answer for &Tunnel {
     fn answer(&mut self, request: Request) -> Zeroizing<String> {
-        let answer = self.with(|state, now| match request {
-            Request::Get => state.status(),
+        let answer = match request {
+            Request::Get => self.status(),
             Request::Set(settings) => {
-                let (device, wire) = (&mut state.device, &mut state.wire);
-                let result = configuration::apply(*settings, now, device, wire);
-                refusal(result.err().unwrap_or(Errno::NONE))
+                let mut changes = Changes::new(*settings);
+                let mut apply_part = || {
+                    self.with(|state, now| {
+                        changes.apply_part(now, &mut state.device, &mut state.wire)
+                    })
+                };
+                let result = loop {
+                    match apply_part() {
+                        Ok(true) => {}
+                        Ok(false) => break Errno::NONE,
+                        Err(errno) => break errno,
+                    }
+                };
+                refusal(result)
             }
-        });
+        };
         self.rebound.notify_all();
         answer
     }
@@ -392,5 +418,7 @@ fn is_initiation(datagram: &[u8]) -> bool {
     datagram.first() == Some(&1)
 }
 
+/// Peers that are shown in one go: within a millisecond.
+const SHOWN_TOGETHER: usize = 256;
 /// A single refusal may be about the packet; so many are about the kernel.
 const REFUSALS_MAX: u64 = 16;

@@ -303,27 +303,36 @@ pub(crate) struct DeviceStatus<'a> {
     pub(crate) fwmark: u32,
 }
 
-/// Writes the answer to `get=1`. It holds the private key.
-pub(crate) fn emit_status<'a>(
-    device: &DeviceStatus<'_>,
-    peers: impl Iterator<Item = PeerStatus<'a>>,
-) -> Zeroizing<String> {
-    let mut text = Answer(Zeroizing::new(String::with_capacity(4096)));
-    if let Some(key) = device.private_key {
-        text.line("private_key", Hex(key.expose()));
+/// The answer to `get=1` while it is written. It holds the private key.
+pub(crate) struct Status(Answer);
+
+impl Status {
+    /// Begins with the device.
+    pub(crate) fn begin(device: &DeviceStatus<'_>) -> Self {
+        let mut text = Answer(Zeroizing::new(String::with_capacity(4096)));
+        if let Some(key) = device.private_key {
+            text.line("private_key", Hex(key.expose()));
+        }
+        if device.listen_port != 0 {
+            text.line("listen_port", device.listen_port);
+        }
+        if device.fwmark != 0 {
+            text.line("fwmark", device.fwmark);
+        }
+        Self(text)
     }
-    if device.listen_port != 0 {
-        text.line("listen_port", device.listen_port);
+
+    /// Adds a peer.
+    pub(crate) fn push(&mut self, peer: &PeerStatus<'_>) {
+        emit_peer(&mut self.0, peer);
     }
-    if device.fwmark != 0 {
-        text.line("fwmark", device.fwmark);
+
+    /// Ends the answer.
+    pub(crate) fn finish(mut self) -> Zeroizing<String> {
+        self.0.line("errno", 0);
+        self.0.0.push('\n');
+        self.0.0
     }
-    for peer in peers {
-        emit_peer(&mut text, &peer);
-    }
-    text.line("errno", 0);
-    text.0.push('\n');
-    text.0
 }
 
 fn emit_peer(text: &mut Answer, peer: &PeerStatus<'_>) {
@@ -553,7 +562,9 @@ mod tests {
         let mut status = world.status(id).unwrap();
         status.allowed_ips = &allowed;
         status.last_handshake_wall = Some(UNIX_EPOCH + std::time::Duration::new(1_700_000_000, 5));
-        let text = emit_status(&device, std::iter::once(status));
+        let mut text = Status::begin(&device);
+        text.push(&status);
+        let text = text.finish();
         let mut key = [7; KEY];
         (key[0], key[31]) = (0, 0x47);
         let expected = format!(

@@ -110,3 +110,20 @@ fn allowed_ips_move_between_peers_and_are_shown_in_order() {
     assert!(shown(&device, first).is_empty());
     assert_eq!(device.route("10.2.0.1".parse().unwrap()), None);
 }
+
+#[test]
+fn peers_are_shown_in_parts_while_others_come_and_go() {
+    let mut device = device(1);
+    let ids: Vec<_> = (0..10)
+        .map(|n| device.add_peer(base(), key(n)).unwrap())
+        .collect();
+    let part = |device: &Device, last| -> Vec<_> {
+        let peers = device.peers_after(last).take(4);
+        peers.map(|peer| peer.id).collect()
+    };
+    assert_eq!(part(&device, None), ids[..4]);
+    assert!(device.remove_peer(ids[3]) && device.remove_peer(ids[4]));
+    assert_eq!(part(&device, Some(ids[3])), ids[5..9]);
+    assert_eq!(part(&device, Some(ids[8])), ids[9..]);
+    assert!(part(&device, Some(ids[9])).is_empty());
+}
