@@ -36,6 +36,9 @@ pub(crate) struct Rates {
     pub(crate) wrong: u32,
 }
 
+/// Datagrams after which a flood has reached its victim.
+const UNDER_WAY: u64 = 1_000;
+
 /// What went and what came back.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sent {
@@ -86,8 +89,8 @@ impl Generator {
         }
     }
 
-    /// Floods until `done`.
-    pub(crate) fn run(&self, rates: Rates, done: &AtomicBool) -> Sent {
+    /// Floods until `done`; `begun` turns true when the flood is under way.
+    pub(crate) fn run(&self, rates: Rates, begun: &AtomicBool, done: &AtomicBool) -> Sent {
         let mut sent = Sent::default();
         let start = now();
         let mut passed = [0_u64; 2];
@@ -103,6 +106,7 @@ impl Generator {
                 passed[count] = due;
             }
             self.collect(&mut sent);
+            begun.store(sent.datagrams >= UNDER_WAY, Ordering::Relaxed);
             thread::sleep(TICK);
         }
         sent
