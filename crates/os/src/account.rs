@@ -38,6 +38,13 @@ impl Account {
         User::from_uid(Uid::effective())?.map(Self::of).transpose()
     }
 
+    /// Whether the account is for people: its shell is not one that only says no.
+    #[must_use]
+    pub fn has_shell(&self) -> bool {
+        let name = self.shell.file_name();
+        !name.is_some_and(|name| name == "nologin" || name == "false")
+    }
+
     fn of(user: User) -> io::Result<Self> {
         let name = CString::new(user.name.as_str())?;
         let groups = getgrouplist(&name, user.gid)?;
