@@ -727,8 +727,6 @@ fn ssh_audit_finds_nothing_weak() {
         !line.contains("post-quantum attacks") && !line.contains("unknown algorithm")
     });
     assert_eq!(faults.next(), None, "{text}");
-    assert!(
-        text.contains("curve25519-sha256") || output.status.success(),
-        "{text}"
-    );
+    // It has reached the server.
+    assert!(text.contains("# key exchange algorithms"), "{text}");
 }
