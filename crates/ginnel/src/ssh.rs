@@ -1,4 +1,4 @@
-//! SSH by certificates: the node's own server, and the client over the user-mode network.
+//! SSH by certificates: the server, which speaks over any byte stream.
 
 mod acceptance;
 mod algorithms;
