@@ -28,11 +28,17 @@ const PACKAGES: &[&str] = &[
     "ca-certificates",
     "curl",
     "dnsutils",
+    "git",
     "openssh-client",
     "openssh-server",
     "postgresql",
     "python3",
+    "rsync",
     "socat",
+    "ssh-audit",
+    "xauth",
+    "xclip",
+    "xvfb",
 ];
 
 /// A peer that only crates.io has.

@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::{
     admin, agent, completions, demo, dial, forward, gateway, join, login, logout, manual, ping,
-    proxy, resolve, server, status, tun, up, whoami,
+    proxy, resolve, server, ssh, ssh_server, status, tun, up, whoami,
 };
 
 /// A private network that a team runs itself.
@@ -79,6 +79,9 @@ pub(crate) enum Command {
     Token(admin::token::Args),
     Service(admin::service::Args),
     Audit(admin::audit::Args),
+    SshServer(ssh_server::Args),
+    #[command(hide = true)]
+    SftpServer(ssh::sftp_server::Args),
     #[command(hide = true)]
     Agent(agent::Args),
     #[command(hide = true)]
@@ -112,6 +115,8 @@ impl Command {
             Self::Token(args) => block_on(admin::token::run(args, global)),
             Self::Service(args) => block_on(admin::service::run(args, global)),
             Self::Audit(args) => block_on(admin::audit::run(args, global)),
+            Self::SshServer(args) => serve_on(ssh_server::run(args)),
+            Self::SftpServer(args) => block_on(ssh::sftp_server::run(args)),
             Self::Agent(args) => serve_on(agent::run(args, global)),
             Self::Completions(args) => completions::run(&args),
             Self::Man(args) => manual::run(&args),

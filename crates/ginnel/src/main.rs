@@ -24,6 +24,8 @@ mod remedy;
 mod resolve;
 mod server;
 mod socks;
+mod ssh;
+mod ssh_server;
 mod state;
 mod status;
 mod terminal;

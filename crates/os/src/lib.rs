@@ -8,6 +8,7 @@
     reason = "system calls stand in this crate so that they stand nowhere else"
 )]
 
+pub mod account;
 pub mod clock;
 pub mod echo;
 pub mod file;
@@ -18,6 +19,7 @@ pub mod process;
 pub mod random;
 pub mod reactor;
 pub mod signal;
+pub mod terminal;
 pub mod tun;
 pub mod udp;
 pub mod unix;

@@ -4,7 +4,7 @@ use std::{io, os::fd::AsRawFd};
 
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::{echo, link, signal, tun, udp};
+use crate::{echo, link, signal, terminal, tun, udp};
 
 /// A descriptor that tokio watches; make and use it within a runtime.
 #[derive(Debug)]
@@ -87,6 +87,7 @@ impl Descriptor for udp::Socket {}
 impl Descriptor for tun::Tun {}
 impl Descriptor for link::Watch {}
 impl Descriptor for signal::Termination {}
+impl Descriptor for terminal::Pty {}
 
 mod sealed {
     /// Keeps [`super::Descriptor`] closed.
@@ -100,4 +101,5 @@ mod sealed {
     impl Sealed for crate::tun::Tun {}
     impl Sealed for crate::link::Watch {}
     impl Sealed for crate::signal::Termination {}
+    impl Sealed for crate::terminal::Pty {}
 }

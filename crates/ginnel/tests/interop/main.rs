@@ -1,4 +1,4 @@
-//! `ginnel tun` against foreign programs, in network namespaces.
+//! `ginnel tun` and the SSH server and client against foreign programs.
 //!
 //! A program that is not installed is skipped loudly, or fails the test with `INTEROP=required`.
 
@@ -7,6 +7,7 @@ mod world;
 
 mod boringtun;
 mod flood;
+mod openssh;
 mod pair;
 mod wg;
 mod wg_quick;

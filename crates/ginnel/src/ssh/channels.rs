@@ -1,0 +1,372 @@
+//! What has come on each channel and waits for its reader.
+//!
+//! russh grants the peer a new window when data arrives, not when it was used, and its event loop
+//! must not wait for a reader: a program that waits for the peer to take its output would never
+//! read again, and the grant that it waits for stands behind the data that we do not read. So what
+//! comes is queued here, without waiting as long as there is little, and slower and slower above.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use russh::{ChannelId, ChannelMsg, ChannelWriteHalf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    sync::{Notify, mpsc, watch},
+    time,
+};
+
+/// The window of a channel: enough for 150 MiB/s at a round trip of 100 ms.
+pub(super) const WINDOW: u32 = 16 * 1024 * 1024;
+
+/// The window while a reader is behind, so that little stands before what the peer grants us.
+const WINDOW_STRAINED: u32 = 64 * 1024;
+
+/// Bytes that wait for the reader of one channel before its window becomes small.
+const BYTES_EASY: usize = 8 * 1024 * 1024;
+
+/// Bytes that wait before the peer is held up: by then it has used up the window that it had.
+const BYTES_FULL: usize = BYTES_EASY + 20 * 1024 * 1024;
+
+/// Bytes that wait for the reader of one channel at most; then its data ends the connection.
+const BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How long a packet is held up, first and at most. Below the peer's patience for an answer.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// Bytes that are read at a time from a program or a socket.
+const BUFFER: usize = 32 * 1024;
+
+/// The channels of one connection.
+#[derive(Clone, Default)]
+pub(super) struct Channels {
+    /// Open channels; bounded by whoever opens them.
+    entries: Arc<Mutex<BTreeMap<u32, Entry>>>,
+    strain: Arc<Strain>,
+}
+
+/// Both ends of the queue of one channel, as long as nobody has taken them.
+#[derive(Default)]
+struct Entry {
+    feed: Option<Feed>,
+    inbox: Option<Inbox>,
+}
+
+/// How the readers of one connection keep up.
+#[derive(Default)]
+struct Strain {
+    /// Channels with more than `BYTES_EASY`.
+    behind: AtomicUsize,
+    /// Tasks that wait until the peer takes output.
+    sending: AtomicUsize,
+    /// Counts what has moved, in either direction.
+    moved: AtomicUsize,
+}
+
+/// What came.
+#[derive(Debug, Eq, PartialEq)]
+pub(super) enum Item {
+    /// Bytes.
+    Data(Vec<u8>),
+    /// The peer has sent its last bytes.
+    End,
+}
+
+/// Where the data of a channel is read.
+pub(super) struct Inbox {
+    items: mpsc::UnboundedReceiver<Item>,
+    level: Arc<Level>,
+    open: watch::Receiver<()>,
+}
+
+#[derive(Clone)]
+struct Feed {
+    /// Bounded by `BYTES_MAX`.
+    items: mpsc::UnboundedSender<Item>,
+    level: Arc<Level>,
+    /// Dropped when the channel is closed.
+    _open: Arc<watch::Sender<()>>,
+}
+
+struct Level {
+    bytes: AtomicUsize,
+    drained: Notify,
+    strain: Arc<Strain>,
+}
+
+/// More than `BYTES_MAX` bytes wait.
+#[derive(Debug)]
+pub(super) struct TooFarBehind;
+
+impl Channels {
+    /// Returns the inbox of a channel, once; opens the channel if nobody has yet.
+    pub(super) fn take(&self, id: ChannelId) -> Inbox {
+        let mut entries = self.entries();
+        let entry = entries.entry(id.number()).or_default();
+        let fresh = entry.inbox.take();
+        let inbox = fresh.unwrap_or_else(|| self.pair(entry));
+        if entry.feed.is_none() {
+            entries.remove(&id.number());
+        }
+        inbox
+    }
+
+    /// Opens a channel whose reader will come.
+    pub(super) fn open(&self, id: ChannelId) {
+        let mut entries = self.entries();
+        let entry = entries.entry(id.number()).or_default();
+        if entry.feed.is_none() && entry.inbox.is_none() {
+            entry.inbox = Some(self.pair(entry));
+        }
+    }
+
+    /// Queues what came, holding the peer up if the reader is far behind.
+    pub(super) async fn push(&self, id: ChannelId, data: &[u8]) -> Result<(), TooFarBehind> {
+        let feed = self
+            .entries()
+            .get(&id.number())
+            .and_then(|e| e.feed.clone());
+        match feed {
+            Some(feed) => feed.push(data).await,
+            // Nobody reads this channel.
+            None => Ok(()),
+        }
+    }
+
+    /// Queues the end of a channel's data.
+    pub(super) fn end(&self, id: ChannelId) {
+        if let Some(feed) = self
+            .entries()
+            .get(&id.number())
+            .and_then(|e| e.feed.as_ref())
+        {
+            // The reader may have gone.
+            drop(feed.items.send(Item::End));
+        }
+    }
+
+    /// Closes a channel: its reader sees what came, then nothing.
+    pub(super) fn close(&self, id: ChannelId) {
+        let mut entries = self.entries();
+        if let Some(entry) = entries.get_mut(&id.number()) {
+            entry.feed = None;
+            if entry.inbox.is_none() {
+                entries.remove(&id.number());
+            }
+        }
+    }
+
+    /// Returns how many channels are open.
+    pub(super) fn count(&self) -> usize {
+        self.entries().len()
+    }
+
+    /// Returns a number that changes whenever something moves.
+    pub(super) fn moved(&self) -> usize {
+        self.strain.moved.load(Ordering::Relaxed)
+    }
+
+    /// Returns the window that the peer shall get next.
+    pub(super) fn window(&self) -> u32 {
+        match self.strain.behind.load(Ordering::Relaxed) {
+            0 => WINDOW,
+            _ => WINDOW_STRAINED,
+        }
+    }
+
+    /// Sends bytes, waiting until the peer takes them.
+    pub(super) async fn send<M>(
+        &self,
+        write: &ChannelWriteHalf<M>,
+        stream: Option<u32>,
+        bytes: Vec<u8>,
+    ) -> Result<(), russh::Error>
+    where
+        M: From<(ChannelId, ChannelMsg)> + Send + Sync + 'static,
+    {
+        let _sending = Sending::new(&self.strain);
+        match stream {
+            None => write.data_bytes(bytes).await,
+            Some(number) => write.extended_data_bytes(number, bytes).await,
+        }
+    }
+
+    /// Sends all that `from` gives; true if it ended by itself.
+    pub(super) async fn pump<M>(
+        &self,
+        mut from: impl AsyncRead + Unpin,
+        write: &ChannelWriteHalf<M>,
+        stream: Option<u32>,
+    ) -> bool
+    where
+        M: From<(ChannelId, ChannelMsg)> + Send + Sync + 'static,
+    {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let Ok(length) = from.read(&mut buffer).await else {
+                return true;
+            };
+            if length == 0 {
+                return true;
+            }
+            if self
+                .send(write, stream, buffer[..length].to_vec())
+                .await
+                .is_err()
+            {
+                return false;
+            }
+        }
+    }
+
+    /// Moves bytes between a channel and `stream` until both directions have ended.
+    pub(super) async fn splice<M>(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        write: ChannelWriteHalf<M>,
+        mut inbox: Inbox,
+    ) where
+        M: From<(ChannelId, ChannelMsg)> + Send + Sync + 'static,
+    {
+        let (read, mut sink) = tokio::io::split(stream);
+        let closed = inbox.closed();
+        let down = async {
+            tokio::select! {
+                _ = self.pump(read, &write, None) => {}
+                () = closed => {}
+            }
+            // The peer may have closed.
+            drop(write.eof().await);
+        };
+        // What came before the channel was closed is still written.
+        let up = async {
+            while let Some(Item::Data(bytes)) = inbox.recv().await {
+                if sink.write_all(&bytes).await.is_err() {
+                    return;
+                }
+            }
+            drop(sink.shutdown().await);
+        };
+        tokio::join!(down, up);
+        drop(write.close().await);
+    }
+
+    fn pair(&self, entry: &mut Entry) -> Inbox {
+        let (items, receiver) = mpsc::unbounded_channel();
+        let (open, watch) = watch::channel(());
+        let level = Arc::new(Level {
+            bytes: AtomicUsize::new(0),
+            drained: Notify::new(),
+            strain: Arc::clone(&self.strain),
+        });
+        entry.feed = Some(Feed {
+            items,
+            level: Arc::clone(&level),
+            _open: Arc::new(open),
+        });
+        Inbox {
+            items: receiver,
+            level,
+            open: watch,
+        }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<u32, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Feed {
+    async fn push(&self, data: &[u8]) -> Result<(), TooFarBehind> {
+        let level = &self.level;
+        level.strain.moved.fetch_add(1, Ordering::Relaxed);
+        let before = level.bytes.fetch_add(data.len(), Ordering::Relaxed);
+        let now = before + data.len();
+        if now > BYTES_MAX {
+            return Err(TooFarBehind);
+        }
+        if self.items.send(Item::Data(data.to_vec())).is_err() {
+            // The reader has gone; the channel is about to close.
+            level.take(data.len());
+            return Ok(());
+        }
+        if before <= BYTES_EASY && now > BYTES_EASY {
+            level.strain.behind.fetch_add(1, Ordering::Relaxed);
+        }
+        if now <= BYTES_FULL {
+            return Ok(());
+        }
+        // The fuller, the slower: 16 steps between the two bounds.
+        let step = (now - BYTES_FULL) / ((BYTES_MAX - BYTES_FULL) / 16);
+        let factor = 1_u32.checked_shl(u32::try_from(step).unwrap_or(16));
+        let pause = match level.strain.sending.load(Ordering::Relaxed) {
+            0 => PAUSE_MAX,
+            _ => PAUSE_MIN
+                .saturating_mul(factor.unwrap_or(u32::MAX))
+                .min(PAUSE_MAX),
+        };
+        // That time has passed is as good as that there is room.
+        drop(time::timeout(pause, level.drained.notified()).await);
+        Ok(())
+    }
+}
+
+impl Level {
+    fn take(&self, length: usize) {
+        let before = self.bytes.fetch_sub(length, Ordering::Relaxed);
+        if before > BYTES_EASY && before - length <= BYTES_EASY {
+            self.strain.behind.fetch_sub(1, Ordering::Relaxed);
+        }
+        if before > BYTES_FULL {
+            self.drained.notify_one();
+        }
+    }
+}
+
+impl Drop for Level {
+    fn drop(&mut self) {
+        if *self.bytes.get_mut() > BYTES_EASY {
+            self.strain.behind.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Inbox {
+    /// Waits for what comes next; `None` once the channel is closed.
+    pub(super) async fn recv(&mut self) -> Option<Item> {
+        let item = self.items.recv().await?;
+        if let Item::Data(data) = &item {
+            self.level.take(data.len());
+        }
+        Some(item)
+    }
+
+    /// Waits until the channel is closed.
+    pub(super) fn closed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut open = self.open.clone();
+        async move { while open.changed().await.is_ok() {} }
+    }
+}
+
+/// Counts a task that waits for the peer while it lives.
+struct Sending<'a>(&'a Strain);
+
+impl<'a> Sending<'a> {
+    fn new(strain: &'a Strain) -> Self {
+        strain.sending.fetch_add(1, Ordering::Relaxed);
+        strain.moved.fetch_add(1, Ordering::Relaxed);
+        Self(strain)
+    }
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        self.0.sending.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,218 @@
+//! The node's own SSH server: lets in who holds a certificate of the organisation's CA.
+//!
+//! ```text
+//!   stream ── Cut ── russh ── Connection (who, what is permitted)
+//!                                │ each channel: Channels
+//!                                ├── Program: shell, command, sftp; on a terminal or on pipes
+//!                                └── forward: -L, -R, agent, X11
+//! ```
+
+mod connection;
+mod cut;
+mod forward;
+mod program;
+mod socket;
+mod x11;
+
+use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use os::account::Account;
+use russh::{
+    Limits, MethodKind, MethodSet, SshId,
+    keys::{Certificate, PrivateKey},
+    server,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{Semaphore, oneshot},
+    time,
+};
+
+use self::{connection::Connection, cut::Cut};
+use super::{
+    acceptance::{Authority, Permit},
+    algorithms,
+    channels::{Channels, WINDOW},
+};
+
+/// Connections at a time; at the bound new ones are closed.
+const CONNECTIONS_MAX: usize = 1_024;
+
+/// Keys and certificates that one connection may try.
+const ATTEMPTS_MAX: usize = 6;
+
+/// From the first byte to an accepted certificate.
+const LOGIN_GRACE: Duration = Duration::from_secs(60);
+
+/// A peer that does not answer for this long, asked at a quarter of it, is gone.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
+
+/// A refusal takes this long, so that its time tells nothing about its reason.
+const REFUSAL_TIME: Duration = Duration::from_millis(50);
+
+/// A connection over which nothing has moved for this long ends.
+const IDLE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How often it is looked whether an open connection may stay.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Asks whom the organisation trusts now; an error says why nobody knows, and nobody comes in.
+pub(crate) type Lookup = Arc<dyn Fn() -> Answer + Send + Sync>;
+pub(crate) type Answer = Pin<Box<dyn Future<Output = Result<Arc<Authority>, String>> + Send>>;
+
+/// An SSH server.
+pub(crate) struct Server {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: Arc<server::Config>,
+    authority: Lookup,
+    places: Arc<Semaphore>,
+    /// The account of this process.
+    own: Account,
+}
+
+/// How the server proves who it is.
+pub(crate) struct Identity {
+    /// Its key.
+    pub(crate) key: PrivateKey,
+    /// What the organisation's CA says about that key.
+    pub(crate) certificate: Option<Certificate>,
+}
+
+/// Who has come in.
+#[derive(Clone)]
+struct Login {
+    permit: Permit,
+    account: Account,
+    /// Programs have to become the account first.
+    switch: bool,
+}
+
+impl Server {
+    /// Makes a server.
+    pub(crate) fn new(identity: Identity, authority: Lookup) -> anyhow::Result<Self> {
+        let own = Account::own()
+            .context("find the own account")?
+            .context("the user database does not know this process's user")?;
+        let shared = Shared {
+            config: Arc::new(config(identity)),
+            authority,
+            places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            own,
+        };
+        let shared = Arc::new(shared);
+        Ok(Self { shared })
+    }
+
+    /// Serves one connection to its end; at the bound it is closed.
+    pub(crate) fn serve<S>(
+        &self,
+        stream: S,
+        remote: SocketAddr,
+        local: SocketAddr,
+    ) -> impl Future<Output = ()> + Send + use<S>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let shared = Arc::clone(&self.shared);
+        let place = Arc::clone(&shared.places).try_acquire_owned();
+        async move {
+            match place {
+                Ok(_place) => shared.serve(stream, remote, local).await,
+                Err(_) => tracing::warn!(%remote, "ssh: {CONNECTIONS_MAX} connections are open"),
+            }
+        }
+    }
+}
+
+impl Shared {
+    async fn serve<S>(self: Arc<Self>, stream: S, remote: SocketAddr, local: SocketAddr)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (stream, cut) = Cut::new(stream);
+        let (sender, accepted) = oneshot::channel();
+        let channels = Channels::default();
+        let connection =
+            Connection::new(Arc::clone(&self), remote, local, channels.clone(), sender);
+        let config = Arc::clone(&self.config);
+        let running = async {
+            match server::run_stream(config, stream, connection).await {
+                Ok(session) => session.await,
+                Err(error) => Err(error),
+            }
+        };
+        let ended = {
+            tokio::pin!(running);
+            tokio::select! {
+                ended = &mut running => ended,
+                reason = self.watch(accepted, &channels) => {
+                    tracing::warn!(%remote, "ssh: cut off: {reason}");
+                    // It may have ended by itself.
+                    let _unheard = cut.send(());
+                    running.await
+                }
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%remote, %error, "ssh: the connection ended");
+        }
+    }
+
+    /// Waits until the connection may not stay, and says why.
+    async fn watch(&self, accepted: oneshot::Receiver<Login>, channels: &Channels) -> String {
+        let login = match time::timeout(LOGIN_GRACE, accepted).await {
+            Ok(Ok(login)) => login,
+            // It has ended.
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => return format!("no accepted certificate within {} s", LOGIN_GRACE.as_secs()),
+        };
+        let mut moved = channels.moved();
+        let mut quiet = Duration::ZERO;
+        loop {
+            time::sleep(LOOK_AGAIN).await;
+            let before = std::mem::replace(&mut moved, channels.moved());
+            quiet = if before == moved {
+                quiet + LOOK_AGAIN
+            } else {
+                Duration::ZERO
+            };
+            if quiet >= IDLE_MAX {
+                return format!("nothing has moved for {} hours", IDLE_MAX.as_secs() / 3_600);
+            }
+            // Who came in stays while nobody can say that he must go.
+            if let Ok(authority) = (self.authority)().await
+                && let Err(refusal) = login.permit.still(&authority)
+            {
+                return refusal.to_string();
+            }
+        }
+    }
+}
+
+fn config(identity: Identity) -> server::Config {
+    server::Config {
+        // The version of a program helps those who look for old ones.
+        server_id: SshId::Standard("SSH-2.0-ginnel".into()),
+        methods: MethodSet::from(&[MethodKind::PublicKey][..]),
+        auth_rejection_time: REFUSAL_TIME,
+        // The first question of every client, which tells it what there is.
+        auth_rejection_time_initial: Some(Duration::ZERO),
+        keys: vec![identity.key],
+        certificates: identity.certificate.into_iter().collect(),
+        limits: Limits::default(),
+        window_size: WINDOW,
+        maximum_packet_size: 32 * 1024,
+        channel_buffer_size: 16,
+        event_buffer_size: 64,
+        preferred: algorithms::server(),
+        max_auth_attempts: ATTEMPTS_MAX,
+        inactivity_timeout: Some(SILENCE_MAX),
+        keepalive_interval: Some(SILENCE_MAX / 4),
+        keepalive_max: 3,
+        nodelay: true,
+    }
+}
