@@ -146,6 +146,7 @@ async fn build(connection: &mut storage::Connection, org: &Org) -> Result<map::O
         gateway,
         nodes,
         services,
+        ssh: None,
     })
 }
 
