@@ -9,9 +9,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
 pub use certificate::{
-    AuthorityQuery, AuthorityState, AuthorityView, Certificate, CertificateKind, CertificateText,
-    HostCertificateRequest, IssuedCertificate, MalformedCertificate, NewRecording, Revocation,
-    Revoked, Rotation, UserCertificateRequest,
+    AuthorityQuery, AuthorityView, Certificate, CertificateKind, CertificateText,
+    HostCertificateRequest, IssuedCertificate, KeyState, MalformedCertificate, NewRecording,
+    Revocation, Revoked, Rotation, TrustedKey, UserCertificateRequest,
 };
 pub use key::{MalformedPublicKey, PublicKeyText, SignatureText};
 pub use statement::{MalformedStatement, Statement};

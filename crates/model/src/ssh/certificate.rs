@@ -136,18 +136,18 @@ pub struct AuthorityView {
     /// Which sessions nodes must record.
     pub recording: Recording,
     /// Every trusted key and what it does.
-    pub keys: Vec<AuthorityState>,
+    pub keys: Vec<TrustedKey>,
     /// How many certificates that have not ended are revoked.
     pub revoked: u32,
 }
 
 /// One key of a CA.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
-pub struct AuthorityState {
+pub struct TrustedKey {
     /// What it certifies.
     pub kind: CertificateKind,
-    /// `current`, `next` or `retired`.
-    pub state: String,
+    /// What it does now.
+    pub state: KeyState,
     /// The key.
     #[schema(value_type = String)]
     pub public_key: PublicKeyText,
@@ -155,6 +155,18 @@ pub struct AuthorityState {
     pub created: Timestamp,
     /// When a retired key is trusted no longer.
     pub trusted_until: Option<Timestamp>,
+}
+
+/// What a key of a CA does now.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyState {
+    /// It signs.
+    Current,
+    /// It is trusted already and signs after the next step of the rotation.
+    Next,
+    /// It signs no more, and is trusted until what it signed has ended.
+    Retired,
 }
 
 /// Takes the next step of a rotation (`POST /v1/ssh/rotation`): makes next keys, or lets the next
@@ -237,6 +249,16 @@ impl FromStr for CertificateText {
         } else {
             Err(MalformedCertificate)
         }
+    }
+}
+
+impl fmt::Display for KeyState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Current => "current",
+            Self::Next => "next",
+            Self::Retired => "retired",
+        })
     }
 }
 

@@ -181,7 +181,9 @@ fn more_than_the_bounds_is_refused_when_read() {
 
 proptest! {
     #[test]
-    fn any_text_is_a_value_with_one_form_or_an_error(text in "(ssh-ed25519 )?[A-Za-z0-9+/= ]{0,90}") {
+    fn any_text_is_a_value_with_one_form_or_an_error(
+        text in "(ssh-ed25519 )?[A-Za-z0-9+/= ]{0,90}",
+    ) {
         if let Ok(key) = text.parse::<PublicKeyText>() {
             prop_assert_eq!(key.to_string().parse(), Ok(key));
         }
@@ -191,7 +193,9 @@ proptest! {
     }
 
     #[test]
-    fn any_record_is_a_statement_or_an_error(strings in proptest::collection::vec(".{0,40}", 0..8)) {
+    fn any_record_is_a_statement_or_an_error(
+        strings in proptest::collection::vec(".{0,40}", 0..8),
+    ) {
         drop(Statement::from_txt(org(1), &strings));
     }
 
