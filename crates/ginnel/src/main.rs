@@ -3,6 +3,7 @@
 mod admin;
 mod agent;
 mod api;
+mod cert;
 mod cli;
 mod completions;
 mod demo;
@@ -23,6 +24,8 @@ mod remedy;
 mod resolve;
 mod server;
 mod socks;
+mod ssh_config;
+mod ssh_server;
 mod state;
 mod status;
 mod terminal;
