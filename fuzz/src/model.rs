@@ -9,6 +9,7 @@ use model::{
     key::{PublicKey, SecretKey},
     map::NetworkMap,
     name::Label,
+    ssh::{CertificateText, KeyId, Principal, PublicKeyText, Statement},
     token::Token,
     zone::{Kind, Name, Question, Zone},
 };
@@ -65,8 +66,34 @@ pub fn text(data: &[u8]) {
     if let Ok(prefix) = text.parse::<OrgPrefix>() {
         assert_eq!(prefix.to_string().parse(), Ok(prefix));
     }
+    ssh(&text);
     let _ = Name::parse(&text);
     let _ = Name::parse_relative(&text);
+}
+
+/// SSH's texts, and a statement of CA keys with one string a line.
+fn ssh(text: &str) {
+    if let Ok(key) = text.parse::<PublicKeyText>() {
+        assert_eq!(key.to_string().parse(), Ok(key));
+    }
+    if let Ok(principal) = text.parse::<Principal>() {
+        assert_eq!(principal.as_str(), text);
+    }
+    if let Ok(key_id) = text.parse::<KeyId>() {
+        assert_eq!(key_id.as_str(), text);
+    }
+    if let Ok(certificate) = text.parse::<CertificateText>() {
+        assert_eq!(certificate.as_str().parse(), Ok(certificate));
+    }
+    let strings: Vec<_> = text.split('\n').collect();
+    let org = OrgPrefix::new([1; 5]);
+    if let Ok(statement) = Statement::from_txt(org, &strings) {
+        assert_eq!(
+            statement.to_txt(org),
+            strings,
+            "no two records for one statement"
+        );
+    }
 }
 
 /// A network map, as it comes from the control plane or from disk, and names asked of it.

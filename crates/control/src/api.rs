@@ -35,6 +35,7 @@ mod node;
 mod org;
 pub(crate) mod permission;
 mod service;
+mod ssh;
 mod token;
 mod user;
 
@@ -91,15 +92,29 @@ fn routes() -> OpenApiRouter<Server> {
         .routes(routes!(token::show, token::remove))
         .routes(routes!(service::list, service::add))
         .routes(routes!(service::show, service::remove))
+        .routes(routes!(ssh::user_certificate))
+        .routes(routes!(ssh::host_certificate))
+        .routes(routes!(ssh::certificates))
+        .routes(routes!(ssh::authority))
+        .routes(routes!(ssh::rotate))
+        .routes(routes!(ssh::revoke))
+        .routes(routes!(ssh::record))
         .routes(routes!(audit::list))
 }
 
+/// Finds the request in the log, and from a certificate back to it.
+#[derive(Clone, Debug)]
+struct RequestId(String);
+
 /// Gives the request its id, and an error its body and its log.
-async fn finish(State(server): State<Server>, request: Request, next: Next) -> Response {
+async fn finish(State(server): State<Server>, mut request: Request, next: Next) -> Response {
     let number = server.inner.requests.fetch_add(1, Ordering::Relaxed);
     let request_id = format!("{:08x}-{number}", server.inner.run);
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
+    request
+        .extensions_mut()
+        .insert(RequestId(request_id.clone()));
     let mut response = next.run(request).await;
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         response = error.respond(&request_id);

@@ -31,6 +31,7 @@ use crate::{
     ca::{Authority, Certificates},
     map::Maps,
     publish::Publisher,
+    ssh::MasterKey,
     storage::{
         Change, Store, Touched,
         audit::{Actor, Entry},
@@ -44,6 +45,7 @@ mod ca;
 mod map;
 mod publish;
 mod secret;
+mod ssh;
 mod storage;
 mod tls;
 
@@ -103,6 +105,7 @@ struct Inner {
     random: Arc<dyn Random>,
     store: Store,
     certificates: Arc<Certificates>,
+    master_key: MasterKey,
     publisher: Publisher,
     maps: Maps,
     stopping: watch::Sender<bool>,
@@ -153,6 +156,10 @@ impl Server {
                 Certificates::files(config.certificate.clone(), wall)?
             }
         };
+        let mut read = store.read().await?;
+        let sealed = storage::ssh::has_keys(&mut read).await?;
+        drop(read);
+        let master_key = MasterKey::open(&config.data, &*config.random, sealed)?;
         let mut run = [0; 4];
         config.random.fill(&mut run);
         let inner = Inner {
@@ -161,6 +168,7 @@ impl Server {
             random: config.random,
             store,
             certificates: Arc::new(certificates),
+            master_key,
             publisher: Publisher::new(),
             maps: Maps::new(),
             stopping: watch::Sender::new(false),
@@ -173,6 +181,8 @@ impl Server {
             inner: Arc::new(inner),
         };
         server.delete_past().await.context("delete old rows")?;
+        let made = server.insert_missing_ssh_authorities().await;
+        made.context("make the SSH authorities")?;
         Ok(server)
     }
 
@@ -352,6 +362,7 @@ impl Server {
     }
 
     async fn delete_past(&self) -> anyhow::Result<()> {
+        self.delete_past_ssh_keys().await?;
         let mut change = self.change().await?;
         let now = change.now();
         let gone = storage::installation::delete_past(change.connection(), now).await?;
@@ -370,7 +381,7 @@ impl Server {
 
     async fn map(&self, node: NodeId) -> Result<Option<NetworkMap>, storage::Error> {
         let mut read = self.inner.store.read().await?;
-        self.inner.maps.map(&mut read, node).await
+        self.inner.maps.map(&mut read, self.now(), node).await
     }
 
     async fn node_with_key(&self, key: PublicKey) -> Result<Option<NodeByKey>, storage::Error> {

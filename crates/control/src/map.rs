@@ -49,6 +49,7 @@ impl Maps {
     pub(crate) async fn map(
         &self,
         connection: &mut storage::Connection,
+        now: i64,
         node: NodeId,
     ) -> Result<Option<NetworkMap>, Error> {
         let Some(node) = live(connection, node).await? else {
@@ -60,14 +61,17 @@ impl Maps {
                 let Some(org) = storage::org::org(connection, id).await? else {
                     return Ok(None);
                 };
-                orgs.insert(id, for_node(&*self.org(connection, &org).await?, node.id));
+                orgs.insert(
+                    id,
+                    for_node(&*self.org(connection, now, &org).await?, node.id),
+                );
                 org.serial
             }
             None => {
                 for org in storage::org::orgs(connection, None, 0, u32::MAX).await? {
                     orgs.insert(
                         org.id,
-                        for_node(&*self.org(connection, &org).await?, node.id),
+                        for_node(&*self.org(connection, now, &org).await?, node.id),
                     );
                 }
                 installation_serial(connection).await?
@@ -85,6 +89,7 @@ impl Maps {
     async fn org(
         &self,
         connection: &mut storage::Connection,
+        now: i64,
         org: &Org,
     ) -> Result<Arc<map::Org>, Error> {
         if let Some((serial, shared)) = self.lock().get(&org.id)
@@ -92,7 +97,7 @@ impl Maps {
         {
             return Ok(shared.clone());
         }
-        let shared = Arc::new(build(connection, org).await?);
+        let shared = Arc::new(build(connection, now, org).await?);
         self.lock().insert(org.id, (org.serial, shared.clone()));
         Ok(shared)
     }
@@ -113,7 +118,11 @@ async fn installation_serial(connection: &mut storage::Connection) -> Result<u64
 }
 
 /// Builds an organisation with all targets in it.
-async fn build(connection: &mut storage::Connection, org: &Org) -> Result<map::Org, Error> {
+async fn build(
+    connection: &mut storage::Connection,
+    now: i64,
+    org: &Org,
+) -> Result<map::Org, Error> {
     let mut nodes = BTreeMap::new();
     for node in storage::node::nodes_of(connection, org.id).await? {
         nodes.extend(for_others(&node).map(|others| (node.id, others)));
@@ -146,6 +155,7 @@ async fn build(connection: &mut storage::Connection, org: &Org) -> Result<map::O
         gateway,
         nodes,
         services,
+        ssh: storage::ssh::published(connection, now, org.id).await?,
     })
 }
 

@@ -21,6 +21,7 @@ pub(crate) mod installation;
 pub(crate) mod node;
 pub(crate) mod org;
 pub(crate) mod service;
+pub(crate) mod ssh;
 pub(crate) mod token;
 pub(crate) mod user;
 
@@ -95,11 +96,14 @@ pub(crate) struct Committed {
     pub(crate) touched: Touched,
 }
 
-const MIGRATIONS: [(i64, &str, &str); 1] = [(
-    1,
-    "first",
-    include_str!("../migrations/sqlite/0001_first.sql"),
-)];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (
+        1,
+        "first",
+        include_str!("../migrations/sqlite/0001_first.sql"),
+    ),
+    (2, "ssh", include_str!("../migrations/sqlite/0002_ssh.sql")),
+];
 
 impl Store {
     /// Opens the database at `path`, makes it if it is missing, and migrates it.

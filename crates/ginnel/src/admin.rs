@@ -4,6 +4,7 @@ pub(crate) mod audit;
 pub(crate) mod node;
 pub(crate) mod org;
 pub(crate) mod service;
+pub(crate) mod ssh_ca;
 pub(crate) mod token;
 pub(crate) mod user;
 

@@ -23,6 +23,10 @@ use model::{
     key::PublicKey,
     map::NetworkMap,
     name::Label,
+    ssh::{
+        AuthorityView, Certificate, HostCertificateRequest, IssuedCertificate, NewRecording,
+        Revocation, Revoked, Rotation, UserCertificateRequest,
+    },
     token::{Pin, Token},
 };
 use rustls::{
@@ -358,6 +362,54 @@ impl Client {
     /// Lists changes, oldest first.
     pub(crate) async fn audit(&self, query: &ListQuery) -> Result<Page<AuditEntry>, Error> {
         self.list("/v1/audit", query).await
+    }
+
+    /// Has a key of the person who has signed in certified.
+    pub(crate) async fn certify_user(
+        &self,
+        request: &UserCertificateRequest,
+    ) -> Result<IssuedCertificate, Error> {
+        self.send(Method::POST, "/v1/ssh/user-certificate", request)
+            .await
+    }
+
+    /// Has this node's host key certified, with its node token.
+    pub(crate) async fn certify_host(
+        &self,
+        request: &HostCertificateRequest,
+    ) -> Result<IssuedCertificate, Error> {
+        self.send(Method::POST, "/v1/ssh/host-certificate", request)
+            .await
+    }
+
+    /// Lists certificates, oldest first.
+    pub(crate) async fn certificates(&self, query: &ListQuery) -> Result<Page<Certificate>, Error> {
+        self.list("/v1/ssh/certificates", query).await
+    }
+
+    /// Shows the SSH keys that an organisation trusts; the own one if none is named.
+    pub(crate) async fn ssh_authority(&self, org: Option<&Label>) -> Result<AuthorityView, Error> {
+        let query = ListQuery {
+            org: org.cloned(),
+            ..ListQuery::default()
+        };
+        self.list("/v1/ssh/authority", &query).await
+    }
+
+    /// Takes the next step of a rotation of SSH keys.
+    pub(crate) async fn rotate_ssh(&self, request: &Rotation) -> Result<AuthorityView, Error> {
+        self.send(Method::POST, "/v1/ssh/rotation", request).await
+    }
+
+    /// Takes certificates back.
+    pub(crate) async fn revoke_certificates(&self, request: &Revocation) -> Result<Revoked, Error> {
+        self.send(Method::POST, "/v1/ssh/revocations", request)
+            .await
+    }
+
+    /// Says which sessions are recorded.
+    pub(crate) async fn record_ssh(&self, request: &NewRecording) -> Result<AuthorityView, Error> {
+        self.send(Method::PUT, "/v1/ssh/recording", request).await
     }
 
     async fn list<T: DeserializeOwned>(&self, path: &str, query: &ListQuery) -> Result<T, Error> {

@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::{
-    admin, agent, completions, demo, dial, forward, gateway, join, login, logout, manual, ping,
-    proxy, resolve, server, ssh, ssh_server, status, tun, up, whoami,
+    admin, agent, cert, completions, demo, dial, forward, gateway, join, login, logout, manual,
+    ping, proxy, resolve, server, ssh, ssh_config, ssh_server, status, tun, up, whoami,
 };
 
 /// A private network that a team runs itself.
@@ -79,6 +79,9 @@ pub(crate) enum Command {
     Token(admin::token::Args),
     Service(admin::service::Args),
     Audit(admin::audit::Args),
+    Cert(cert::Args),
+    SshConfig(ssh_config::Args),
+    SshCa(admin::ssh_ca::Args),
     SshServer(ssh_server::Args),
     #[command(hide = true)]
     SftpServer(ssh::sftp_server::Args),
@@ -115,7 +118,10 @@ impl Command {
             Self::Token(args) => block_on(admin::token::run(args, global)),
             Self::Service(args) => block_on(admin::service::run(args, global)),
             Self::Audit(args) => block_on(admin::audit::run(args, global)),
-            Self::SshServer(args) => serve_on(ssh_server::run(args)),
+            Self::Cert(args) => block_on(cert::run(args, global)),
+            Self::SshConfig(args) => ssh_config::run(&args, global),
+            Self::SshCa(args) => block_on(admin::ssh_ca::run(args, global)),
+            Self::SshServer(args) => serve_on(ssh_server::run(args, global)),
             Self::SftpServer(args) => block_on(ssh::sftp_server::run(args)),
             Self::Agent(args) => serve_on(agent::run(args, global)),
             Self::Completions(args) => completions::run(&args),

@@ -1,6 +1,10 @@
 //! The state directory of an enrolled node: who it is, its key, its last map.
 
-use std::{io, net::Ipv6Addr, path::PathBuf};
+use std::{
+    io,
+    net::Ipv6Addr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use model::{
@@ -60,14 +64,23 @@ const ENROLMENT: &str = "node.json";
 const SESSION: &str = "session.json";
 const MAP: &str = "map.json";
 const PRIVATE_KEY: &str = "private.key";
+/// The key that `ginnel cert` makes.
+pub(crate) const SSH_KEY: &str = "ssh_user";
+/// Its certificate, where OpenSSH looks for it.
+pub(crate) const SSH_CERTIFICATE: &str = "ssh_user-cert.pub";
+/// Whom the organisation trusts to certify hosts.
+pub(crate) const SSH_KNOWN_HOSTS: &str = "ssh_known_hosts";
 /// Every file that [`State::clear`] removes: all that enrolling made.
-const FILES: [&str; 6] = [
+const FILES: [&str; 9] = [
     ENROLMENT,
     SESSION,
     MAP,
     PRIVATE_KEY,
     "endpoints.json",
     "timestamp.json",
+    SSH_KEY,
+    SSH_CERTIFICATE,
+    SSH_KNOWN_HOSTS,
 ];
 
 const NOT_ENROLLED: &str = "enrol it: `ginnel login URL --token T` for a person's device, \
@@ -227,7 +240,18 @@ impl State {
         Ok(())
     }
 
-    fn make_directory(&self) -> Result<()> {
+    /// Returns the directory.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Returns the path of a file in the directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Makes the directory, for its owner alone.
+    pub(crate) fn make_directory(&self) -> Result<()> {
         os::file::create_private_directory(&self.directory)
             .with_context(|| format!("create `{}`", self.directory.display()))
             .remedy("name a directory that you may write to")

@@ -3,6 +3,7 @@
 mod admin;
 mod agent;
 mod api;
+mod cert;
 mod cli;
 mod completions;
 mod demo;
@@ -25,6 +26,7 @@ mod resolve;
 mod server;
 mod socks;
 mod ssh;
+mod ssh_config;
 mod ssh_server;
 mod state;
 mod status;

@@ -9,6 +9,7 @@ use crate::{
     id::{NodeId, OrgId},
     key::PublicKey,
     name::Label,
+    ssh,
 };
 
 /// All that one node must know. A node that holds one works without the control plane.
@@ -56,6 +57,9 @@ pub struct Org {
     pub nodes: BTreeMap<NodeId, Node>,
     /// Its services by name: who offers them, at which port.
     pub services: BTreeMap<Label, Vec<Service>>,
+    /// Whom it trusts to certify SSH users and hosts; an older control plane says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ssh: Option<ssh::Authority>,
 }
 
 /// How a client reaches its organisation's gateway.

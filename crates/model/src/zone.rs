@@ -4,6 +4,7 @@
 //! NODE.internal           a node of the asker's organisation
 //! NODE.ORG.internal       the same, with the asker's own organisation only
 //! SERVICE.svc.internal    every node that offers the service, in shuffled order
+//! _sshca.internal         TXT: the signed CA keys of the organisation
 //! _whoami.internal        TXT: who the resolver takes the asker for
 //! _health.internal        AAAA of the resolver, TXT of constant size
 //! ```
@@ -30,6 +31,8 @@ pub struct Zone {
     nodes: BTreeMap<Label, Ipv6Addr>,
     services: BTreeMap<Label, Vec<Ipv6Addr>>,
     askers: BTreeMap<Ipv6Addr, Label>,
+    /// The signed statement of the organisation's CA keys; empty if it has none.
+    ssh: Vec<String>,
 }
 
 /// What an asker wants to know.
@@ -59,6 +62,8 @@ pub enum Name {
     Services,
     /// `SERVICE.svc.internal`.
     Service(Label),
+    /// `_sshca.internal`.
+    SshCa,
     /// `_whoami.internal`.
     Whoami,
     /// `_health.internal`.
@@ -118,6 +123,7 @@ impl Zone {
             let addresses: BTreeSet<_> = offers.iter().filter_map(|o| address(o.node)).collect();
             (!addresses.is_empty()).then(|| (name.clone(), addresses.into_iter().collect()))
         });
+        let ssh = org.ssh.as_ref();
         Self {
             org: org.name.clone(),
             prefix: org.prefix,
@@ -125,6 +131,7 @@ impl Zone {
             nodes,
             services: services.collect(),
             askers,
+            ssh: ssh.map_or_else(Vec::new, |ssh| ssh.statement.to_txt(org.prefix)),
         }
     }
 
@@ -185,6 +192,7 @@ impl Zone {
                 Some(addresses) => Records::addresses(shuffled(addresses, seed)).of(question.kind),
                 None => Answer::NoSuchName,
             },
+            Name::SshCa => Records::text(self.ssh.clone()).of(question.kind),
             Name::Whoami => Records::text(self.whoami(asker)).of(question.kind),
             Name::Health => Records {
                 addresses: vec![self.prefix.resolver()],
@@ -255,6 +263,7 @@ impl Name {
     fn below_zone(labels: &[&[u8]]) -> Option<Self> {
         match labels {
             [] => Some(Self::Apex),
+            [one] if one.eq_ignore_ascii_case(b"_sshca") => Some(Self::SshCa),
             [one] if one.eq_ignore_ascii_case(b"_whoami") => Some(Self::Whoami),
             [one] if one.eq_ignore_ascii_case(b"_health") => Some(Self::Health),
             [one] if one.eq_ignore_ascii_case(b"svc") => Some(Self::Services),

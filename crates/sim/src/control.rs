@@ -48,6 +48,7 @@ impl Control {
             gateway: Some(self.gateway.clone()),
             nodes: BTreeMap::new(),
             services: BTreeMap::new(),
+            ssh: None,
         };
         self.orgs.insert(id, org);
         id

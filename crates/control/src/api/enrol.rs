@@ -191,6 +191,7 @@ pub(super) async fn remove(
         .ok_or_else(ApiError::not_found)?;
     access.reaches(node.org(), Some(id))?;
     storage::node::delete(change.connection(), now, id).await?;
+    super::ssh::revoke_removed(server, &mut change, &node).await?;
     let touched = match &node.part {
         Part::Client { org, .. } => Touched::Org(*org),
         Part::Gateway { builtin: true, .. } => {
@@ -347,7 +348,7 @@ async fn insert_node_token(
 
 async fn map_of(server: &Server, node: NodeId) -> Result<NetworkMap, ApiError> {
     let mut read = server.inner.store.read().await?;
-    let map = server.inner.maps.map(&mut read, node).await?;
+    let map = server.inner.maps.map(&mut read, server.now(), node).await?;
     map.ok_or_else(|| ApiError::new(ErrorCode::NodeRemoved, "the node was removed meanwhile"))
 }
 

@@ -12,7 +12,7 @@ use super::{
     extract::{Asked, Body, Named},
     org_of_list, page,
     permission::Access,
-    rows_of_page,
+    rows_of_page, ssh,
 };
 use crate::{
     Server,
@@ -20,6 +20,7 @@ use crate::{
         self, Touched,
         audit::Entry,
         node::{Node, Part},
+        ssh::Selection,
     },
 };
 
@@ -83,6 +84,8 @@ pub(super) async fn rename(
     let key = node.public_key;
     enrol::is_free(connection, org.as_ref(), &request.name, key, Some(id)).await?;
     storage::node::update_name(connection, id, &request.name).await?;
+    // Another node may bear the old name soon.
+    ssh::revoke_in(&mut change, Selection::Host(id)).await?;
     let entry = Entry {
         actor: access.actor(),
         action: "node_renamed",

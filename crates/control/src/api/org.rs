@@ -79,7 +79,8 @@ pub(super) async fn add(
         let message = "no more organisations fit here; remove some that are not used";
         return Err(ApiError::new(ErrorCode::LimitReached, message));
     }
-    let id = server.insert_org(&mut change, &name).await?;
+    let id = server.insert_org(&mut change, &name).await;
+    let id = id.map_err(ApiError::internal)?;
     let entry = Entry {
         actor: access.actor(),
         action: "org_added",
@@ -110,6 +111,7 @@ pub(super) async fn remove(
     }
     let now = change.now();
     storage::org::delete(change.connection(), now, org.id).await?;
+    storage::ssh::delete_authority(change.connection(), org.id).await?;
     let entry = Entry {
         actor: access.actor(),
         action: "org_removed",
@@ -126,7 +128,7 @@ impl Server {
         &self,
         change: &mut storage::Change,
         name: &Label,
-    ) -> Result<model::id::OrgId, storage::Error> {
+    ) -> anyhow::Result<model::id::OrgId> {
         let now = change.now();
         let prefix = loop {
             let mut global_id = [0; 5];
@@ -136,7 +138,9 @@ impl Server {
                 break prefix;
             }
         };
-        storage::org::insert(change.connection(), now, name, prefix).await
+        let org = storage::org::insert(change.connection(), now, name, prefix).await?;
+        self.insert_ssh_authority(change, org).await?;
+        Ok(org)
     }
 }
 

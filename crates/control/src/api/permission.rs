@@ -36,6 +36,11 @@ pub(crate) enum Action {
     ReadService,
     ChangeService,
     ReadAudit,
+    CertifyUser,
+    CertifyHost,
+    ReadSshAuthority,
+    ReadCertificate,
+    ChangeSsh,
 }
 
 /// Who asks, by the kind of the token and the role of its node.
@@ -83,7 +88,7 @@ const fn rule(method: Method, path: &'static str, action: Action) -> Rule {
 }
 
 /// Every route.
-pub(crate) static RULES: [Rule; 27] = [
+pub(crate) static RULES: [Rule; 34] = [
     rule(Method::GET, "/v1/health", Action::ReadHealth),
     rule(Method::GET, "/v1/openapi.json", Action::ReadDescription),
     rule(Method::GET, "/v1/whoami", Action::ReadSelf),
@@ -115,6 +120,21 @@ pub(crate) static RULES: [Rule; 27] = [
         Action::ChangeService,
     ),
     rule(Method::GET, "/v1/audit", Action::ReadAudit),
+    rule(
+        Method::POST,
+        "/v1/ssh/user-certificate",
+        Action::CertifyUser,
+    ),
+    rule(
+        Method::POST,
+        "/v1/ssh/host-certificate",
+        Action::CertifyHost,
+    ),
+    rule(Method::GET, "/v1/ssh/certificates", Action::ReadCertificate),
+    rule(Method::GET, "/v1/ssh/authority", Action::ReadSshAuthority),
+    rule(Method::POST, "/v1/ssh/rotation", Action::ChangeSsh),
+    rule(Method::POST, "/v1/ssh/revocations", Action::ChangeSsh),
+    rule(Method::PUT, "/v1/ssh/recording", Action::ChangeSsh),
 ];
 
 /// Returns what the route of `method` and `path` does; `None` refuses.
@@ -150,13 +170,20 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
             Who::Anyone | Who::Admin | Who::Join | Who::Gateway | Who::Session => Reach::Nothing,
         },
         Action::LookUpKey => only(who, Who::GatewayNode),
-        Action::ReadOrg | Action::ReadNode | Action::ReadService => client(who, Reach::OwnOrg),
+        // A certificate speaks for the person or the node of the token, whoever else may do more.
+        Action::CertifyUser => own(who, Who::Session),
+        Action::CertifyHost => own(who, Who::Client),
+        Action::ReadOrg | Action::ReadNode | Action::ReadService | Action::ReadSshAuthority => {
+            client(who, Reach::OwnOrg)
+        }
         Action::ChangeService => client(who, Reach::OwnNode),
         Action::ChangeOrg
         | Action::ReadUser
         | Action::ChangeNode
         | Action::ReadToken
         | Action::ChangeToken
+        | Action::ReadCertificate
+        | Action::ChangeSsh
         | Action::ReadAudit => only(who, Who::Session),
     }
 }
@@ -167,7 +194,7 @@ pub(crate) fn needed(action: Action) -> Kind {
         Action::Join => Kind::Join,
         Action::LogIn => Kind::Admin,
         Action::EnrolGateway => Kind::Gateway,
-        Action::ReadMap | Action::LookUpKey => Kind::Node,
+        Action::ReadMap | Action::LookUpKey | Action::CertifyHost => Kind::Node,
         Action::ReadHealth
         | Action::ReadDescription
         | Action::ReadSelf
@@ -181,6 +208,10 @@ pub(crate) fn needed(action: Action) -> Kind {
         | Action::ChangeToken
         | Action::ReadService
         | Action::ChangeService
+        | Action::CertifyUser
+        | Action::ReadSshAuthority
+        | Action::ReadCertificate
+        | Action::ChangeSsh
         | Action::ReadAudit => Kind::Session,
     }
 }
@@ -293,6 +324,15 @@ impl Access {
 fn only(who: Who, permitted: Who) -> Reach {
     if who == permitted {
         Reach::Everything
+    } else {
+        Reach::Nothing
+    }
+}
+
+/// Only `permitted`, about its own node.
+fn own(who: Who, permitted: Who) -> Reach {
+    if who == permitted {
+        Reach::OwnNode
     } else {
         Reach::Nothing
     }

@@ -82,6 +82,8 @@ pub(super) async fn advance(
 /// Deletes what only explained the past and has done so long enough. Returns how many rows went.
 pub(crate) async fn delete_past(connection: &mut SqliteConnection, now: i64) -> Result<u64, Error> {
     let statements = [
+        "DELETE FROM ssh_certificate WHERE valid_before < $1",
+        "DELETE FROM ssh_certificate WHERE node IN (SELECT id FROM node WHERE removed < $1)",
         "DELETE FROM token WHERE COALESCE(revoked, expires) < $1",
         "DELETE FROM token WHERE node IN (SELECT id FROM node WHERE removed < $1)",
         "DELETE FROM node WHERE removed < $1",

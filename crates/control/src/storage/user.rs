@@ -10,7 +10,15 @@ use super::{Error, text};
 pub(crate) struct User {
     pub(crate) id: UserId,
     pub(crate) name: Label,
+    pub(crate) role: Role,
     pub(crate) created: i64,
+}
+
+/// What a person may do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Role {
+    /// Everything.
+    Admin,
 }
 
 /// Adds an administrator.
@@ -63,6 +71,10 @@ fn parse(row: SqliteRow) -> Result<User, Error> {
     Ok(User {
         id: UserId(row.try_get("id")?),
         name: text(&row, "name")?,
+        role: match row.try_get("role")? {
+            "admin" => Role::Admin,
+            _ => return Err(Error::Corrupt("role")),
+        },
         created: row.try_get("created")?,
     })
 }

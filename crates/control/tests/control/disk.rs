@@ -34,7 +34,7 @@ async fn a_newer_database_is_refused_and_left_alone() {
         .expect("a newer database is refused");
     let error = format!("{error:#}");
     assert!(
-        error.contains("written by a newer ginnel (schema 999, this one knows 1)"),
+        error.contains("written by a newer ginnel (schema 999, this one knows 2)"),
         "{error}"
     );
 }
@@ -76,7 +76,8 @@ async fn only_the_owner_reads_the_state() {
             "ca.pem",
             "ginnel.db",
             "ginnel.db-shm",
-            "ginnel.db-wal"
+            "ginnel.db-wal",
+            "master.key"
         ]
     );
 }

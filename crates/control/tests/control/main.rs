@@ -4,5 +4,6 @@ mod disk;
 mod enrol;
 mod map;
 mod permission;
+mod ssh;
 mod token;
 mod world;

@@ -21,6 +21,10 @@ struct Stage {
     token: i64,
 }
 
+/// An Ed25519 public key.
+const SSH_KEY: &str = "ssh-ed25519 \
+                       AAAAC3NzaC1lZDI1NTE5AAAAIAEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEB";
+
 #[tokio::test]
 async fn only_who_may_gets_through() {
     let mut stage = Stage::new().await;
@@ -198,6 +202,12 @@ impl Stage {
             "/v1/join" | "/v1/login" => json!({"name": "new", "public_key": key}),
             "/v1/gateways" => json!({"name": "new", "public_key": key, "endpoint": "a:1"}),
             "/v1/tokens" => json!({"kind": "join"}),
+            "/v1/ssh/user-certificate" | "/v1/ssh/host-certificate" => {
+                json!({"public_key": SSH_KEY})
+            }
+            "/v1/ssh/rotation" => json!({}),
+            "/v1/ssh/revocations" => json!({"node": self.web.id}),
+            "/v1/ssh/recording" => json!({"recording": "all"}),
             "/v1/services" => json!({"name": "new", "port": 81, "node": self.web.id}),
             _ => json!({"name": "new"}),
         };

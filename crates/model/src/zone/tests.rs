@@ -1,7 +1,7 @@
 //! Stories about names and who may see them.
 
 use super::*;
-use crate::{id::NodeId, key::PublicKey, map};
+use crate::{id::NodeId, key::PublicKey, map, ssh};
 
 fn label(text: &str) -> Label {
     text.parse().expect("a well-formed label")
@@ -43,6 +43,7 @@ fn organisation(org: u8, name: &str) -> Org {
         gateway: None,
         nodes: nodes.collect(),
         services,
+        ssh: None,
     }
 }
 
@@ -87,6 +88,7 @@ fn an_existing_name_without_the_type_is_nodata() {
         "svc.internal",
         "acme.internal",
         "internal",
+        "_sshca.internal",
         "_whoami.internal",
         "_health.internal",
     ] {
@@ -107,7 +109,6 @@ fn what_does_not_exist_is_nxdomain_whatever_the_type() {
         "gone.svc.internal",
         "a.db.internal",
         "a.b.c.d.internal",
-        "_sshca.internal",
         "-.internal",
         "a b.internal",
         ".internal",
@@ -240,4 +241,29 @@ fn one_node_more_makes_the_same_zone_as_the_whole_anew() {
             assert_eq!(zone, Zone::new(&org, 8), "{id} {name}");
         }
     }
+}
+
+#[test]
+fn the_ca_keys_are_a_signed_statement_that_the_asker_can_read_back() {
+    let statement = ssh::Statement {
+        version: 2,
+        keys: ssh::CaKeys {
+            user: vec![ssh::PublicKeyText([1; 32])],
+            host: vec![ssh::PublicKeyText([2; 32])],
+        },
+        signature: ssh::SignatureText([3; 64]),
+    };
+    let mut org = organisation(1, "acme");
+    org.ssh = Some(ssh::Authority {
+        signing_key: ssh::PublicKeyText([4; 32]),
+        statement: statement.clone(),
+        revoked: BTreeSet::new(),
+        recording: ssh::Recording::Off,
+    });
+    let zone = Zone::new(&org, 7);
+    let Answer::Text(strings) = ask(&zone, "_SSHCA.internal.", Kind::Txt) else {
+        panic!("the zone has a statement");
+    };
+    assert_eq!(ssh::Statement::from_txt(prefix(1), &strings), Ok(statement));
+    check("_sshca.internal", Kind::Txt, &Answer::NoData);
 }

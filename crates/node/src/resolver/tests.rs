@@ -41,6 +41,7 @@ fn zone(nodes: u8) -> Zone {
             .map(|byte| (NodeId(i64::from(byte)), node(byte)))
             .collect(),
         services: BTreeMap::from([(label("web"), (0..nodes).map(offer).collect())]),
+        ssh: None,
     };
     Zone::new(&org, (1 << 32) + 9)
 }

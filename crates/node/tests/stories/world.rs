@@ -108,6 +108,7 @@ impl Installation {
                     gateway: Some(gateway),
                     nodes: nodes.into(),
                     services: BTreeMap::new(),
+                    ssh: None,
                 };
                 (OrgId(org.into()), org_map)
             });
