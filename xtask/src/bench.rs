@@ -1,5 +1,7 @@
 //! Benches: each measures ours and a baseline in one run and prints their ratio.
 
+mod handshake;
+mod tcp;
 pub(crate) mod tunnel;
 
 use std::process::Stdio;
@@ -14,15 +16,47 @@ struct Bench {
     measures: &'static str,
 }
 
+/// A bench with arguments and a table of its own.
+struct World {
+    name: &'static str,
+    measures: &'static str,
+    usage: &'static str,
+    run: fn(&[&str]) -> Result<()>,
+}
+
 const BENCHES: &[Bench] = &[Bench {
     name: "aead",
     measures: "`wireguard` sealing and opening a packet, against the AEAD alone",
 }];
 
-/// Runs the named benches, or all.
+const WORLDS: &[World] = &[
+    World {
+        name: "tunnel",
+        measures: "`ginnel tun` between two namespaces, against other userspace tunnels",
+        usage: tunnel::USAGE,
+        run: tunnel::run,
+    },
+    World {
+        name: "tcp",
+        measures: "`netstack` beside the kernel's TCP over a seeded relay",
+        usage: tcp::USAGE,
+        run: tcp::run,
+    },
+    World {
+        name: "handshake",
+        measures: "what handshakes and many peers cost, in `ginnel tun` and in other userspace \
+                   tunnels",
+        usage: handshake::USAGE,
+        run: handshake::run,
+    },
+];
+
+/// Runs one bench with its arguments, or the named ones that take none, or all of those.
 pub(crate) fn run(names: &[&str]) -> Result<()> {
-    if let Some(("tunnel", arguments)) = names.split_first().map(|(name, rest)| (*name, rest)) {
-        return tunnel::run(arguments);
+    if let Some((first, arguments)) = names.split_first()
+        && let Some(world) = WORLDS.iter().find(|world| world.name == *first)
+    {
+        return (world.run)(arguments);
     }
     for name in names {
         let known = BENCHES.iter().any(|bench| bench.name == *name);
@@ -40,19 +74,13 @@ pub(crate) fn run(names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Returns one line for each bench.
+/// Returns one line for each bench, and what the arguments of each are.
 pub(crate) fn help() -> String {
-    let tunnel = (
-        "tunnel",
-        "`ginnel tun` between two namespaces, against other userspace tunnels".to_owned(),
-    );
-    let lines: String = BENCHES
-        .iter()
-        .map(|bench| (bench.name, bench.measures.to_owned()))
-        .chain([tunnel])
-        .map(|(name, what)| format!("  {name:<10}{what}\n"))
-        .collect();
-    format!("{lines}{}\n", tunnel::USAGE)
+    let line = |name: &str, measures: &str| format!("  {name:<10}{measures}\n");
+    let benches = BENCHES.iter().map(|bench| line(bench.name, bench.measures));
+    let worlds = WORLDS.iter().map(|world| line(world.name, world.measures));
+    let usages = WORLDS.iter().map(|world| format!("{}\n", world.usage));
+    benches.chain(worlds).chain(usages).collect()
 }
 
 fn output(bench: &Bench) -> Result<String> {

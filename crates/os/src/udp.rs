@@ -28,8 +28,6 @@ pub struct Options {
     /// Bytes that the kernel may queue in each direction; zero leaves the system's default. What
     /// exceeds the system's limit is granted to root only.
     pub buffer_bytes: usize,
-    /// Several sockets share the port, each with its part of the senders (SO_REUSEPORT).
-    pub reuse_port: bool,
 }
 
 /// A UDP socket of one family; it does not block.
@@ -58,13 +56,30 @@ pub struct Pair {
 impl Socket {
     /// Binds to `local`; port zero takes a free one.
     pub fn bind(local: SocketAddr, options: &Options) -> io::Result<Self> {
+        Self::open(local, options, false)
+    }
+
+    /// Binds another socket to the same address and port, which takes every datagram that does not
+    /// begin with the byte `first`: a flood of the one kind then fills no queue of the other.
+    ///
+    /// Other processes still find the port in use, unless they share it on purpose and belong to
+    /// the same user. Fails on kernels that cannot tell datagrams apart.
+    pub fn bind_beside(&self, first: u8, options: &Options) -> io::Result<Self> {
+        // Only now: the first socket had to find out whether the port is free.
+        self.socket.set_reuse_port(true)?;
+        let beside = Self::open(self.local, options, true)?;
+        control::steer(&beside.socket, first)?;
+        Ok(beside)
+    }
+
+    fn open(local: SocketAddr, options: &Options, reuse_port: bool) -> io::Result<Self> {
         let domain = Domain::for_address(local);
         let socket = socket2::Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
         socket.set_nonblocking(true)?;
         if local.is_ipv6() {
             socket.set_only_v6(true)?;
         }
-        if options.reuse_port {
+        if reuse_port {
             socket.set_reuse_port(true)?;
         }
         if options.mark != 0 {
@@ -156,6 +171,18 @@ impl Pair {
             return Err(io::Error::from_raw_os_error(libc::EAFNOSUPPORT));
         }
         Ok(Self { v4, v6 })
+    }
+
+    /// Binds a pair beside this one, see [`Socket::bind_beside`].
+    pub fn bind_beside(&self, first: u8, options: &Options) -> io::Result<Self> {
+        let beside = |socket: &Option<Socket>| {
+            let bound = socket.as_ref().map(|one| one.bind_beside(first, options));
+            bound.transpose()
+        };
+        Ok(Self {
+            v4: beside(&self.v4)?,
+            v6: beside(&self.v6)?,
+        })
     }
 
     /// Returns the port that both are bound to.

@@ -25,7 +25,6 @@ impl Sockets {
         let options = Options {
             mark: mark.unwrap_or(0),
             buffer_bytes: BUFFER,
-            reuse_port: false,
         };
         let bound = if local.is_ipv6() && local.ip().is_unspecified() {
             Pair::bind(local.port(), &options)

@@ -8,10 +8,12 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, SocketAddr},
     num::NonZeroU16,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use crate::{
+    agreement::Agreement,
     allowed::{AllowedIps, Prefix},
     constants::MTU_DEFAULT,
     cookie::{CookieSecret, MacKeys},
@@ -35,7 +37,7 @@ use crate::{
 pub struct Device {
     random: Box<dyn Random + Send>,
     clock: Clock,
-    identity: Option<Identity>,
+    identity: Option<Arc<Identity>>,
     /// The keys for messages to us; kept because each flooded datagram needs them.
     mac_keys: Option<MacKeys>,
     cookie_secret: CookieSecret,
@@ -54,6 +56,9 @@ pub struct Device {
     staged_packets: usize,
     mtu: usize,
     key_log: bool,
+    defers: bool,
+    /// At most `AGREEMENTS_MAX`; further messages are discarded.
+    agreements: VecDeque<Agreement>,
 }
 
 /// The time of day by the monotonic clock, and the timestamps that were made from it.
@@ -94,6 +99,8 @@ impl Device {
             staged_packets: 0,
             mtu: MTU_DEFAULT,
             key_log: false,
+            defers: false,
+            agreements: VecDeque::new(),
         }
     }
 
@@ -129,9 +136,10 @@ impl Device {
         if secret.as_ref() == self.private_key() {
             return;
         }
-        self.identity = secret.map(Identity::new);
+        self.identity = secret.map(|secret| Arc::new(Identity::new(secret)));
         self.mac_keys = self.public_key().map(|key| MacKeys::new(&key));
         self.unknown.clear();
+        self.agreements.clear();
         if let Some(place) = self.public_key().and_then(|key| self.table.by_key(&key)) {
             self.remove_peer(self.table.id(place));
         }
@@ -155,7 +163,7 @@ impl Device {
     /// Returns our public key.
     #[must_use]
     pub fn public_key(&self) -> Option<PublicKey> {
-        self.identity.as_ref().map(Identity::public_key)
+        self.identity.as_ref().map(|identity| identity.public_key())
     }
 
     /// Returns our private key.
@@ -338,6 +346,12 @@ impl Device {
         self.unknown.clear();
     }
 
+    /// Lets the key agreements of handshake messages wait for [`Device::poll_agreement`], so that
+    /// a thread of its own can compute them; at first they are computed at once.
+    pub fn set_deferred_agreements(&mut self, deferred: bool) {
+        self.defers = deferred;
+    }
+
     /// Forces the load state, or leaves it to the rate of handshakes (`None`, as at first).
     pub fn set_load(&mut self, under_load: Option<bool>) {
         self.load.force(under_load);
@@ -407,6 +421,8 @@ impl Clock {
     }
 }
 
+/// A tenth of a second of work for one core.
+const AGREEMENTS_MAX: usize = 1_024;
 /// More than one input can cause: a caller that drains never meets it.
 const OUTPUTS_MAX: usize = 65_536;
 /// 100 MB of packets of 1,500 bytes, for all peers that do not answer.

@@ -5,6 +5,7 @@
 //! [`Device::poll_timeout`]. It follows the whitepaper (Donenfeld, "WireGuard: Next Generation
 //! Kernel Network Tunnel"); where that is silent it does what Linux does.
 
+mod agreement;
 mod allowed;
 mod constants;
 mod cookie;
@@ -29,6 +30,7 @@ mod unknown;
 #[cfg(test)]
 mod tests;
 
+pub use agreement::Agreement;
 pub use allowed::Prefix;
 pub use constants::*;
 pub use device::Device;

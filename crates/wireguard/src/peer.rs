@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeSet, VecDeque},
     net::SocketAddr,
     num::NonZeroU16,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -105,7 +106,7 @@ pub(crate) struct Peer {
 /// What a peer needs while it talks.
 #[derive(Default)]
 pub(crate) struct Hot {
-    pub(crate) pending: Option<Pending>,
+    pub(crate) pending: Option<Arc<Pending>>,
     /// mac1 of our last initiation and response, to which a cookie reply may come.
     pub(crate) initiation_mac1: Option<[u8; MAC]>,
     pub(crate) response_mac1: Option<[u8; MAC]>,

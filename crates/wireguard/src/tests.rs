@@ -1,5 +1,6 @@
 //! Two or more devices in virtual time, and the stories that they must live through.
 
+mod agreement;
 mod exhaustion;
 mod flood;
 mod forgery;
@@ -210,6 +211,7 @@ impl Pair {
         loop {
             let mut quiet = true;
             for side in [A, B] {
+                self.compute(side);
                 while let Some(event) = self.devices[side].poll_event() {
                     self.events[side].push(event);
                 }
@@ -220,6 +222,18 @@ impl Pair {
             }
             if quiet {
                 return;
+            }
+        }
+    }
+
+    /// Computes what waits to be, if this side defers that.
+    pub(crate) fn compute(&mut self, side: usize) {
+        let device = &mut self.devices[side];
+        while let Some(mut agreement) = device.poll_agreement() {
+            agreement.compute();
+            while let Some(mut next) = device.handle_agreement(self.now, agreement) {
+                next.compute();
+                agreement = next;
             }
         }
     }

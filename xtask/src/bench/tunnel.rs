@@ -22,8 +22,8 @@ pub(crate) use pingpong::{echo, measure as ping};
 /// A program that makes a tunnel, driven by `wg`.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
-    name: String,
-    program: PathBuf,
+    pub(crate) name: String,
+    pub(crate) program: PathBuf,
     arguments: &'static [&'static str],
 }
 
@@ -84,15 +84,7 @@ fn parse(arguments: &[&str]) -> Result<Plan> {
     if cases.is_empty() {
         cases = Case::ALL.to_vec();
     }
-    let program = match ours {
-        Some(program) => program,
-        None => build()?,
-    };
-    let mut peers = vec![Peer {
-        name: "ginnel".to_owned(),
-        program,
-        arguments: &["tun", "-f"],
-    }];
+    let mut peers = vec![self::ours(ours)?];
     if !alone {
         peers.extend(installed());
         peers.extend(extra);
@@ -105,12 +97,26 @@ fn parse(arguments: &[&str]) -> Result<Plan> {
     })
 }
 
+/// Returns ours: the given program, or what is built now.
+pub(crate) fn ours(program: Option<PathBuf>) -> Result<Peer> {
+    let program = match program {
+        Some(program) => program,
+        None => build()?,
+    };
+    Ok(Peer {
+        name: "ginnel".to_owned(),
+        program,
+        arguments: &["tun", "-f"],
+    })
+}
+
 fn build() -> Result<PathBuf> {
     step::must(step::cargo(&["build", "--release", "--package", "ginnel"]))?;
     Ok(crate::root().join("target/release/ginnel"))
 }
 
-fn other(text: &str) -> Result<Peer> {
+/// Parses the value of `--peer`.
+pub(crate) fn other(text: &str) -> Result<Peer> {
     let (name, path) = text.split_once('=').context("--peer takes NAME=PATH")?;
     Ok(peer(name, PathBuf::from(path)))
 }
@@ -130,7 +136,7 @@ fn peer(name: &str, program: PathBuf) -> Peer {
 }
 
 /// Returns the peers that stand in PATH.
-fn installed() -> Vec<Peer> {
+pub(crate) fn installed() -> Vec<Peer> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let find = |name: &str| {
         let mut places = std::env::split_paths(&path).map(|place| place.join(name));

@@ -1,8 +1,9 @@
 //! The control thread of one interface: timers, signals, the UAPI socket. Data has its own threads.
 //!
 //! ```text
-//!  TUN ──► transmit ──► UDP          control: handshake timers, UAPI, signals,
-//!  TUN ◄── receive  ◄── UDP (v4, v6)          changes of interfaces and of the clock
+//!  TUN ──► transmit ──► UDP           control: handshake timers, UAPI, signals,
+//!  TUN ◄── receive  ◄── UDP (v4, v6)           changes of interfaces and of the clock
+//!        handshakes ◄── UDP (v4, v6)  agree: X25519 of handshakes
 //! ```
 
 use std::{
@@ -23,9 +24,9 @@ use os::{
 
 use super::{
     control::Control,
-    receive::Receiver,
+    receive::{Receiver, Share},
     transmit::Transmitter,
-    tunnel::{Tunnel, Wakeups},
+    tunnel::{Tunnel, Wakeups, Watchdog},
 };
 
 /// Why the loop ended.
@@ -109,10 +110,21 @@ impl Engine {
             thread.spawn(run).map(drop)
         };
         start("transmit", Box::new(move || transmitter.run()))?;
-        for (name, v6) in [("receive-v4", false), ("receive-v6", true)] {
-            let receiver = Receiver::new(&self.tunnel, v6);
+        for (name, v6, handshakes) in [
+            ("receive-v4", false, false),
+            ("receive-v6", true, false),
+            ("handshakes-v4", false, true),
+            ("handshakes-v6", true, true),
+        ] {
+            let receiver = Receiver::new(&self.tunnel, Share { v6, handshakes });
             start(name, Box::new(move || receiver.run()))?;
         }
+        let tunnel = Arc::clone(&self.tunnel);
+        let agree = move || {
+            let _watchdog = Watchdog(Arc::clone(&tunnel));
+            tunnel.agree();
+        };
+        start("agree", Box::new(agree))?;
         Ok(())
     }
 

@@ -1,4 +1,5 @@
-//! From the network to the TUN, run to completion on one thread for each family.
+//! From the network to the TUN, run to completion on one thread for each family; handshake
+//! messages come by a socket and a thread of their own.
 //!
 //! ```text
 //! UDP ──► runs ──who is it?──► opened in place ──may it?──► joined ──► TUN
@@ -17,7 +18,7 @@ use std::{
 use os::{
     clock::Clock,
     tun::VNET_HEADER,
-    udp::{self, Arrival, Pair, Socket},
+    udp::{self, Arrival, Socket},
 };
 use packet::{
     gro::{Leaving, Train},
@@ -25,13 +26,24 @@ use packet::{
 };
 use wireguard::{Discard, HEADER, KEEPALIVE, OVERHEAD, Opening, PeerId, Received};
 
-use super::tunnel::{State, Tunnel, Watchdog};
+use super::{
+    tunnel::{State, Tunnel, Watchdog},
+    wire::Sockets,
+};
+
+/// What a thread receives.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Share {
+    pub(crate) v6: bool,
+    /// Handshake messages instead of data, where the kernel tells them apart.
+    pub(crate) handshakes: bool,
+}
 
 /// The thread's state.
 pub(crate) struct Receiver {
     tunnel: Arc<Tunnel>,
-    sockets: Arc<Pair>,
-    v6: bool,
+    sockets: Arc<Sockets>,
+    share: Share,
     clock: Clock,
     opener: Opener,
 }
@@ -66,10 +78,10 @@ enum Entry {
 }
 
 impl Receiver {
-    pub(crate) fn new(tunnel: &Arc<Tunnel>, v6: bool) -> Self {
+    pub(crate) fn new(tunnel: &Arc<Tunnel>, share: Share) -> Self {
         Self {
             sockets: tunnel.sockets(),
-            v6,
+            share,
             clock: Clock::start(),
             opener: Opener {
                 tunnel: Arc::clone(tunnel),
@@ -108,8 +120,13 @@ impl Receiver {
     }
 
     fn socket(&self) -> Option<&Socket> {
-        let Pair { v4, v6 } = &*self.sockets;
-        if self.v6 { v6.as_ref() } else { v4.as_ref() }
+        let pair = if self.share.handshakes {
+            self.sockets.handshakes.as_ref()?
+        } else {
+            &self.sockets.data
+        };
+        let socket = if self.share.v6 { &pair.v6 } else { &pair.v4 };
+        socket.as_ref()
     }
 
     /// Handles long runs by themselves, so that what was opened is written while it is in cache.
@@ -172,7 +189,7 @@ impl Opener {
                         }
                     }
                     None => match state.device.handle_datagram(now, source, datagram) {
-                        Received::Handled => state.wire.note_source(source, local),
+                        Received::Handled => state.wire.note_source(source, local, false),
                         Received::Discarded(discard) => state.count(discard, 1),
                         Received::Packet { .. } => unreachable!("only transport data has packets"),
                     },
@@ -241,7 +258,7 @@ impl Opener {
                 }
             }
             if report.flush(state, now) {
-                state.wire.note_source(arrival.source, arrival.local);
+                state.wire.note_source(arrival.source, arrival.local, true);
             }
         }
         for entry in &self.entries {

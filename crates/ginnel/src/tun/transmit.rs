@@ -13,10 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use os::{
-    tun::VNET_HEADER,
-    udp::{Pair, SendError},
-};
+use os::{tun::VNET_HEADER, udp::SendError};
 use packet::{
     gso::{self, Kind},
     ip,
@@ -27,7 +24,7 @@ use wireguard::{Discard, HEADER, PeerId, Seal};
 use super::{
     outbound::{Batch, PACKET_MAX, Run},
     tunnel::{Path, State, Tunnel, Watchdog},
-    wire,
+    wire::{self, Sockets},
 };
 
 /// The thread's state.
@@ -44,7 +41,7 @@ pub(crate) struct Transmitter {
 /// Seals batches and sends them.
 struct Sealer {
     tunnel: Arc<Tunnel>,
-    sockets: Arc<Pair>,
+    sockets: Arc<Sockets>,
     groups: Vec<Group>,
     mtu: usize,
 }
@@ -193,8 +190,8 @@ impl Sealer {
 
     /// Finds the way of each packet; what has none yet goes to the device.
     fn route(&mut self, state: &mut State, now: Instant, batch: &mut Batch) {
-        if !Arc::ptr_eq(&self.sockets, state.wire.pair()) {
-            self.sockets = Arc::clone(state.wire.pair());
+        if !Arc::ptr_eq(&self.sockets, state.wire.sockets()) {
+            self.sockets = Arc::clone(state.wire.sockets());
         }
         let mut last = None;
         for place in 0..batch.len() {
@@ -260,7 +257,7 @@ impl Sealer {
                 segment,
             };
             let had = from;
-            let result = wire::send(&self.sockets, &mut from, &run);
+            let result = wire::send(&self.sockets.data, &mut from, &run);
             if had != from || result.is_err() {
                 self.note_trouble(&run, had != from, result.err());
             }

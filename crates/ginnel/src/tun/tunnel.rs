@@ -18,9 +18,8 @@ use anyhow::Context as _;
 use os::{
     clock::{self, Clock},
     tun::{self, Tun},
-    udp::Pair,
 };
-use wireguard::{Device, Discard, Event, PeerId, Sealing};
+use wireguard::{Agreement, Device, Discard, Event, PeerId, Sealing};
 use zeroize::Zeroizing;
 
 use super::{
@@ -28,7 +27,7 @@ use super::{
     control::{Answer, refusal},
     outbound::Run,
     uapi::{DeviceStatus, Errno, Request, emit_status},
-    wire::Wire,
+    wire::{Sockets, Wire},
 };
 
 /// One interface with its peers.
@@ -39,6 +38,8 @@ pub(crate) struct Tunnel {
     state: Mutex<State>,
     /// Told when the sockets were exchanged.
     rebound: Condvar,
+    /// Told when the device has an agreement to compute.
+    deferred: Condvar,
     /// Ends the sleep of the control thread.
     alarm: UnixStream,
     /// Beyond it packets are not padded; the device has the same figure.
@@ -83,6 +84,7 @@ impl Tunnel {
         let mut device = Device::new(now, clock::wall(), Box::new(tunnel::OsRandom));
         let mtu = tun.mtu().context("TUN: read MTU")?;
         device.set_mtu(mtu);
+        device.set_deferred_agreements(true);
         let (alarm, wakeups) = UnixStream::pair().context("make a pair of sockets")?;
         alarm.set_nonblocking(true)?;
         wakeups.set_nonblocking(true)?;
@@ -98,6 +100,7 @@ impl Tunnel {
             tun,
             state: Mutex::new(state),
             rebound: Condvar::new(),
+            deferred: Condvar::new(),
             alarm,
             mtu: AtomicUsize::new(mtu),
             gone: AtomicBool::new(false),
@@ -120,7 +123,34 @@ impl Tunnel {
             state.armed = due;
             self.wake();
         }
+        if state.device.waiting_agreements() > 0 {
+            self.deferred.notify_one();
+        }
         result
+    }
+
+    /// Computes what handshakes need as long as the process lives.
+    pub(crate) fn agree(&self) {
+        loop {
+            let mut next = Some(self.wait_for_agreement());
+            while let Some(mut agreement) = next {
+                agreement.compute();
+                next = self.with(|state, now| state.device.handle_agreement(now, agreement));
+            }
+        }
+    }
+
+    fn wait_for_agreement(&self) -> Agreement {
+        let mut state = self.lock();
+        loop {
+            match state.device.poll_agreement() {
+                Some(agreement) => return agreement,
+                None => {
+                    let woken = self.deferred.wait(state);
+                    state = woken.unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
     }
 
     /// Returns how long the control thread may sleep, at most until `latest` from now on.
@@ -137,17 +167,19 @@ impl Tunnel {
     }
 
     /// Waits until the sockets are others than `known`, and returns them.
-    pub(crate) fn wait_for_sockets(&self, known: &Arc<Pair>) -> Arc<Pair> {
+    pub(crate) fn wait_for_sockets(&self, known: &Arc<Sockets>) -> Arc<Sockets> {
         let state = self
             .rebound
-            .wait_while(self.lock(), |state| Arc::ptr_eq(state.wire.pair(), known))
+            .wait_while(self.lock(), |state| {
+                Arc::ptr_eq(state.wire.sockets(), known)
+            })
             .unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(state.wire.pair())
+        Arc::clone(state.wire.sockets())
     }
 
     /// Returns the present sockets.
-    pub(crate) fn sockets(&self) -> Arc<Pair> {
-        Arc::clone(self.lock().wire.pair())
+    pub(crate) fn sockets(&self) -> Arc<Sockets> {
+        Arc::clone(self.lock().wire.sockets())
     }
 
     pub(crate) fn mtu(&self) -> usize {
@@ -259,11 +291,16 @@ impl State {
                 // A handshake looks for a way anew, in case the old one leads nowhere.
                 self.wire.forget_source(transmit.destination);
             }
-            self.wire.send(&Run {
+            let run = Run {
                 destination: transmit.destination,
                 bytes,
                 segment: bytes.len(),
-            });
+            };
+            if transmit.peer.is_some() {
+                self.wire.send(&run);
+            } else {
+                self.wire.send_at_once(&run);
+            }
         }
         while let Some(event) = self.device.poll_event() {
             self.note_event(&event);

@@ -1,4 +1,4 @@
-//! The UDP side: both sockets on one port, our address towards each peer, and lost datagrams.
+//! The UDP side: the sockets of one port, our address towards each peer, and lost datagrams.
 
 use std::{
     collections::BTreeMap,
@@ -16,9 +16,18 @@ use os::{
 
 use super::{outbound::Run, uapi::Errno};
 
+/// All sockets of one port.
+pub(crate) struct Sockets {
+    /// Everything is sent from these.
+    pub(crate) data: Pair,
+    /// Handshake messages arrive here, so that a flood of them fills no queue of data; without
+    /// these, on old kernels, all arrive together.
+    pub(crate) handshakes: Option<Pair>,
+}
+
 /// The sockets and what belongs to them.
 pub(crate) struct Wire {
-    pair: Arc<Pair>,
+    sockets: Arc<Sockets>,
     fwmark: u32,
     /// Runs may leave as one.
     offload: bool,
@@ -33,7 +42,7 @@ impl Wire {
     /// Listens on a free port.
     pub(crate) fn open(offload: bool) -> io::Result<Self> {
         Ok(Self {
-            pair: Arc::new(bind(0, 0, offload)?),
+            sockets: Arc::new(bind(0, 0, offload)?),
             fwmark: 0,
             offload,
             sources: BTreeMap::new(),
@@ -45,17 +54,19 @@ impl Wire {
     /// Listens on `port` instead; on failure everything stays as it was.
     pub(crate) fn listen(&mut self, port: u16) -> Result<(), Errno> {
         if port != self.port() {
-            let pair = bind(port, self.fwmark, self.offload)?;
-            let former = std::mem::replace(&mut self.pair, Arc::new(pair));
-            // Its readers wake and find the new one.
-            former.sockets().for_each(Socket::retire);
+            let sockets = bind(port, self.fwmark, self.offload)?;
+            let former = std::mem::replace(&mut self.sockets, Arc::new(sockets));
+            // Their readers wake and find the new ones.
+            former.data.sockets().for_each(Socket::retire);
+            let handshakes = former.handshakes.iter();
+            handshakes.flat_map(Pair::sockets).for_each(Socket::retire);
         }
         Ok(())
     }
 
     /// Marks outgoing datagrams.
     pub(crate) fn mark(&mut self, fwmark: u32) -> Result<(), Errno> {
-        for socket in self.pair.sockets() {
+        for socket in self.sockets.data.sockets() {
             socket.set_mark(fwmark)?;
         }
         self.fwmark = fwmark;
@@ -65,12 +76,12 @@ impl Wire {
     }
 
     pub(crate) fn port(&self) -> u16 {
-        self.pair.port()
+        self.sockets.data.port()
     }
 
     /// Returns the sockets; [`Wire::listen`] exchanges them.
-    pub(crate) fn pair(&self) -> &Arc<Pair> {
-        &self.pair
+    pub(crate) fn sockets(&self) -> &Arc<Sockets> {
+        &self.sockets
     }
 
     /// Returns our address towards `peer`, if it must be a certain one.
@@ -85,13 +96,17 @@ impl Wire {
         self.fwmark
     }
 
-    /// Remembers that `peer` wrote to our address `local`.
-    pub(crate) fn note_source(&mut self, peer: SocketAddr, local: Option<IpAddr>) {
+    /// Remembers that `peer` wrote to our address `local`. Who is not `proven` to be a peer may be
+    /// one of a flood, and makes no room for itself.
+    pub(crate) fn note_source(&mut self, peer: SocketAddr, local: Option<IpAddr>, proven: bool) {
         let Some(local) = local else { return };
         if self.latest == Some((peer, local)) {
             return;
         }
         if self.sources.len() >= SOURCES_MAX {
+            if !proven {
+                return;
+            }
             self.sources.clear();
         }
         self.sources.insert(peer, local);
@@ -112,9 +127,18 @@ impl Wire {
 
     /// Sends a run; what cannot be sent is counted and lost, as on any network.
     pub(crate) fn send(&mut self, run: &Run<'_>) {
+        self.send_patiently(run, WAITS_MAX);
+    }
+
+    /// Sends a run unless the queue is full: for answers to who may be one of a flood.
+    pub(crate) fn send_at_once(&mut self, run: &Run<'_>) {
+        self.send_patiently(run, 0);
+    }
+
+    fn send_patiently(&mut self, run: &Run<'_>, waits: u32) {
         let mut from = self.source(run.destination);
         let had = from;
-        let result = send(&self.pair, &mut from, run);
+        let result = send_within(&self.sockets.data, &mut from, run, waits);
         if had != from {
             self.forget_source(run.destination);
         }
@@ -156,8 +180,16 @@ pub(crate) fn send(
     from: &mut Option<IpAddr>,
     run: &Run<'_>,
 ) -> Result<(), (SendError, usize)> {
+    send_within(pair, from, run, WAITS_MAX)
+}
+
+fn send_within(
+    pair: &Pair,
+    from: &mut Option<IpAddr>,
+    run: &Run<'_>,
+    mut waits: u32,
+) -> Result<(), (SendError, usize)> {
     let mut sent = 0;
-    let mut waits = WAITS_MAX;
     while sent < run.bytes.len() {
         let rest = &run.bytes[sent..];
         let lost = rest.len().div_ceil(run.segment.max(1));
@@ -177,23 +209,35 @@ pub(crate) fn send(
     Ok(())
 }
 
-fn bind(port: u16, mark: u32, offload: bool) -> io::Result<Pair> {
-    let options = Options {
-        mark,
-        buffer_bytes: BUFFER_BYTES,
-        reuse_port: false,
-    };
-    let pair = Pair::bind(port, &options)?;
-    for socket in pair.sockets() {
+fn bind(port: u16, mark: u32, offload: bool) -> io::Result<Sockets> {
+    let options = |buffer_bytes| Options { mark, buffer_bytes };
+    let data = Pair::bind(port, &options(BUFFER_BYTES))?;
+    for socket in data.sockets() {
         socket.set_segments(offload);
         socket.set_blocking()?;
     }
-    Ok(pair)
+    let handshakes = data.bind_beside(TRANSPORT_DATA, &options(HANDSHAKE_BUFFER_BYTES));
+    let handshakes = handshakes.and_then(|pair| {
+        pair.sockets().try_for_each(Socket::set_blocking)?;
+        Ok(pair)
+    });
+    if let Err(error) = &handshakes {
+        tracing::debug!("UDP: handshake messages share the sockets of data: {error}");
+    }
+    Ok(Sockets {
+        data,
+        handshakes: handshakes.ok(),
+    })
 }
 
+/// The message type that all datagrams but those of a handshake begin with (whitepaper 5.4.6).
+const TRANSPORT_DATA: u8 = 4;
 const SOURCES_MAX: usize = 65_536;
 /// As wireguard-go: enough for 40 ms at 1.4 Gb/s.
 const BUFFER_BYTES: usize = 7 << 20;
+/// About 500 messages, of which the kernel counts more than the payload; the rest of a flood is
+/// lost.
+const HANDSHAKE_BUFFER_BYTES: usize = 256 << 10;
 /// A socket that has no room for so long is not going to have it.
 const WAITS_MAX: u32 = 3;
 const WAIT: Duration = Duration::from_millis(20);

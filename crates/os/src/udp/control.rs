@@ -81,6 +81,43 @@ pub(crate) fn set_option(
     Ok(())
 }
 
+/// Lets the kernel choose among the sockets of a port: the first takes datagrams that begin with
+/// the byte `first`, the second all others (socket(7), SO_ATTACH_REUSEPORT_CBPF).
+pub(super) fn steer(socket: &socket2::Socket, first: u8) -> io::Result<()> {
+    let instruction = |code: u32, jump_false, operand| libc::sock_filter {
+        code: u16::try_from(code).expect("codes of classic BPF are small"),
+        jt: 0,
+        jf: jump_false,
+        k: operand,
+    };
+    // The packet begins behind the UDP header; the answer is a socket's place.
+    let mut program = [
+        instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, first.into()),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 1),
+    ];
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).expect("four"),
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: `program` points to its instructions, which live through the call; the kernel keeps
+    // a copy.
+    let answer = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            ptr::from_ref(&program).cast(),
+            socklen::<libc::sock_fprog>(),
+        )
+    };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Reads the control messages that the kernel put beside a datagram.
 ///
 /// # Safety

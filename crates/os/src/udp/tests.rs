@@ -313,3 +313,23 @@ async fn a_socket_works_under_tokio() {
         }
     }
 }
+
+#[test]
+fn a_socket_beside_another_takes_what_begins_otherwise() {
+    for any in ["127.0.0.1:0", "[::1]:0"] {
+        let any: SocketAddr = any.parse().unwrap();
+        let one = Socket::bind(any, &Options::default()).unwrap();
+        let address = one.local_address();
+        let beside = one.bind_beside(4, &Options::default()).unwrap();
+        assert_eq!(beside.local_address(), address);
+        let sender = Socket::bind(any, &Options::default()).unwrap();
+        for datagram in [&[4, 1], &[1, 2], &[4, 3], &[2, 4]] {
+            sender.send_run(address, None, datagram, 2).unwrap();
+        }
+        assert_eq!(collect(&one, 2), [[4, 1], [4, 3]]);
+        assert_eq!(collect(&beside, 2), [[1, 2], [2, 4]]);
+        let other = Socket::bind(address, &Options::default()).map(drop);
+        let error = other.expect_err("the port is in use");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+}

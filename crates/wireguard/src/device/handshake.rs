@@ -2,10 +2,13 @@
 
 use super::*;
 use crate::{
+    agreement::{Answer, Answered, Complete, Stage},
     constants::{INITIATION_INTERVAL_MIN, REJECT_AFTER_TIME, REKEY_JITTER_MAX, REKEY_TIMEOUT},
     crypto::Secret,
     keylog::KeyLog,
-    message::{COOKIE_REPLY, INITIATION, RECEIVER, RESPONSE, RESPONSE_RECEIVER, SENDER, index},
+    message::{
+        COOKIE_REPLY, INITIATION, RECEIVER, RESPONSE, RESPONSE_RECEIVER, SENDER, index, put,
+    },
     noise::{self, Claim, TransportKeys},
     session::Session,
     unknown::{Keep, Kept},
@@ -21,13 +24,17 @@ impl Device {
         else {
             return false;
         };
-        self.claim(&message)
-            .and_then(|claim| {
-                let place = self.table.by_key(&claim.public_key);
-                let place = place.ok_or(Discard::UnknownInitiator)?;
-                self.consume_initiation(now, source, &message, claim, place)
-            })
-            .is_ok()
+        let Ok(mut agreement) = self.begin_claim(source, message) else {
+            return false;
+        };
+        agreement.compute();
+        let is_peer = match &agreement.stage {
+            Stage::Claim { claim, .. } => claim
+                .as_ref()
+                .is_some_and(|claim| self.table.by_key(&claim.public_key).is_some()),
+            Stage::Answer(_) | Stage::Complete(_) => false,
+        };
+        is_peer && self.finish(now, agreement).is_ok()
     }
 
     /// Forgets a kept initiation.
@@ -77,7 +84,7 @@ impl Device {
         let Some(static_static) = self.static_static(place) else {
             return;
         };
-        let Some(identity) = &self.identity else {
+        let Ok(identity) = self.identity() else {
             return;
         };
         let ephemeral = random_secret(&mut *self.random);
@@ -88,7 +95,7 @@ impl Device {
         };
         let timestamp = self.clock.timestamp(now, peer.timestamp_sent);
         let written = noise::initiate(
-            identity,
+            &identity,
             &peer.key,
             &static_static,
             &ephemeral,
@@ -110,7 +117,7 @@ impl Device {
         let keys = MacKeys::new(&peer.key);
         let hot = peer.hot_mut();
         hot.initiation_mac1 = Some(keys.sign(&mut message, hot.cookie.as_ref(), now));
-        let former = hot.pending.replace(pending);
+        let former = hot.pending.replace(Arc::new(pending));
         peer.timestamp_sent = timestamp;
         peer.handshake_sent = Some(now);
         peer.note_sent(now, message.len());
@@ -137,22 +144,8 @@ impl Device {
         if self.answer_with_cookie(now, source, message)? {
             return Ok(());
         }
-        let claim = self.claim(message)?;
-        if let Some(place) = self.table.by_key(&claim.public_key) {
-            return self.consume_initiation(now, source, message, claim, place);
-        }
-        match self.unknown.keep(now, source, message) {
-            Keep::Kept { ticket, displaced } => {
-                self.drop_later(Discard::QueueFull, usize::from(displaced));
-                self.push_event(Event::UnknownInitiator {
-                    public_key: claim.public_key,
-                    source,
-                    ticket,
-                });
-                Ok(())
-            }
-            Keep::Refused => Err(Discard::UnknownInitiator),
-        }
+        let agreement = self.begin_claim(source, Box::new(*message))?;
+        self.settle(now, agreement)
     }
 
     pub(super) fn handle_response(
@@ -170,15 +163,39 @@ impl Device {
         if self.answer_with_cookie(now, source, message)? {
             return Ok(());
         }
-        let identity = self.identity.as_ref().ok_or(Discard::NoPrivateKey)?;
-        let peer = self.table.peer_mut(place);
-        let preshared = peer.preshared.as_ref();
+        let peer = self.table.peer(place);
         let pending = peer.hot.as_ref().and_then(|hot| hot.pending.as_ref());
-        let keys = pending
-            .and_then(|pending| pending.complete(identity, preshared, message))
-            .ok_or(Discard::Handshake)?;
+        let complete = Complete {
+            message: *message,
+            pending: Arc::clone(pending.ok_or(Discard::UnknownIndex)?),
+            preshared: peer.preshared.clone(),
+            keys: None,
+        };
+        let agreement = Agreement {
+            identity: self.identity()?,
+            source,
+            stage: Stage::Complete(Box::new(complete)),
+        };
+        self.settle(now, agreement)
+    }
+
+    fn complete_response(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        complete: &Complete,
+    ) -> Result<(), Discard> {
+        let message = &complete.message;
+        let receiver = index(message, RESPONSE_RECEIVER);
+        let place = self.table.by_index(receiver).ok_or(Discard::UnknownIndex)?;
+        // Another answer to the same initiation may have been faster.
+        if !self.awaits(place, receiver) {
+            return Err(Discard::UnknownIndex);
+        }
+        let keys = complete.keys.as_ref().ok_or(Discard::Handshake)?;
         // From here on the response is authentic: the pending handshake becomes a session.
-        let session = Session::new(now, &keys, receiver, index(message, SENDER), true);
+        let peer = self.table.peer_mut(place);
+        let session = Session::new(now, keys, receiver, index(message, SENDER), true);
         let hot = peer.hot_mut();
         hot.pending = None;
         hot.initiation_mac1 = None;
@@ -236,44 +253,177 @@ impl Device {
         self.push_event(event);
     }
 
-    fn consume_initiation(
+    /// Returns a handshake message to compute, which then goes back by
+    /// [`Device::handle_agreement`]. Only after [`Device::set_deferred_agreements`] there are any.
+    pub fn poll_agreement(&mut self) -> Option<Agreement> {
+        self.agreements.pop_front()
+    }
+
+    /// Returns how many messages wait for [`Device::poll_agreement`].
+    #[must_use]
+    pub fn waiting_agreements(&self) -> usize {
+        self.agreements.len()
+    }
+
+    /// Takes an agreement that was computed; returns it when there is more to compute.
+    ///
+    /// What it was about may have changed since: then it is discarded, which
+    /// [`Device::poll_event`] tells.
+    pub fn handle_agreement(&mut self, now: Instant, agreement: Agreement) -> Option<Agreement> {
+        match self.advance(now, agreement) {
+            Ok(next) => next,
+            Err(discard) => {
+                self.drop_later(discard, 1);
+                None
+            }
+        }
+    }
+
+    fn begin_claim(
+        &self,
+        source: SocketAddr,
+        message: Box<[u8; INITIATION]>,
+    ) -> Result<Agreement, Discard> {
+        Ok(Agreement {
+            identity: self.identity()?,
+            source,
+            stage: Stage::Claim {
+                message,
+                claim: None,
+            },
+        })
+    }
+
+    /// Computes everything at once, or lets it wait for the caller.
+    fn settle(&mut self, now: Instant, mut agreement: Agreement) -> Result<(), Discard> {
+        if !self.defers {
+            agreement.compute();
+            return self.finish(now, agreement);
+        }
+        if self.agreements.len() >= AGREEMENTS_MAX {
+            return Err(Discard::QueueFull);
+        }
+        self.agreements.push_back(agreement);
+        Ok(())
+    }
+
+    /// Computes what is left after the first stage.
+    fn finish(&mut self, now: Instant, mut agreement: Agreement) -> Result<(), Discard> {
+        while let Some(next) = self.advance(now, agreement)? {
+            agreement = next;
+            agreement.compute();
+        }
+        Ok(())
+    }
+
+    fn advance(
+        &mut self,
+        now: Instant,
+        agreement: Agreement,
+    ) -> Result<Option<Agreement>, Discard> {
+        let Agreement {
+            identity,
+            source,
+            stage,
+        } = agreement;
+        if !Arc::ptr_eq(&identity, &self.identity()?) {
+            return Err(Discard::Handshake);
+        }
+        match stage {
+            Stage::Claim { message, claim } => {
+                let claim = claim.ok_or(Discard::Handshake)?;
+                let stage = match self.table.by_key(&claim.public_key) {
+                    Some(place) => Stage::Answer(self.begin_answer(now, message, claim, place)?),
+                    None => {
+                        return self
+                            .keep_unknown(now, source, &message, &claim)
+                            .map(|()| None);
+                    }
+                };
+                Ok(Some(Agreement {
+                    identity,
+                    source,
+                    stage,
+                }))
+            }
+            Stage::Answer(answer) => self.answer(now, source, *answer).map(|()| None),
+            Stage::Complete(complete) => {
+                let completed = self.complete_response(now, source, &complete);
+                completed.map(|()| None)
+            }
+        }
+    }
+
+    fn keep_unknown(
         &mut self,
         now: Instant,
         source: SocketAddr,
         message: &[u8; INITIATION],
+        claim: &Claim,
+    ) -> Result<(), Discard> {
+        match self.unknown.keep(now, source, message) {
+            Keep::Kept { ticket, displaced } => {
+                self.drop_later(Discard::QueueFull, usize::from(displaced));
+                self.push_event(Event::UnknownInitiator {
+                    public_key: claim.public_key,
+                    source,
+                    ticket,
+                });
+                Ok(())
+            }
+            Keep::Refused => Err(Discard::UnknownInitiator),
+        }
+    }
+
+    fn begin_answer(
+        &mut self,
+        now: Instant,
+        message: Box<[u8; INITIATION]>,
         claim: Claim,
         place: u32,
-    ) -> Result<(), Discard> {
+    ) -> Result<Box<Answer>, Discard> {
         let soon = |at: Instant| now < at + INITIATION_INTERVAL_MIN;
-        if self.table.peer(place).initiation_received.is_some_and(soon) {
+        let peer = self.table.peer(place);
+        if peer.initiation_received.is_some_and(soon) {
             return Err(Discard::InitiationFlood);
         }
-        let static_static = self.static_static(place).ok_or(Discard::Handshake)?;
-        let proven = claim
-            .prove(&static_static, message)
-            .ok_or(Discard::Handshake)?;
-        if proven.timestamp <= self.table.peer(place).timestamp_received {
+        Ok(Box::new(Answer {
+            message,
+            peer: self.table.id(place),
+            key: claim.public_key,
+            claim: Some(claim),
+            preshared: peer.preshared.clone(),
+            static_static: peer.static_static.clone(),
+            newest: peer.timestamp_received,
+            ephemeral: random_secret(&mut *self.random),
+            answered: Err(Discard::Handshake),
+        }))
+    }
+
+    fn answer(&mut self, now: Instant, source: SocketAddr, answer: Answer) -> Result<(), Discard> {
+        let place = self.table.place(answer.peer).ok_or(Discard::UnknownPeer)?;
+        let peer = self.table.peer_mut(place);
+        peer.static_static = answer.static_static;
+        let Answered {
+            mut response,
+            keys,
+            timestamp,
+            receiver,
+        } = answer.answered?;
+        if timestamp <= peer.timestamp_received {
             return Err(Discard::ReplayedInitiation);
         }
-        let (timestamp, receiver) = (proven.timestamp, proven.sender);
-        let ephemeral = random_secret(&mut *self.random);
-        let index = self.table.new_index(&mut *self.random, place);
-        let peer = self.table.peer_mut(place);
-        let answer = proven.respond(&peer.key, peer.preshared.as_ref(), &ephemeral, index);
-        let Some((mut response, keys)) = answer else {
-            self.table.drop_index(index);
-            return Err(Discard::Handshake);
-        };
         peer.timestamp_received = timestamp;
         peer.initiation_received = Some(now);
-        peer.note_received(now, message.len());
+        peer.note_received(now, INITIATION);
+        let index = self.table.new_index(&mut *self.random, place);
+        put(&mut response, SENDER, &index.to_le_bytes());
         self.respond(now, source, place, &mut response, &keys, (index, receiver));
         if self.key_log
             && let Some(identity) = &self.identity
         {
-            let peer = self.table.peer(place);
-            let preshared = peer.preshared.as_ref();
-            let log = KeyLog::new(&identity.secret, &peer.key, &ephemeral, preshared);
+            let (key, preshared) = (&answer.key, answer.preshared.as_ref());
+            let log = KeyLog::new(&identity.secret, key, &answer.ephemeral, preshared);
             self.push_event(Event::KeyLog(log));
         }
         Ok(())
@@ -325,7 +475,9 @@ impl Device {
         source: SocketAddr,
         message: &[u8],
     ) -> Result<bool, Discard> {
-        if !self.load.count(now) {
+        // A queue that grows is load too: it is felt before anything is lost.
+        let queued = self.agreements.len() >= AGREEMENTS_LOADED;
+        if !self.load.count(now) && !queued {
             return Ok(false);
         }
         let keys = self.mac_keys.as_ref().ok_or(Discard::NoPrivateKey)?;
@@ -342,9 +494,8 @@ impl Device {
         Ok(true)
     }
 
-    fn claim(&self, message: &[u8; INITIATION]) -> Result<Claim, Discard> {
-        let identity = self.identity.as_ref().ok_or(Discard::NoPrivateKey)?;
-        Claim::open(identity, message).ok_or(Discard::Handshake)
+    fn identity(&self) -> Result<Arc<Identity>, Discard> {
+        self.identity.clone().ok_or(Discard::NoPrivateKey)
     }
 
     /// Tells whether `receiver` is the index of our pending initiation to the peer at `place`.
@@ -377,3 +528,6 @@ fn jitter(random: &mut dyn Random) -> Duration {
     // A bias of 2^-23 does not matter: two initiators shall only not meet for ever.
     REKEY_JITTER_MAX * (u32::from_le_bytes(bytes) >> 22) / 1023
 }
+
+/// Ten milliseconds of work for one core.
+const AGREEMENTS_LOADED: usize = 100;

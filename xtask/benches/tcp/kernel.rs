@@ -1,0 +1,196 @@
+//! The kernel's TCP in a namespace of its own, behind a TUN whose other side is ours.
+
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::socket::{setsockopt, sockopt::TcpCongestion},
+};
+use os::tun::{Options, Tun};
+
+use crate::MTU;
+
+/// Bytes that one call moves.
+const CHUNK: usize = 256 << 10;
+
+/// A namespace with a TUN as its only way out; gone when dropped.
+pub(crate) struct Host {
+    namespace: String,
+    address: &'static str,
+}
+
+/// What programs in a namespace do.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Direction {
+    /// The client sends.
+    Up,
+    /// The server sends.
+    Down,
+}
+
+impl Host {
+    /// Makes a host with `address` and returns the other side of its TUN.
+    pub(crate) fn new(name: &str, address: &'static str) -> Result<(Self, File)> {
+        let namespace = format!("ginnel-tcp-{name}-{}", std::process::id());
+        let interface = format!("gbt{name}");
+        ip(&format!("netns add {namespace}"))?;
+        let host = Self { namespace, address };
+        let tun = Tun::open(&Options {
+            name: &interface,
+            offload: false,
+            multi_queue: false,
+        })
+        .context("open a TUN")?;
+        let namespace = &host.namespace;
+        ip(&format!("link set {interface} netns {namespace}"))?;
+        for line in [
+            format!("link set {interface} mtu {MTU} txqueuelen 10000 up"),
+            format!("address add {address}/32 dev {interface}"),
+            format!("route add default dev {interface}"),
+        ] {
+            ip(&format!("-n {namespace} {line}"))?;
+        }
+        host.inside(|| {
+            // What one run has learnt about the path must not help the next.
+            std::fs::write("/proc/sys/net/ipv4/tcp_no_metrics_save", "1").context("write a sysctl")
+        })?;
+        Ok((host, File::from(tun.into_descriptor())))
+    }
+
+    /// Runs `work` on a thread that is inside.
+    fn inside<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                self.enter()?;
+                work()
+            });
+            inside.join().expect("`work` does not panic")
+        })
+    }
+
+    fn enter(&self) -> Result<()> {
+        let file = File::open(format!("/run/netns/{}", self.namespace));
+        let file = file.context("open the namespace")?;
+        setns(file, CloneFlags::CLONE_NEWNET).context("enter the namespace")
+    }
+
+    /// Listens at `port` and serves: counts what comes, or sends with `algorithm`.
+    ///
+    /// The threads end when their connections do.
+    pub(crate) fn serve(
+        &self,
+        port: u16,
+        direction: Direction,
+        algorithm: &'static str,
+    ) -> Result<Arc<AtomicU64>> {
+        let address = self.address;
+        let listener = self.inside(|| {
+            let listener = TcpListener::bind((address, port)).context("listen")?;
+            set_algorithm(&listener, algorithm)?;
+            Ok(listener)
+        })?;
+        let received = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&received);
+        thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                let counter = Arc::clone(&counter);
+                thread::Builder::new()
+                    .stack_size(CHUNK * 2)
+                    .spawn(move || match direction {
+                        Direction::Up => drain(&stream, &counter),
+                        Direction::Down => fill(&stream),
+                    })
+                    .expect("a thread for each connection");
+            }
+        });
+        Ok(received)
+    }
+
+    /// Accepts connections at `port` and does nothing with them.
+    pub(crate) fn hold(&self, port: u16, stop: &Arc<AtomicBool>) -> Result<()> {
+        let address = self.address;
+        let listener = self.inside(|| TcpListener::bind((address, port)).context("listen"))?;
+        let stop = Arc::clone(stop);
+        thread::spawn(move || {
+            let mut held = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                match listener.accept() {
+                    Ok((stream, _)) => held.push(stream),
+                    Err(_) => return,
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Opens `streams` connections to `server` and sends or receives with `algorithm`; returns what
+    /// counts the received bytes.
+    pub(crate) fn dial(
+        &self,
+        server: SocketAddr,
+        streams: usize,
+        direction: Direction,
+        algorithm: &'static str,
+    ) -> Result<Arc<AtomicU64>> {
+        let received = Arc::new(AtomicU64::new(0));
+        for _ in 0..streams {
+            let stream = self.inside(|| {
+                let stream = TcpStream::connect(server).context("connect")?;
+                set_algorithm(&stream, algorithm)?;
+                Ok(stream)
+            })?;
+            let counter = Arc::clone(&received);
+            thread::spawn(move || match direction {
+                Direction::Up => fill(&stream),
+                Direction::Down => drain(&stream, &counter),
+            });
+        }
+        Ok(received)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // What lingers in it ends with its interface.
+        drop(ip(&format!("netns delete {}", self.namespace)));
+    }
+}
+
+fn set_algorithm(socket: &impl std::os::fd::AsFd, algorithm: &str) -> Result<()> {
+    let algorithm = algorithm.to_owned().into();
+    setsockopt(socket, TcpCongestion, &algorithm).context("choose the congestion control")
+}
+
+fn drain(mut stream: &TcpStream, received: &AtomicU64) {
+    let mut chunk = vec![0; CHUNK];
+    while let Ok(length @ 1..) = stream.read(&mut chunk) {
+        received.fetch_add(length as u64, Ordering::Relaxed);
+    }
+}
+
+fn fill(mut stream: &TcpStream) {
+    let chunk = vec![0x67; CHUNK];
+    // The other side may vanish without a word.
+    drop(stream.set_write_timeout(Some(Duration::from_secs(60))));
+    while stream.write(&chunk).is_ok() {}
+}
+
+fn ip(line: &str) -> Result<()> {
+    let output = Command::new("ip").args(line.split(' ')).output();
+    let output = output.context("run ip: install iproute2")?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "ip {line}: {text}");
+    Ok(())
+}

@@ -1,0 +1,201 @@
+//! Our stack as the client, alone on a packet descriptor.
+
+use std::{
+    fs::File,
+    io::{ErrorKind, Read as _, Write as _},
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use netstack::{Config, ConnectionId, Event, Limits, Received, Stack};
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    time::TimeValLike as _,
+};
+use os::clock::Clock;
+
+use crate::{MTU, kernel::Direction, relay};
+
+/// Bytes that one call moves.
+const CHUNK: usize = 64 << 10;
+
+/// Connections that are opened at once; more would only overflow the listener's queue.
+const OPENING: usize = 64;
+
+/// What the client does.
+pub(crate) struct Client {
+    pub(crate) local: IpAddr,
+    pub(crate) server: SocketAddr,
+    pub(crate) streams: usize,
+    pub(crate) direction: Direction,
+    /// Connections to this address that are opened first and then left alone.
+    pub(crate) idle: Option<(SocketAddr, usize)>,
+}
+
+/// What the client has used and counted between being ready and its end.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    /// Seconds of CPU in user mode of its thread.
+    pub(crate) user: f64,
+    pub(crate) received: u64,
+}
+
+struct Driver<'a> {
+    link: &'a File,
+    stack: Stack,
+    clock: Clock,
+    /// A packet that the link did not take.
+    held: Option<usize>,
+    out: [u8; 2_048],
+    connected: usize,
+}
+
+/// Runs the client until told to stop; `ready` turns true when the idle connections are open.
+pub(crate) fn run(
+    link: &File,
+    client: &Client,
+    ready: &AtomicBool,
+    stop: &AtomicBool,
+    received: &Arc<AtomicU64>,
+) -> Result<Usage> {
+    let mut seed = [0; 32];
+    os::random::fill(&mut seed);
+    let stack = Stack::new(Config {
+        addresses: vec![client.local],
+        mtu: MTU,
+        seed,
+        limits: Limits::default(),
+    });
+    let mut driver = Driver {
+        link,
+        stack,
+        clock: Clock::start(),
+        held: None,
+        out: [0; 2_048],
+        connected: 0,
+    };
+    driver.open_idle(client, stop)?;
+    let mut streams = Vec::new();
+    for _ in 0..client.streams {
+        let now = driver.clock.now();
+        streams.push(driver.stack.connect(now, client.server)?);
+    }
+    ready.store(true, Ordering::Relaxed);
+    let begin = user_seconds()?;
+    let mut chunk = vec![0x67; CHUNK];
+    while !stop.load(Ordering::Relaxed) {
+        let now = driver.turn()?;
+        for &stream in &streams {
+            let moved = match client.direction {
+                Direction::Up => driver.fill(now, stream, &chunk),
+                Direction::Down => driver.drain(now, stream, &mut chunk),
+            };
+            received.fetch_add(moved, Ordering::Relaxed);
+        }
+        driver.transmit(now);
+    }
+    Ok(Usage {
+        user: user_seconds()? - begin,
+        received: received.load(Ordering::Relaxed),
+    })
+}
+
+impl Driver<'_> {
+    fn open_idle(&mut self, client: &Client, stop: &AtomicBool) -> Result<()> {
+        let Some((server, count)) = client.idle else {
+            return Ok(());
+        };
+        let mut opened = 0;
+        while self.connected < count && !stop.load(Ordering::Relaxed) {
+            let now = self.clock.now();
+            while opened < count && opened - self.connected < OPENING {
+                self.stack.connect(now, server)?;
+                opened += 1;
+            }
+            self.transmit(now);
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for packets or the deadline, and takes them.
+    fn turn(&mut self) -> Result<Instant> {
+        let now = self.clock.now();
+        let patience = now + Duration::from_millis(50);
+        let until = self.stack.poll_timeout().unwrap_or(patience).min(patience);
+        let wait = match self.held {
+            Some(_) => Duration::from_micros(50),
+            None => until.saturating_duration_since(now),
+        };
+        relay::wait([self.link], wait);
+        let now = self.clock.now();
+        let mut packet = [0; 2_048];
+        for _ in 0..64 {
+            match self.link.read(&mut packet) {
+                // Each discard is counted inside.
+                Ok(length) => drop(self.stack.handle_packet(now, &packet[..length])),
+                Err(_) => break,
+            }
+        }
+        if self.stack.poll_timeout().is_some_and(|at| at <= now) {
+            self.stack.handle_timeout(now);
+        }
+        while let Some(event) = self.stack.poll_event() {
+            match event {
+                Event::Connected(_) => self.connected += 1,
+                Event::Closed(_, reason) => bail!("a connection ended: {reason}"),
+                Event::Readable(_)
+                | Event::Writable(_)
+                | Event::Accepted(_)
+                | Event::UdpReadable(_)
+                | Event::UdpFailed(..)
+                | Event::EchoReply { .. }
+                | Event::EchoFailed { .. } => {}
+            }
+        }
+        Ok(now)
+    }
+
+    fn transmit(&mut self, now: Instant) {
+        loop {
+            let length = match self.held.take() {
+                Some(length) => length,
+                None => match self.stack.poll_transmit(now, &mut self.out) {
+                    Some(length) => length,
+                    None => return,
+                },
+            };
+            match self.link.write(&self.out[..length]) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.held = Some(length);
+                    return;
+                }
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+
+    fn fill(&mut self, now: Instant, stream: ConnectionId, chunk: &[u8]) -> u64 {
+        while let Ok(1..) = self.stack.send(now, stream, chunk) {}
+        0
+    }
+
+    fn drain(&mut self, now: Instant, stream: ConnectionId, chunk: &mut [u8]) -> u64 {
+        let mut moved = 0;
+        while let Ok(Received::Bytes(length)) = self.stack.recv(now, stream, chunk) {
+            moved += length as u64;
+        }
+        moved
+    }
+}
+
+/// Returns the seconds of CPU that this thread has used in user mode.
+fn user_seconds() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
+    Ok(usage.user_time().num_microseconds() as f64 / 1e6)
+}

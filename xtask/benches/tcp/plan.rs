@@ -1,0 +1,197 @@
+//! What is measured, and the table of it.
+
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{Measured, kernel::Direction, relay::Path};
+
+/// One row of the table: a path and what goes over it.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    pub(crate) name: String,
+    /// `None` is a TUN without a relay.
+    pub(crate) path: Option<Path>,
+    pub(crate) direction: Direction,
+    pub(crate) streams: usize,
+    /// Connections that are open beside the streams.
+    pub(crate) idle: usize,
+    algorithms: &'static [&'static str],
+}
+
+/// Who sends.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) enum Contestant {
+    /// Our stack; the kernel's side uses this congestion control when it sends.
+    Ours(&'static str),
+    /// The kernel with this congestion control.
+    Kernel(&'static str),
+}
+
+/// What the arguments ask for.
+pub(crate) struct Plan {
+    pub(crate) cases: Vec<Case>,
+    pub(crate) seeds: u64,
+    pub(crate) seconds: u64,
+}
+
+/// The results, in the order in which they came.
+#[derive(Default)]
+pub(crate) struct Table {
+    rows: Vec<(String, Contestant)>,
+    values: BTreeMap<(String, Contestant), Vec<Measured>>,
+}
+
+/// The bottleneck of every path.
+const RATE: u64 = 100_000_000;
+const QUEUE: u64 = 500_000;
+
+impl Contestant {
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Ours(_) => "ginnel".to_owned(),
+            Self::Kernel(algorithm) => format!("kernel {algorithm}"),
+        }
+    }
+}
+
+impl Case {
+    /// Everybody who runs it, ours first.
+    pub(crate) fn contestants(&self) -> impl Iterator<Item = Contestant> + use<'_> {
+        let kernels = self.algorithms.iter().map(|name| Contestant::Kernel(name));
+        let first = self.algorithms.first().copied().unwrap_or("cubic");
+        // Nothing compares with a kernel that has no other kernel behind the TUN.
+        let kernels = kernels.filter(|_| self.path.is_some());
+        std::iter::once(Contestant::Ours(first)).chain(kernels)
+    }
+
+    fn over(name: String, path: Option<Path>, direction: Direction) -> Self {
+        Self {
+            name,
+            path,
+            direction,
+            streams: 1,
+            idle: 0,
+            algorithms: &["cubic"],
+        }
+    }
+}
+
+fn path(round_trip: u64, loss: f64) -> Path {
+    Path {
+        rate: RATE,
+        queue: QUEUE,
+        delay: Duration::from_millis(round_trip) / 2,
+        loss,
+        reordering: 0.0,
+        duplication: 0.0,
+    }
+}
+
+fn all() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (name, direction) in [("send", Direction::Up), ("receive", Direction::Down)] {
+        cases.push(Case::over(format!("direct-{name}"), None, direction));
+        let mut beside = Case::over(format!("idle-{name}"), None, direction);
+        beside.idle = 10_000;
+        cases.push(beside);
+    }
+    for round_trip in [20, 50, 100] {
+        let name = format!("queue-{round_trip}ms");
+        let path = Some(path(round_trip, 0.0));
+        cases.push(Case::over(name, path, Direction::Up));
+    }
+    for round_trip in [20, 50, 100] {
+        for (percent, loss) in [("0.1", 0.001), ("1", 0.01), ("3", 0.03)] {
+            let name = format!("loss-{percent}%-{round_trip}ms");
+            let path = Some(path(round_trip, loss));
+            let mut case = Case::over(name, path, Direction::Up);
+            case.algorithms = &["cubic", "bbr"];
+            cases.push(case);
+        }
+    }
+    for (round_trip, loss) in [(20, 0.01), (50, 0.01), (100, 0.01), (100, 0.03)] {
+        let name = format!("receive-bbr-{:.0}%-{round_trip}ms", loss * 100.0);
+        let mut case = Case::over(name, Some(path(round_trip, loss)), Direction::Down);
+        case.algorithms = &["bbr"];
+        cases.push(case);
+    }
+    let path = Some(path(50, 0.01));
+    let mut many = Case::over("streams-64-1%-50ms".to_owned(), path, Direction::Up);
+    many.streams = 64;
+    cases.push(many);
+    cases
+}
+
+impl Plan {
+    /// Reads the arguments: `--seeds N`, `--seconds N`, `--only PREFIX` of a case.
+    pub(crate) fn parse(arguments: &[String]) -> Result<Self> {
+        let mut plan = Self {
+            cases: all(),
+            seeds: 3,
+            seconds: 10,
+        };
+        let mut rest = arguments.iter().filter(|argument| *argument != "--bench");
+        while let Some(argument) = rest.next() {
+            let value = rest.next();
+            let value = value.with_context(|| format!("{argument} takes a value"))?;
+            match argument.as_str() {
+                "--seeds" => plan.seeds = value.parse().context("parse --seeds")?,
+                "--seconds" => plan.seconds = value.parse().context("parse --seconds")?,
+                "--only" => plan.cases.retain(|case| case.name.starts_with(value)),
+                other => anyhow::bail!("`{other}`: give --seeds, --seconds or --only"),
+            }
+        }
+        ensure!(!plan.cases.is_empty(), "no case begins like that");
+        Ok(plan)
+    }
+}
+
+impl Table {
+    pub(crate) fn add(&mut self, case: &Case, contestant: Contestant, measured: Measured) {
+        let key = (case.name.clone(), contestant);
+        if !self.rows.contains(&key) {
+            self.rows.push(key.clone());
+        }
+        self.values.entry(key).or_default().push(measured);
+    }
+
+    /// The table; a ratio is ours over theirs, above 1 in our favour.
+    pub(crate) fn markdown(&self) -> String {
+        let mut text = "| case | stack | ratio | Mbit/s (range) | user s/GB |\n".to_owned();
+        text += "|---|---|---|---|---|\n";
+        let mut ours = 0.0;
+        for key in &self.rows {
+            let (case, contestant) = key;
+            let values = &self.values[key];
+            let (low, goodput, high) = spread(values.iter().map(|value| value.goodput));
+            if matches!(contestant, Contestant::Ours(_)) {
+                ours = goodput;
+            }
+            let user = spread(values.iter().filter_map(|value| value.user_per_gb)).1;
+            let user = match contestant {
+                Contestant::Ours(_) => format!("{user:.2}"),
+                Contestant::Kernel(_) => String::new(),
+            };
+            let (name, ratio) = (contestant.name(), ours / goodput);
+            writeln!(
+                text,
+                "| {case} | {name} | {ratio:.2} | {goodput:.2} ({low:.2}-{high:.2}) | {user} |"
+            )
+            .expect("a string takes everything");
+        }
+        text
+    }
+}
+
+/// The least, the median and the most.
+fn spread(values: impl Iterator<Item = f64>) -> (f64, f64, f64) {
+    let mut values: Vec<_> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+    (
+        at(0),
+        at(values.len() / 2),
+        at(values.len().wrapping_sub(1)),
+    )
+}
