@@ -2,7 +2,7 @@
 
 use std::{fs, process::Output};
 
-use crate::world::{World, world};
+use crate::world::{World, fed, finished, world};
 
 /// Holds that the command failed with 1 and says `hop` and `remedy`.
 #[track_caller]
@@ -67,6 +67,32 @@ fn a_key_mismatch_is_said_in_the_same_words() {
         "handshake: no answer from 10.99.0.2:51820",
         "its public key must be 9HEc",
     );
+}
+
+#[test]
+fn a_server_whose_name_got_another_address_is_found_again() {
+    let Some(mut world) = world() else { return };
+    world.serve(
+        ["socat", "TCP-LISTEN:7000,fork,reuseaddr", "EXEC:cat"],
+        7000,
+    );
+    world.name_server_at("10.99.0.2");
+    world.write_config(&edited(&world, "10.99.0.2:51820", "server.test:51820"));
+    let echo = |world: &World, timeout: &str| {
+        let line = ["dial", "10.88.0.1", "7000", "--timeout", timeout];
+        fed(&mut world.ginnel(line), b"hello").stdout == b"hello"
+    };
+    assert!(echo(&world, "20"));
+    for change in ["del 10.99.0.2/24", "add 10.99.0.3/24"] {
+        let (verb, address) = change.split_once(' ').expect("two words");
+        let line = ["ip", "addr", verb, address, "dev", "eth0"];
+        finished(&mut world.server(line));
+    }
+    world.name_server_at("10.99.0.3");
+    // A name is looked up every 15 s at most.
+    assert!(echo(&world, "40"));
+    let endpoint = world.status()["node"]["peers"][0]["endpoint"].clone();
+    assert_eq!(endpoint, "10.99.0.3:51820");
 }
 
 #[test]

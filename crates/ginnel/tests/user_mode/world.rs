@@ -172,6 +172,20 @@ impl World {
         fs::set_permissions(&self.config, open).expect("own file");
     }
 
+    /// Says where the name of the server is for programs on the client's side (ip-netns(8)). Call
+    /// it before the first of them starts.
+    pub(crate) fn name_server_at(&self, address: &str) {
+        let directory = self.names();
+        fs::create_dir_all(&directory).expect("root may");
+        // In place, for the file is mounted.
+        let line = format!("{address} server.test\n");
+        fs::write(directory.join("hosts"), line).expect("root may");
+    }
+
+    fn names(&self) -> PathBuf {
+        Path::new("/etc/netns").join(&self.client)
+    }
+
     /// Returns the directory of the world, which the client may read.
     pub(crate) fn path(&self) -> &Path {
         self.directory.path()
@@ -324,6 +338,8 @@ impl Drop for World {
             drop(child.kill());
             drop(child.wait());
         }
+        // It is there in one test only.
+        drop(fs::remove_dir_all(self.names()));
         // What is left runs in the namespaces of this test alone.
         for namespace in [&self.client, &self.server] {
             let pids = Command::new("ip")
