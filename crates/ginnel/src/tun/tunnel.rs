@@ -26,6 +26,7 @@ use zeroize::Zeroizing;
 use super::{
     configuration,
     control::{Answer, refusal},
+    keylog::Writer,
     outbound::Run,
     uapi::{DeviceStatus, Errno, Request, emit_status},
     wire::Wire,
@@ -60,6 +61,7 @@ pub(crate) struct State {
     armed: Option<Instant>,
     /// By `Discard::index`.
     discards: Vec<u64>,
+    key_log: Option<Writer>,
 }
 
 /// How to send to a peer now, without the device.
@@ -77,12 +79,18 @@ pub(crate) struct Watchdog(pub(crate) Arc<Tunnel>);
 
 impl Tunnel {
     /// Prepares the device and its sockets.
-    pub(crate) fn new(name: &str, tun: Tun, offload: bool) -> anyhow::Result<(Arc<Self>, Wakeups)> {
+    pub(crate) fn new(
+        name: &str,
+        tun: Tun,
+        offload: bool,
+        key_log: Option<Writer>,
+    ) -> anyhow::Result<(Arc<Self>, Wakeups)> {
         let mut clock = Clock::start();
         let now = clock.now();
         let mut device = Device::new(now, clock::wall(), Box::new(crate::random::OsRandom));
         let mtu = tun.mtu().context("TUN: read MTU")?;
         device.set_mtu(mtu);
+        device.set_key_log(key_log.is_some());
         let (alarm, wakeups) = UnixStream::pair().context("make a pair of sockets")?;
         alarm.set_nonblocking(true)?;
         wakeups.set_nonblocking(true)?;
@@ -92,6 +100,7 @@ impl Tunnel {
             clock,
             armed: None,
             discards: vec![0; Discard::ALL.len()],
+            key_log,
         };
         let tunnel = Self {
             name: name.to_owned(),
@@ -253,6 +262,10 @@ impl State {
 
     /// Sends and tells what the device has made since the last call.
     fn drain_device(&mut self) {
+        // First, so that a key is in the log before the datagram that it opens is on the wire.
+        while let Some(event) = self.device.poll_event() {
+            self.note_event(&event);
+        }
         while let Some(transmit) = self.device.poll_transmit() {
             let bytes = &transmit.datagram[..];
             if is_initiation(bytes) {
@@ -264,9 +277,6 @@ impl State {
                 bytes,
                 segment: bytes.len(),
             });
-        }
-        while let Some(event) = self.device.poll_event() {
-            self.note_event(&event);
         }
     }
 
@@ -281,9 +291,14 @@ impl State {
             }
             Event::EndpointMoved { endpoint, .. } => tracing::debug!(%endpoint, "endpoint moved"),
             Event::Discarded { discard, count } => self.count(*discard, *count),
-            // Neither unknown initiators nor a key log were asked for.
+            Event::KeyLog(log) => {
+                if let Some(writer) = &mut self.key_log {
+                    writer.append(log);
+                }
+            }
+            // Unknown initiators were not asked for.
             Event::UnknownInitiator { ticket, .. } => self.device.forget_unknown(*ticket),
-            Event::SessionsZeroed { .. } | Event::KeyLog(_) => {}
+            Event::SessionsZeroed { .. } => {}
         }
     }
 

@@ -7,7 +7,9 @@ mod world;
 
 mod boringtun;
 mod flood;
+mod memory;
 mod pair;
+mod tshark;
 mod wg;
 mod wg_quick;
 mod wireguard_go;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     constants::{INITIATION_INTERVAL_MIN, REJECT_AFTER_TIME, REKEY_JITTER_MAX, REKEY_TIMEOUT},
-    crypto::Secret,
+    crypto::{Secret, scrub_stack},
     keylog::KeyLog,
     message::{COOKIE_REPLY, INITIATION, RECEIVER, RESPONSE, RESPONSE_RECEIVER, SENDER, index},
     noise::{self, Claim, TransportKeys},
@@ -21,13 +21,23 @@ impl Device {
         else {
             return false;
         };
-        self.claim(&message)
-            .and_then(|claim| {
-                let place = self.table.by_key(&claim.public_key);
-                let place = place.ok_or(Discard::UnknownInitiator)?;
-                self.consume_initiation(now, source, &message, claim, place)
-            })
-            .is_ok()
+        let answered = self.answer_kept(now, source, &message);
+        scrub_stack();
+        answered.is_ok()
+    }
+
+    /// Not inlined, so that its frame is scrubbed too.
+    #[inline(never)]
+    fn answer_kept(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        message: &[u8; INITIATION],
+    ) -> Result<(), Discard> {
+        let claim = self.claim(message)?;
+        let place = self.table.by_key(&claim.public_key);
+        let place = place.ok_or(Discard::UnknownInitiator)?;
+        self.consume_initiation(now, source, message, claim, place)
     }
 
     /// Forgets a kept initiation.
@@ -58,10 +68,15 @@ impl Device {
                     self.reschedule(place);
                 }
             }
-            Some(_) | None => self.send_initiation(now, place),
+            Some(_) | None => {
+                self.send_initiation(now, place);
+                scrub_stack();
+            }
         }
     }
 
+    /// Not inlined, so that its frame is scrubbed too.
+    #[inline(never)]
     fn send_initiation(&mut self, now: Instant, place: u32) {
         let Some(static_static) = self.static_static(place) else {
             return;
@@ -116,6 +131,8 @@ impl Device {
         self.push_transmit(Some(place), endpoint, message.to_vec());
     }
 
+    /// Not inlined, so that its frame is scrubbed too.
+    #[inline(never)]
     pub(super) fn handle_initiation(
         &mut self,
         now: Instant,
@@ -144,6 +161,8 @@ impl Device {
         }
     }
 
+    /// Not inlined, so that its frame is scrubbed too.
+    #[inline(never)]
     pub(super) fn handle_response(
         &mut self,
         now: Instant,
