@@ -3,6 +3,7 @@
 mod configuration;
 mod control;
 mod engine;
+mod keylog;
 mod outbound;
 mod receive;
 mod transmit;
@@ -34,6 +35,7 @@ use os::{
 use self::{
     control::Control,
     engine::{Ended, Engine},
+    keylog::Writer,
 };
 use crate::remedy::Advise as _;
 
@@ -50,6 +52,13 @@ pub(crate) struct Args {
     /// Stay in the foreground
     #[arg(short, long)]
     foreground: bool,
+
+    /// Append the keys of each handshake to this file, for Wireshark (wg.keylog_file)
+    ///
+    /// Whoever reads the file reads the traffic and can be this machine: it holds the private key.
+    /// Replace the key once the capture is made.
+    #[arg(long, value_name = "FILE")]
+    key_log: Option<PathBuf>,
 }
 
 const EXAMPLES: &str = "\
@@ -106,10 +115,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     write_name(&name)?;
     if !args.foreground && env::var_os(FOREGROUND).is_none_or(|value| value != "1") {
-        return go_background(&name, tun, listener, file);
+        return go_background(&name, args.key_log.as_deref(), tun, listener, file);
     }
     listener.set_nonblocking(true)?;
-    let engine = Engine::new(&name, tun, Control::new(listener, file), offload())?;
+    let key_log = args.key_log.as_deref().map(Writer::open).transpose()?;
+    let control = Control::new(listener, file);
+    let engine = Engine::new(&name, tun, control, offload(), key_log)?;
     tell_ready()?;
     match engine.run()? {
         Ended::Signal => tracing::info!("{name}: ended by a signal"),
@@ -171,6 +182,7 @@ fn listen(name: &str) -> anyhow::Result<(UnixListener, SocketFile)> {
 /// Starts this program again, detached, with the interface and the socket, and waits for its word.
 fn go_background(
     name: &str,
+    key_log: Option<&Path>,
     tun: Tun,
     listener: UnixListener,
     file: SocketFile,
@@ -185,6 +197,10 @@ fn go_background(
         .env(READY, READY_FD.to_string())
         .env_remove("WG_TUN_NAME_FILE")
         .current_dir("/");
+    if let Some(path) = key_log {
+        let path = std::path::absolute(path).context("find the key log")?;
+        command.arg("--key-log").arg(path);
+    }
     let descriptors = vec![
         (tun.into_descriptor(), TUN_FD),
         (listener.into(), UAPI_FD),

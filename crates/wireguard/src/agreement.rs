@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use crate::{
-    crypto::Secret,
+    crypto::{Secret, scrub_stack},
     discard::Discard,
     key::{PresharedKey, PublicKey},
     message::{INITIATION, RESPONSE},
@@ -27,7 +27,8 @@ pub(crate) enum Stage {
     /// Who sent this initiation? One agreement.
     Claim {
         message: Box<[u8; INITIATION]>,
-        claim: Option<Claim>,
+        /// In a box, as all that holds keys here: a move would leave a copy behind.
+        claim: Option<Box<Claim>>,
     },
     /// Did its claimed initiator send it, and what is the response? Two agreements and a key, and
     /// a third agreement with a peer that is new.
@@ -38,8 +39,7 @@ pub(crate) enum Stage {
 
 pub(crate) struct Answer {
     pub(crate) message: Box<[u8; INITIATION]>,
-    /// Gone when it was computed.
-    pub(crate) claim: Option<Claim>,
+    pub(crate) claim: Box<Claim>,
     pub(crate) peer: PeerId,
     pub(crate) key: PublicKey,
     pub(crate) preshared: Option<PresharedKey>,
@@ -69,8 +69,17 @@ pub(crate) struct Complete {
 impl Agreement {
     /// Computes the agreements of this stage: 50 to 200 µs.
     pub fn compute(&mut self) {
+        self.agree();
+        scrub_stack();
+    }
+
+    /// Not inlined, so that its frame is scrubbed too.
+    #[inline(never)]
+    fn agree(&mut self) {
         match &mut self.stage {
-            Stage::Claim { message, claim } => *claim = Claim::open(&self.identity, message),
+            Stage::Claim { message, claim } => {
+                *claim = Claim::open(&self.identity, message).map(Box::new);
+            }
             Stage::Answer(answer) => answer.answered = answer.compute(&self.identity),
             Stage::Complete(complete) => {
                 let preshared = complete.preshared.as_ref();
@@ -86,9 +95,8 @@ impl Answer {
         if self.static_static.is_none() {
             self.static_static = identity.pair.agree(&self.key.0);
         }
-        let claim = self.claim.take().ok_or(Discard::Handshake)?;
         let static_static = self.static_static.as_ref().ok_or(Discard::Handshake)?;
-        let proven = claim.prove(static_static, &self.message);
+        let proven = self.claim.prove(static_static, &self.message);
         let proven = proven.ok_or(Discard::Handshake)?;
         // A replayed initiation costs no further agreement.
         if proven.timestamp <= self.newest {

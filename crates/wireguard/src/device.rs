@@ -173,15 +173,25 @@ impl Device {
     }
 
     /// Adds a peer without endpoint and allowed IPs.
-    pub fn add_peer(&mut self, _now: Instant, key: PublicKey) -> Result<PeerId, AddPeerError> {
+    pub fn add_peer(&mut self, now: Instant, key: PublicKey) -> Result<PeerId, AddPeerError> {
+        if key.is_low_order() {
+            return Err(AddPeerError::LowOrder);
+        }
+        self.add_peer_of_any_key(now, key)
+    }
+
+    /// Like [`Device::add_peer`], but takes keys of low order too, as the Linux kernel does: such
+    /// a peer keeps its allowed IPs to itself, and nothing is ever sent to it or taken from it.
+    pub fn add_peer_of_any_key(
+        &mut self,
+        _now: Instant,
+        key: PublicKey,
+    ) -> Result<PeerId, AddPeerError> {
         if let Some(id) = self.peer(&key) {
             return Err(AddPeerError::Exists(id));
         }
         if self.public_key() == Some(key) {
             return Err(AddPeerError::OwnKey);
-        }
-        if key.is_low_order() {
-            return Err(AddPeerError::LowOrder);
         }
         self.table.insert(Peer::new(key)).ok_or(AddPeerError::Full)
     }

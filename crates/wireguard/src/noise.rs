@@ -112,17 +112,18 @@ impl Claim {
 
     /// Opens the timestamp, which only the owner of the static key can have sealed.
     pub(crate) fn prove(
-        mut self,
+        &self,
         static_static: &Secret,
         message: &[u8; INITIATION],
     ) -> Option<Proven> {
-        let key = self.transcript.mix_key(&**static_static);
+        let mut transcript = self.transcript.clone();
+        let key = transcript.mix_key(&**static_static);
         let mut sealed: [u8; TAI64N + TAG] = *field(message, INITIATION_TIMESTAMP);
-        let timestamp = self.transcript.open(&key, &mut sealed)?;
+        let timestamp = transcript.open(&key, &mut sealed)?;
         Some(Proven {
             timestamp: Tai64n(timestamp),
             sender: index(message, SENDER),
-            transcript: self.transcript,
+            transcript,
             ephemeral: *field(message, INITIATION_EPHEMERAL),
         })
     }

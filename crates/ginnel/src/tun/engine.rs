@@ -24,6 +24,7 @@ use os::{
 
 use super::{
     control::Control,
+    keylog::Writer,
     receive::{Receiver, Share},
     transmit::Transmitter,
     tunnel::{Tunnel, Wakeups, Watchdog},
@@ -65,6 +66,7 @@ impl Engine {
         tun: Tun,
         control: Control,
         offload: bool,
+        key_log: Option<Writer>,
     ) -> anyhow::Result<Self> {
         // Before threads are there: they inherit that signals are blocked.
         let termination = Termination::listen().context("listen to signals")?;
@@ -73,7 +75,7 @@ impl Engine {
             tracing::debug!("TUN: set queue length: {error}");
         }
         tracing::info!("{name}: TUN offload: {}", describe(tun.offload()));
-        let (tunnel, wakeups) = Tunnel::new(name, tun, offload)?;
+        let (tunnel, wakeups) = Tunnel::new(name, tun, offload, key_log)?;
         Ok(Self {
             control,
             tunnel,

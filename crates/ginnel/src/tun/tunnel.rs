@@ -25,6 +25,7 @@ use zeroize::Zeroizing;
 use super::{
     configuration::{self, Changes},
     control::{Answer, refusal},
+    keylog::Writer,
     outbound::Run,
     uapi::{DeviceStatus, Errno, Request, Status},
     wire::{Sockets, Wire},
@@ -61,6 +62,7 @@ pub(crate) struct State {
     armed: Option<Instant>,
     /// By `Discard::index`.
     discards: Vec<u64>,
+    key_log: Option<Writer>,
 }
 
 /// How to send to a peer now, without the device.
@@ -78,13 +80,19 @@ pub(crate) struct Watchdog(pub(crate) Arc<Tunnel>);
 
 impl Tunnel {
     /// Prepares the device and its sockets.
-    pub(crate) fn new(name: &str, tun: Tun, offload: bool) -> anyhow::Result<(Arc<Self>, Wakeups)> {
+    pub(crate) fn new(
+        name: &str,
+        tun: Tun,
+        offload: bool,
+        key_log: Option<Writer>,
+    ) -> anyhow::Result<(Arc<Self>, Wakeups)> {
         let mut clock = Clock::start();
         let now = clock.now();
         let mut device = Device::new(now, clock::wall(), Box::new(tunnel::OsRandom));
         let mtu = tun.mtu().context("TUN: read MTU")?;
         device.set_mtu(mtu);
         device.set_deferred_agreements(true);
+        device.set_key_log(key_log.is_some());
         let (alarm, wakeups) = UnixStream::pair().context("make a pair of sockets")?;
         alarm.set_nonblocking(true)?;
         wakeups.set_nonblocking(true)?;
@@ -94,6 +102,7 @@ impl Tunnel {
             clock,
             armed: None,
             discards: vec![0; Discard::ALL.len()],
+            key_log,
         };
         let tunnel = Self {
             name: name.to_owned(),
@@ -309,6 +318,10 @@ impl State {
 
     /// Sends and tells what the device has made since the last call.
     fn drain_device(&mut self) {
+        // First, so that a key is in the log before the datagram that it opens is on the wire.
+        while let Some(event) = self.device.poll_event() {
+            self.note_event(&event);
+        }
         while let Some(transmit) = self.device.poll_transmit() {
             let bytes = &transmit.datagram[..];
             if is_initiation(bytes) {
@@ -326,9 +339,6 @@ impl State {
                 self.wire.send_at_once(&run);
             }
         }
-        while let Some(event) = self.device.poll_event() {
-            self.note_event(&event);
-        }
     }
 
     fn note_event(&mut self, event: &Event) {
@@ -342,9 +352,14 @@ impl State {
             }
             Event::EndpointMoved { endpoint, .. } => tracing::debug!(%endpoint, "endpoint moved"),
             Event::Discarded { discard, count } => self.count(*discard, *count),
-            // Neither unknown initiators nor a key log were asked for.
+            Event::KeyLog(log) => {
+                if let Some(writer) = &mut self.key_log {
+                    writer.append(log);
+                }
+            }
+            // Unknown initiators were not asked for.
             Event::UnknownInitiator { ticket, .. } => self.device.forget_unknown(*ticket),
-            Event::SessionsZeroed { .. } | Event::KeyLog(_) => {}
+            Event::SessionsZeroed { .. } => {}
         }
     }
 }

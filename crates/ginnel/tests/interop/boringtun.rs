@@ -1,6 +1,6 @@
 //! boringtun-cli, both roles each.
 
-use super::{pair, world::Program};
+use super::{flood, pair, world::Program};
 
 const OTHER: Program = Program::Boringtun;
 
@@ -32,4 +32,19 @@ fn a_wrong_preshared_key_lets_nothing_pass() {
 #[test]
 fn ginnel_roams() {
     pair::roaming_loses_at_most_a_moment(OTHER, 0);
+}
+
+#[test]
+fn rekeying_loses_nothing() {
+    pair::rekeying_loses_nothing(OTHER);
+}
+
+#[test]
+fn under_load_ginnel_answers_with_cookies_and_boringtun_shows_them() {
+    flood::a_peer_comes_through(OTHER, 0);
+}
+
+#[test]
+fn under_load_boringtun_answers_with_cookies_and_ginnel_shows_them() {
+    flood::a_peer_comes_through(OTHER, 1);
 }

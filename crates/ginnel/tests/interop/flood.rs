@@ -24,7 +24,7 @@ impl Random for SystemRandom {
 
 /// While space `victim` is flooded, the other side still shakes hands with it, by a cookie.
 pub(crate) fn a_peer_comes_through(program: Program, victim: usize) {
-    let Some(pair) = Pair::new(program, None, false) else {
+    let Some(pair) = Pair::with(program, None, false) else {
         return;
     };
     let victim_key = [&pair.ours, &pair.theirs][victim].public_key.clone();

@@ -7,8 +7,10 @@ mod world;
 
 mod boringtun;
 mod flood;
+mod memory;
 mod openssh;
 mod pair;
+mod tshark;
 mod wg;
 mod wg_quick;
 mod wireguard_go;

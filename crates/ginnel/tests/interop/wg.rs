@@ -200,6 +200,45 @@ fn keys_and_port_change_while_traffic_flows() {
     assert_eq!(ping(), 2, "the session outlives the change");
 }
 
+/// The kernel's self-test has the same: seven keys of low order, and nothing goes out.
+#[test]
+fn peers_with_keys_of_low_order_are_taken_and_nothing_is_sent_to_them() {
+    let Some((tunnel, world)) = tunnel() else {
+        return;
+    };
+    let space = &world.spaces[0];
+    let sink = world.spaces[1].enter(|| std::net::UdpSocket::bind(("10.99.0.2", 9)));
+    let sink = sink.expect("a free port");
+    tunnel.set(&["private-key", &file_with(&tunnel.private_key)]);
+    for (number, key) in LOW_ORDER.iter().enumerate() {
+        let allowed = format!("10.66.0.{}/32", number + 1);
+        tunnel.set(&[
+            "peer",
+            key,
+            "endpoint",
+            "10.99.0.2:9",
+            "persistent-keepalive",
+            "1",
+            "allowed-ips",
+            &allowed,
+        ]);
+    }
+    let shown = tunnel.show(&["peers"]);
+    assert_eq!(shown.lines().count(), LOW_ORDER.len(), "{shown}");
+    space.ip(&["link", "set", &tunnel.interface, "up"]);
+    space.ip(&["route", "add", "10.66.0.0/24", "dev", &tunnel.interface]);
+    for number in 1..=LOW_ORDER.len() {
+        let to = format!("10.66.0.{number}").parse().expect("an address");
+        assert_eq!(space.ping(to, 1), 0);
+    }
+    sink.set_nonblocking(true).expect("a socket");
+    let error = sink.recv(&mut [0; 2048]).expect_err("nothing was sent");
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    for line in tunnel.show(&["transfer"]).lines() {
+        assert!(line.ends_with("\t0\t0"), "{line}");
+    }
+}
+
 #[test]
 fn a_port_in_use_is_refused_by_name_and_the_old_one_stays() {
     let Some((tunnel, world)) = tunnel() else {
@@ -215,3 +254,14 @@ fn a_port_in_use_is_refused_by_name_and_the_old_one_stays() {
     tunnel.set(&["listen-port", "0"]);
     assert_ne!(tunnel.show(&["listen-port"]).trim(), "0");
 }
+
+/// The points of low order, as the kernel's self-test lists them.
+const LOW_ORDER: [&str; 7] = [
+    "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    "4Ot6fDtBuK4WVuP68Z/EatoJjeucMrH9hmIFFl9JuAA=",
+    "X5yVvKNQjCSx0LFVnIPvWwREXMRYHI6G2CJO3dCfEVc=",
+    "7P///////////////////////////////////////38=",
+    "7f///////////////////////////////////////38=",
+    "7v///////////////////////////////////////38=",
+];

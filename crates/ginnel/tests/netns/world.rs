@@ -63,6 +63,8 @@ pub(crate) enum Program {
     Ginnel,
     /// Ginnel with every packet moved by itself.
     GinnelWithoutOffload,
+    /// Ginnel that writes the file of [`key_log`].
+    GinnelWithKeyLog,
     WireguardGo,
     Boringtun,
 }
@@ -358,15 +360,19 @@ impl Drop for Tunnel {
         self.child.kill().ok();
         self.child.wait().ok();
         fs::remove_file(socket_path(&self.interface)).ok();
+        fs::remove_file(key_log(&self.interface)).ok();
     }
 }
 
 impl Program {
     fn command(self, space: &Space, interface: &str) -> Option<Command> {
         let mut command = match self {
-            Self::Ginnel | Self::GinnelWithoutOffload => {
+            Self::Ginnel | Self::GinnelWithoutOffload | Self::GinnelWithKeyLog => {
                 let mut command = space.command(GINNEL);
                 command.args(["tun", "-f", interface]);
+                if self == Self::GinnelWithKeyLog {
+                    command.arg("--key-log").arg(key_log(interface));
+                }
                 if self == Self::GinnelWithoutOffload {
                     command.env("GINNEL_OFFLOAD", "off");
                 }
@@ -414,6 +420,11 @@ pub(crate) fn inner(number: usize, v6: bool) -> IpAddr {
 /// Where the UAPI socket of an interface is.
 pub(crate) fn socket_path(interface: &str) -> PathBuf {
     Path::new("/var/run/wireguard").join(format!("{interface}.sock"))
+}
+
+/// Where the key log of an interface is.
+pub(crate) fn key_log(interface: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("{interface}.keys"))
 }
 
 /// Waits until `holds`, looking every 20 ms.

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     agreement::{Answer, Answered, Complete, Stage},
     constants::{INITIATION_INTERVAL_MIN, REJECT_AFTER_TIME, REKEY_JITTER_MAX, REKEY_TIMEOUT},
-    crypto::Secret,
+    crypto::{Secret, scrub_stack},
     keylog::KeyLog,
     message::{
         COOKIE_REPLY, INITIATION, RECEIVER, RESPONSE, RESPONSE_RECEIVER, SENDER, index, put,
@@ -34,7 +34,9 @@ impl Device {
                 .is_some_and(|claim| self.table.by_key(&claim.public_key).is_some()),
             Stage::Answer(_) | Stage::Complete(_) => false,
         };
-        is_peer && self.finish(now, agreement).is_ok()
+        let answered = is_peer && self.finish(now, agreement).is_ok();
+        scrub_stack();
+        answered
     }
 
     /// Forgets a kept initiation.
@@ -63,7 +65,10 @@ impl Device {
                     self.remember_request(now, place);
                 }
             }
-            Some(_) | None => self.send_initiation(now, place),
+            Some(_) | None => {
+                self.send_initiation(now, place);
+                scrub_stack();
+            }
         }
     }
 
@@ -80,6 +85,8 @@ impl Device {
         }
     }
 
+    /// Not inlined, so that its frame is scrubbed too.
+    #[inline(never)]
     fn send_initiation(&mut self, now: Instant, place: u32) {
         let Some(static_static) = self.static_static(place) else {
             return;
@@ -134,6 +141,8 @@ impl Device {
         self.push_transmit(Some(place), endpoint, message.to_vec());
     }
 
+    /// Not inlined, so that its frame is scrubbed too.
+    #[inline(never)]
     pub(super) fn handle_initiation(
         &mut self,
         now: Instant,
@@ -148,6 +157,8 @@ impl Device {
         self.settle(now, agreement)
     }
 
+    /// Not inlined, so that its frame is scrubbed too.
+    #[inline(never)]
     pub(super) fn handle_response(
         &mut self,
         now: Instant,
@@ -270,7 +281,9 @@ impl Device {
     /// What it was about may have changed since: then it is discarded, which
     /// [`Device::poll_event`] tells.
     pub fn handle_agreement(&mut self, now: Instant, agreement: Agreement) -> Option<Agreement> {
-        match self.advance(now, agreement) {
+        let advanced = self.advance(now, agreement);
+        scrub_stack();
+        match advanced {
             Ok(next) => next,
             Err(discard) => {
                 self.drop_later(discard, 1);
@@ -316,6 +329,8 @@ impl Device {
         Ok(())
     }
 
+    /// Not inlined, so that its frame is scrubbed too.
+    #[inline(never)]
     fn advance(
         &mut self,
         now: Instant,
@@ -346,7 +361,7 @@ impl Device {
                     stage,
                 }))
             }
-            Stage::Answer(answer) => self.answer(now, source, *answer).map(|()| None),
+            Stage::Answer(mut answer) => self.answer(now, source, &mut answer).map(|()| None),
             Stage::Complete(complete) => {
                 let completed = self.complete_response(now, source, &complete);
                 completed.map(|()| None)
@@ -379,7 +394,7 @@ impl Device {
         &mut self,
         now: Instant,
         message: Box<[u8; INITIATION]>,
-        claim: Claim,
+        claim: Box<Claim>,
         place: u32,
     ) -> Result<Box<Answer>, Discard> {
         let soon = |at: Instant| now < at + INITIATION_INTERVAL_MIN;
@@ -391,7 +406,7 @@ impl Device {
             message,
             peer: self.table.id(place),
             key: claim.public_key,
-            claim: Some(claim),
+            claim,
             preshared: peer.preshared.clone(),
             static_static: peer.static_static.clone(),
             newest: peer.timestamp_received,
@@ -400,25 +415,32 @@ impl Device {
         }))
     }
 
-    fn answer(&mut self, now: Instant, source: SocketAddr, answer: Answer) -> Result<(), Discard> {
+    /// Borrows, for what is moved out of a box stays in the memory that the box gives back.
+    fn answer(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        answer: &mut Answer,
+    ) -> Result<(), Discard> {
         let place = self.table.place(answer.peer).ok_or(Discard::UnknownPeer)?;
         let peer = self.table.peer_mut(place);
-        peer.static_static = answer.static_static;
+        peer.static_static.clone_from(&answer.static_static);
+        let answered = answer.answered.as_mut().map_err(|discard| *discard)?;
         let Answered {
-            mut response,
+            response,
             keys,
             timestamp,
             receiver,
-        } = answer.answered?;
-        if timestamp <= peer.timestamp_received {
+        } = answered;
+        if *timestamp <= peer.timestamp_received {
             return Err(Discard::ReplayedInitiation);
         }
-        peer.timestamp_received = timestamp;
+        peer.timestamp_received = *timestamp;
         peer.initiation_received = Some(now);
         peer.note_received(now, INITIATION);
         let index = self.table.new_index(&mut *self.random, place);
-        put(&mut response, SENDER, &index.to_le_bytes());
-        self.respond(now, source, place, &mut response, &keys, (index, receiver));
+        put(response, SENDER, &index.to_le_bytes());
+        self.respond(now, source, place, response, keys, (index, *receiver));
         if self.key_log
             && let Some(identity) = &self.identity
         {

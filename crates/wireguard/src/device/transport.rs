@@ -7,6 +7,7 @@ use crate::{
     constants::{
         HEADER, KEEPALIVE_TIMEOUT, OVERHEAD, REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_TIMEOUT,
     },
+    crypto::scrub_stack,
     message::{KEEPALIVE, Message},
     peer::Place,
     session::{Opening, Sealing},
@@ -51,8 +52,16 @@ impl Device {
                 counter,
                 sealed,
             }) => return self.handle_transport(now, source, receiver, counter, sealed),
-            Ok(Message::Initiation(message)) => self.handle_initiation(now, source, message),
-            Ok(Message::Response(message)) => self.handle_response(now, source, message),
+            Ok(Message::Initiation(message)) => {
+                let result = self.handle_initiation(now, source, message);
+                scrub_stack();
+                result
+            }
+            Ok(Message::Response(message)) => {
+                let result = self.handle_response(now, source, message);
+                scrub_stack();
+                result
+            }
             Ok(Message::CookieReply(message)) => self.handle_cookie_reply(now, message),
             Err(discard) => Err(discard),
         };
@@ -134,6 +143,10 @@ impl Device {
         }
         if self.identity.is_none() {
             return Seal::Discarded(Discard::NoPrivateKey);
+        }
+        // No handshake will ever come for which it could wait.
+        if peer.key.is_low_order() {
+            return Seal::Discarded(Discard::Handshake);
         }
         let packet = &slot[HEADER..HEADER + length];
         if self.staged_packets >= STAGED_ALL_MAX {

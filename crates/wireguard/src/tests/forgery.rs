@@ -169,6 +169,36 @@ fn an_initiation_from_a_low_order_ephemeral_gets_no_answer() {
     assert!(pair.devices[B].poll_transmit().is_none());
 }
 
+/// As the kernel's self-test has it: seven such keys, and each with the highest bit set.
+#[test]
+fn nothing_is_sent_to_a_peer_of_low_order_and_its_addresses_lead_nowhere_else() {
+    let mut device = device(1);
+    let other = device.add_peer(base(), secret(2).public_key()).unwrap();
+    device.allow(other, prefix("fd00::/16"));
+    device.set_endpoint(other, Some("192.0.2.1:1".parse().unwrap()));
+    let with_high_bit = key::LOW_ORDER.map(|mut point| {
+        point[KEY - 1] |= 0x80;
+        point
+    });
+    for point in key::LOW_ORDER.into_iter().chain(with_high_bit) {
+        let peer = device.add_peer_of_any_key(base(), PublicKey(point));
+        let peer = peer.expect("the kernel takes it too");
+        device.allow(peer, prefix("fd00::b/128"));
+        device.set_endpoint(peer, Some("192.0.2.1:2".parse().unwrap()));
+        let (discarded, _) = seal(&mut device, base(), &packet("fd00::a", "fd00::b", 60));
+        assert_eq!(discarded, Seal::Discarded(Discard::Handshake));
+        device.initiate(base(), peer);
+        device.set_persistent_keepalive(base(), peer, std::num::NonZeroU16::new(1));
+        let mut now = base();
+        for _ in 0..10 {
+            now += SECOND;
+            device.handle_timeout(now);
+        }
+        assert!(device.poll_transmit().is_none(), "{point:02x?}");
+        assert_eq!(device.status(peer).unwrap().staged_packets, 0);
+    }
+}
+
 #[test]
 fn low_order_and_own_keys_are_no_peers_and_nothing_is_sent_to_them() {
     let mut a = device(1);
