@@ -3,6 +3,7 @@
 pub(crate) mod buffer;
 mod congestion;
 pub(crate) mod connection;
+mod pacing;
 mod rtt;
 mod scoreboard;
 pub(crate) mod sequence;

@@ -2,7 +2,7 @@
 
 mod datagram;
 mod flood;
-mod pair;
+pub(crate) mod pair;
 mod scale;
 mod scenario;
 mod transfer;

@@ -15,6 +15,7 @@ use super::{
     CloseReason, State,
     buffer::{Budget, FLOOR, ReceiveBuffer, SendBuffer},
     congestion::Congestion,
+    pacing::{Pace, Pacer},
     rtt::Rtt,
     scoreboard::Scoreboard,
     sequence::Seq,
@@ -175,6 +176,7 @@ pub(crate) struct Connection {
     rtt: Rtt,
     congestion: Congestion,
     cwnd_limited: bool,
+    pacer: Pacer,
     scoreboard: Scoreboard,
     recovery: Recovery,
     undo: Option<Undo>,
@@ -256,6 +258,7 @@ impl Connection {
             rtt: Rtt::new(),
             congestion: Congestion::new(peer_mss, cwnd_max),
             cwnd_limited: false,
+            pacer: Pacer::new(),
             scoreboard: Scoreboard::default(),
             recovery: Recovery::Open,
             undo: None,
@@ -429,6 +432,7 @@ impl Connection {
         self.scoreboard = Scoreboard::default();
         self.ack = Ack::None;
         self.linger = None;
+        self.pacer.rest();
     }
 
     /// Gives all memory back to the budget.

@@ -247,3 +247,46 @@ fn a_drop_tail_queue_costs_little() {
         );
     }
 }
+
+/// Returns how many packets A sends at each instant, and when, until there are `count`.
+fn bursts(link: Link, count: u64) -> Vec<(Duration, u64)> {
+    let mut pair = Pair::new(1, link);
+    let ids = pair.connect(true);
+    let (began, mut bursts) = (pair.now, Vec::<(Duration, u64)>::new());
+    let (data, mut buffer) = (vec![7; 1 << 20], vec![0; 1 << 20]);
+    let mut counted = pair.sent[A];
+    let end = counted + count;
+    while counted < end {
+        pair.stacks[A].send(pair.now, ids[A], &data).unwrap();
+        while matches!(
+            pair.stacks[B].recv(pair.now, ids[B], &mut buffer),
+            Ok(Received::Bytes(_))
+        ) {}
+        pair.drain();
+        let (at, sent) = (pair.now - began, pair.sent[A] - counted);
+        counted = pair.sent[A];
+        match bursts.last_mut() {
+            Some((last, burst)) if *last == at => *burst += sent,
+            Some(_) | None if sent > 0 => bursts.push((at, sent)),
+            Some(_) | None => {}
+        }
+        assert!(pair.step(), "stalled after {counted}");
+    }
+    bursts
+}
+
+#[test]
+fn a_flight_after_the_first_does_not_leave_in_one_burst() {
+    let link = Link {
+        delay: Duration::from_millis(50),
+        ..Link::default()
+    };
+    let bursts = bursts(link, 60);
+    let (first, later) = bursts.split_first().unwrap();
+    assert!(
+        first.1 >= 10,
+        "the initial window leaves at once: {first:?}"
+    );
+    // The second flight has 20 segments for 50 ms, the third 40: less than one in a millisecond.
+    assert!(later.iter().all(|(_, burst)| *burst <= 2), "{later:?}");
+}

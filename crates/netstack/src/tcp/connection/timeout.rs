@@ -38,6 +38,7 @@ impl Connection {
             self.linger,
             self.keepalive_deadline(),
             self.end_of_patience(),
+            self.pacer.release(),
         ]
         .into_iter()
         .flatten()
@@ -51,6 +52,7 @@ impl Connection {
             // The peer pauses; its next burst shall not wait again.
             self.quick_acks = self.quick_acks.max(2);
         }
+        self.pacer.handle_timeout(now);
         if self.linger.is_some_and(|at| at <= now) {
             self.close(CloseReason::Finished, budget);
         }

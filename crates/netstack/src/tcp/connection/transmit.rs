@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use packet::tcp::{self, Flags, Header, Options, Timestamps};
 
-use super::{Ack, Budget, Connection, MSS_MIN, Probe, Recovery, Seq, State, WINDOW_SHIFT};
+use super::{Ack, Budget, Connection, MSS_MIN, Pace, Probe, Recovery, Seq, State, WINDOW_SHIFT};
 
 impl Connection {
     /// Writes the next segment that may go out now to the front of `out`, with a checksum of
@@ -126,6 +126,7 @@ impl Connection {
     fn next_new(&mut self, now: Instant, probe: bool) -> Option<(Seq, Seq)> {
         if !self.owes_new() {
             self.cwnd_limited = false;
+            self.pacer.rest();
             return None;
         }
         let mss = self.segment_size();
@@ -141,6 +142,7 @@ impl Connection {
         let pipe = self.pipe();
         if !probe && pipe > 0 && pipe + octets > self.congestion.cwnd {
             self.cwnd_limited = true;
+            self.pacer.rest();
             return None;
         }
         if length < mss && length < unsent {
@@ -152,6 +154,9 @@ impl Connection {
             }
         }
         if length < mss && !fin && self.nagle && !self.scoreboard.is_empty() {
+            return None;
+        }
+        if !self.keeps_pace(now, octets, probe) {
             return None;
         }
         self.blocked = None;
@@ -176,9 +181,31 @@ impl Connection {
         Some((start, end))
     }
 
+    /// Counts `octets` of new data, or holds them back until the pace lets them go.
+    ///
+    /// Held back is only what follows something in flight on a path without losses: what is lost,
+    /// a probe and the first segment after silence go at once, and recovery has its own clock.
+    fn keeps_pace(&mut self, now: Instant, octets: u32, probe: bool) -> bool {
+        let Some(smoothed_rtt) = self.rtt.smoothed() else {
+            return true;
+        };
+        let pace = Pace {
+            window: self.congestion.cwnd.max(self.scoreboard.in_flight()),
+            smoothed_rtt,
+            slow_start: self.congestion.cwnd < self.congestion.ssthresh,
+        };
+        let free = probe || self.recovery != Recovery::Open || self.pipe() == 0;
+        if !free && self.pacer.holds(now, pace, octets) {
+            return false;
+        }
+        self.pacer.count(now, pace, octets);
+        true
+    }
+
     /// The peer's window is closed or too small to be of use.
     fn block(&mut self, now: Instant) {
         self.cwnd_limited = false;
+        self.pacer.rest();
         if self.scoreboard.is_empty() {
             self.blocked.get_or_insert((now, now));
         }
