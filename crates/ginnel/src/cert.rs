@@ -126,14 +126,15 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
 }
 
 /// Makes an Ed25519 key from the system's randomness.
-fn make_key() -> Result<PrivateKey> {
+pub(crate) fn make_key() -> Result<PrivateKey> {
     let mut seed = Zeroizing::new([0; 32]);
     os::random::fill(&mut *seed);
     let pair = Ed25519Keypair::from_seed(&seed);
     PrivateKey::new(KeypairData::Ed25519(pair), "ginnel").context("make a key")
 }
 
-fn public_key(key: &PrivateKey) -> Result<PublicKeyText> {
+/// Returns the public half of `key` as the API takes it.
+pub(crate) fn public_key(key: &PrivateKey) -> Result<PublicKeyText> {
     let text = key.public_key().to_openssh().context("write the key")?;
     text.parse().context("read the key back")
 }

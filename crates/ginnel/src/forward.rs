@@ -1,7 +1,7 @@
 //! `ginnel forward`: remote ports on this machine.
 
 mod datagram;
-mod spec;
+pub(crate) mod spec;
 mod stream;
 
 use std::{io, net::SocketAddr, path::Path, process::ExitCode, sync::Arc};

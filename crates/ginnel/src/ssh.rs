@@ -1,8 +1,10 @@
-//! SSH by certificates: the server, which speaks over any byte stream.
+//! SSH by certificates: client and server, which speak over any byte stream.
 
 mod acceptance;
 mod algorithms;
 mod channels;
+mod client;
+pub(crate) mod command;
 mod server;
 pub(crate) mod sftp_server;
 

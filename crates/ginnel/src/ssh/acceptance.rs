@@ -172,7 +172,6 @@ pub(crate) fn accept(
     })
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "for the client"))]
 /// Decides whether a host certificate proves that its holder is `host`.
 pub(crate) fn accept_host(
     certificate: &Certificate,

@@ -16,21 +16,11 @@ pub(super) fn server() -> Preferred {
     }
 }
 
-#[expect(dead_code, reason = "for the client")]
-/// Returns what a client takes. `certificates`: only host certificates, no bare keys.
-pub(super) fn client(certificates: bool, compress: bool) -> Preferred {
-    let certified: &[Algorithm] = if certificates {
-        &[Algorithm::Ed25519]
-    } else {
-        &[]
-    };
-    let compression: &[compression::Name] = match compress {
-        true => &[compression::ZLIB_LEGACY, compression::NONE],
-        false => &[compression::NONE],
-    };
+/// Returns what a client takes. A bare host key is taken as far as a refusal that says so.
+pub(super) fn client() -> Preferred {
     Preferred {
-        host_key_certificates: Cow::Borrowed(certified),
-        compression: Cow::Borrowed(compression),
+        host_key_certificates: Cow::Borrowed(&[Algorithm::Ed25519]),
+        compression: Cow::Borrowed(&[compression::NONE]),
         ..server()
     }
 }
