@@ -599,6 +599,25 @@ fn three_duplicate_acknowledgements_repeat_the_first_segment() {
 }
 
 #[test]
+fn each_of_the_first_two_duplicate_acknowledgements_lets_one_new_segment_out_at_once() {
+    // Limited transmit (RFC 3042), which the pace does not delay.
+    let mut wire = Wire::opening();
+    wire.wait(millis(100));
+    wire.establish(Options {
+        maximum_segment_size: Some(1380),
+        ..Options::default()
+    });
+    wire.send(20 * MSS);
+    assert_eq!(wire.sent().len(), 10);
+    wire.wait(millis(100));
+    for segment in [10, 11, 0] {
+        wire.get(ACK, 1, 1, &[]).unwrap();
+        let sequence = 1 + u32::try_from(segment * MSS).unwrap();
+        wire.expect(&[(ACK, sequence, 1, MSS)]);
+    }
+}
+
+#[test]
 fn sack_repeats_exactly_what_is_missing() {
     let mut wire = Wire::with_sack();
     wire.send(10 * MSS);

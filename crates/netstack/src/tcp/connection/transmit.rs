@@ -184,7 +184,8 @@ impl Connection {
     /// Counts `octets` of new data, or holds them back until the pace lets them go.
     ///
     /// Held back is only what follows something in flight on a path without losses: what is lost,
-    /// a probe and the first segment after silence go at once, and recovery has its own clock.
+    /// a probe, limited transmit (RFC 3042) and the first segment after silence go at once, and
+    /// recovery has its own clock.
     fn keeps_pace(&mut self, now: Instant, octets: u32, probe: bool) -> bool {
         let Some(smoothed_rtt) = self.rtt.smoothed() else {
             return true;
@@ -194,7 +195,9 @@ impl Connection {
             smoothed_rtt,
             slow_start: self.congestion.cwnd < self.congestion.ssthresh,
         };
-        let free = probe || self.recovery != Recovery::Open || self.pipe() == 0;
+        // A duplicate acknowledgement lets out one segment, to tell loss from reordering.
+        let limited = self.duplicate_acks > 0;
+        let free = probe || limited || self.recovery != Recovery::Open || self.pipe() == 0;
         if !free && self.pacer.holds(now, pace, octets) {
             return false;
         }
