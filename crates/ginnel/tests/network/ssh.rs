@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::world::{Ended, Process, World, finish, note, wait_for};
+use crate::world::{Ended, Process, World, echoes, finish, note, serve_echo, wait_for};
 
 /// A machine that serves SSH; `None` where no certificate names the account of this process.
 fn world() -> Option<(World, Process, Process)> {
@@ -43,6 +43,32 @@ fn a_command_runs_at_a_node_and_its_outputs_and_status_come_back() {
         assert_eq!(ended.code, Some(0), "{name}: {ended:?}");
         assert!(ended.stdout.ends_with(" 22"), "{ended:?}");
     }
+}
+
+#[test]
+fn a_terminal_is_there_when_it_is_asked_for() {
+    let Some((world, _laptop, _shed)) = world() else {
+        return;
+    };
+    for (flag, terminal) in [("-t", true), ("-T", false)] {
+        let ended = world.try_run("laptop", &["ssh", flag, "root@shed", "test -t 1; echo $?"]);
+        assert_eq!(ended.code, Some(0), "{flag}: {ended:?}");
+        assert_eq!(ended.stdout.trim() == "0", terminal, "{flag}: {ended:?}");
+    }
+}
+
+#[test]
+fn a_port_of_this_machine_leads_to_one_that_the_node_reaches() {
+    let Some((world, _laptop, _shed)) = world() else {
+        return;
+    };
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let local = free.local_addr().expect("it is bound");
+    drop(free);
+    let spec = format!("{local}:127.0.0.1:{}", serve_echo().port());
+    let line = ["ssh", "-N", "-L", &spec, "root@shed"];
+    let _forward = world.spawn(&mut world.ginnel("laptop", &line));
+    wait_for("an echo", || echoes(local, b"by ssh"));
 }
 
 #[test]
