@@ -56,6 +56,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
             idle: Some(idle.unwrap_or_else(|| profile.idle_default())),
             // A command that needs a node makes no interface on the way.
             interface: None,
+            ssh: false,
             version: args.as_version,
         };
         serve(&profile, options, |_| say(&Ready::Ready)).await

@@ -10,8 +10,9 @@
 mod contact;
 mod publish;
 mod source;
+mod ssh;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use model::{
@@ -26,7 +27,7 @@ pub(crate) use self::{
     contact::Contact,
     source::{Source, Update},
 };
-use crate::{enrolment::State, remedy::advise};
+use crate::{api::Client, enrolment::State, remedy::advise};
 use tunnel::{self, Endpoints, Membership, Resolver, Tunnel, Wanted};
 
 /// MTU inside the network: the least that IPv6 allows passes every path that carries a tunnel.
@@ -96,6 +97,15 @@ impl Enrolled {
     /// Returns how it stands with the server.
     pub(crate) fn contact(&self) -> Contact {
         self.contact.clone()
+    }
+
+    /// Lives as [`Self::run`] does and serves SSH at the node's address meanwhile.
+    pub(crate) async fn run_with_ssh(self, client: Arc<Client>) -> Result<()> {
+        let serving = ssh::serve(self.tunnel.clone(), client);
+        tokio::select! {
+            ended = self.run() => ended,
+            never = serving => match never {},
+        }
     }
 
     /// Lives until the node is removed from the network or the process ends.

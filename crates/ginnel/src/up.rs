@@ -31,6 +31,11 @@ pub(crate) struct Args {
     /// The name of the network interface
     #[arg(long, default_value = INTERFACE, value_name = "NAME", conflicts_with = "user")]
     interface: String,
+
+    /// Serve SSH at this node's address to holders of the organisation's certificates, as root for
+    /// every account that they name, else for your own only
+    #[arg(long)]
+    ssh: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -38,6 +43,7 @@ Examples:
   ginnel up
   ginnel up --user
   ginnel up --tun --interface office0
+  ginnel up --user --ssh                        then: ginnel ssh root@NODE
   ginnel --config wg0.conf up";
 
 /// Runs the command.
@@ -54,6 +60,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     let options = agent::Options {
         idle: None,
         interface,
+        ssh: args.ssh,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let ready = |tunnel: Option<&Tunnel>| {

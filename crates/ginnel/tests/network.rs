@@ -23,5 +23,7 @@ mod reach;
 mod removal;
 #[path = "network/secrecy.rs"]
 mod secrecy;
+#[path = "network/ssh.rs"]
+mod ssh;
 #[path = "network/world.rs"]
 mod world;

@@ -17,19 +17,26 @@ use crate::{
 use tunnel::Wanted;
 
 /// Opens the tunnel; its background follows the map and serves published ports.
-pub(super) async fn open(state: State, interface: Option<&Wanted>) -> anyhow::Result<Opened> {
+pub(super) async fn open(
+    state: State,
+    interface: Option<&Wanted>,
+    ssh: bool,
+) -> anyhow::Result<Opened> {
     let enrolment = state.enrolment()?;
     let key = state
         .private_key()?
         .context("the state directory has no private key")
         .remedy("run `ginnel logout --force` and enrol again")?;
-    let client = Client::with_token(&enrolment.url, enrolment.token)?;
+    let client = Arc::new(Client::with_token(&enrolment.url, enrolment.token)?);
     let any_port = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-    let source = Source::Server(Arc::new(client));
+    let source = Source::Server(Arc::clone(&client));
     let enrolled = Enrolled::open(state, &key, source, any_port, interface).await?;
     Ok(Opened {
         tunnel: enrolled.tunnel().clone(),
         control: Some((enrolment.url, enrolled.contact())),
-        background: Box::pin(enrolled.run()),
+        background: match ssh {
+            true => Box::pin(enrolled.run_with_ssh(client)),
+            false => Box::pin(enrolled.run()),
+        },
     })
 }

@@ -125,15 +125,23 @@ impl Profile {
         flags
     }
 
-    /// Opens the tunnel, in user mode unless an interface is wanted.
-    pub(crate) async fn open(&self, interface: Option<&Wanted>) -> anyhow::Result<Opened> {
+    /// Opens the tunnel, in user mode unless an interface is wanted; `ssh`: serves that too.
+    pub(crate) async fn open(
+        &self,
+        interface: Option<&Wanted>,
+        ssh: bool,
+    ) -> anyhow::Result<Opened> {
         match &self.kind {
             Kind::Plain(_) if interface.is_some_and(|wanted| wanted.required) => Err(advise(
                 "TUN: a plain configuration runs in user mode only",
                 "leave --tun out; for an interface use wg-quick(8) with `ginnel tun`",
             )),
+            Kind::Plain(_) if ssh => Err(advise(
+                "SSH: a plain configuration has no authority that certifies users",
+                "leave --ssh out",
+            )),
             Kind::Plain(plain) => plain::open(&plain.config),
-            Kind::Enrolled(state) => enrolled::open(State::at(state), interface).await,
+            Kind::Enrolled(state) => enrolled::open(State::at(state), interface, ssh).await,
         }
     }
 

@@ -35,6 +35,8 @@ pub(crate) struct Options {
     pub(crate) idle: Option<Duration>,
     /// The interface that the node shall have; `None` is user mode.
     pub(crate) interface: Option<Wanted>,
+    /// Whether it serves SSH at its address.
+    pub(crate) ssh: bool,
     /// The version that it says it is.
     pub(crate) version: String,
 }
@@ -107,7 +109,9 @@ pub(crate) async fn serve(
         tunnel,
         control,
         mut background,
-    } = profile.open(options.interface.as_ref()).await?;
+    } = profile
+        .open(options.interface.as_ref(), options.ssh)
+        .await?;
     let path = profile.socket();
     let (listener, file) = unix::listen(&path)
         .with_context(|| format!("local agent: listen at `{}`", path.display()))
