@@ -13,6 +13,10 @@ mod agent;
 mod demo;
 #[path = "network/fault.rs"]
 mod fault;
+#[path = "network/flood.rs"]
+mod flood;
+#[path = "network/limit.rs"]
+mod limit;
 #[path = "network/load.rs"]
 mod load;
 #[path = "network/outliving.rs"]

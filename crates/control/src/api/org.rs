@@ -22,6 +22,10 @@ use crate::{
 /// Most organisations of an installation.
 const ORGS_MAX: u32 = 10_000;
 
+/// How often a prefix is drawn before the server gives up: with every organisation that may be,
+/// one draw in a hundred million is taken.
+const DRAWS_MAX: u32 = 16;
+
 /// Lists the organisations that the asker may know.
 #[utoipa::path(get, path = "/v1/orgs", params(ListQuery),
     responses((status = 200, body = Page<api::Org>), (status = "4XX", body = ErrorBody)))]
@@ -130,17 +134,22 @@ impl Server {
         name: &Label,
     ) -> anyhow::Result<model::id::OrgId> {
         let now = change.now();
-        let prefix = loop {
+        let prefix = self.draw_prefix(change).await?;
+        let org = storage::org::insert(change.connection(), now, name, prefix).await?;
+        self.insert_ssh_authority(change, org).await?;
+        Ok(org)
+    }
+
+    async fn draw_prefix(&self, change: &mut storage::Change) -> anyhow::Result<OrgPrefix> {
+        for _ in 0..DRAWS_MAX {
             let mut global_id = [0; 5];
             self.inner.random.fill(&mut global_id);
             let prefix = OrgPrefix::new(global_id);
             if !storage::org::prefix_is_taken(change.connection(), prefix).await? {
-                break prefix;
+                return Ok(prefix);
             }
-        };
-        let org = storage::org::insert(change.connection(), now, name, prefix).await?;
-        self.insert_ssh_authority(change, org).await?;
-        Ok(org)
+        }
+        anyhow::bail!("{DRAWS_MAX} random prefixes were all taken")
     }
 }
 

@@ -2,7 +2,7 @@
 
 use axum::http::StatusCode;
 use model::{
-    api::{Enrolled, ErrorCode, NodeChange},
+    api::{Enrolled, ErrorCode, NewOrg, NodeChange},
     token::Kind,
 };
 
@@ -191,6 +191,61 @@ async fn an_address_is_not_given_again_for_thirty_days() {
     // Node tokens collide, too, in such a world: the old one is gone with its node.
     let db: Enrolled = reply.parse();
     assert_eq!(db.address, web.address);
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_is_drawn_again() {
+    let world = World::new().await;
+    let admin = world.login().await.session_token;
+    let tokens = [
+        world.token(&admin, Kind::Join, None).await,
+        world.token(&admin, Kind::Join, None).await,
+    ];
+    let script = |draws: &[u8]| world.random.script.lock().unwrap().extend(draws);
+    script(&[7]);
+    let web: Enrolled = world
+        .post("/v1/join", &tokens[0], &enrol_request("web", 1))
+        .await
+        .parse();
+    script(&[7, 7, 9]);
+    let db: Enrolled = world
+        .post("/v1/join", &tokens[1], &enrol_request("db", 2))
+        .await
+        .parse();
+    let interface = |node: &Enrolled| node.address.octets()[8..].to_vec();
+    assert_eq!(interface(&web), [7; 8]);
+    assert_eq!(interface(&db), [9; 8]);
+    assert_ne!(web.id, db.id);
+}
+
+#[tokio::test]
+async fn a_prefix_that_is_taken_is_drawn_again_but_not_for_ever() {
+    let world = World::new().await;
+    let admin = world.login().await.session_token;
+    let script = |draws: &[u8]| world.random.script.lock().unwrap().extend(draws);
+    script(&[5]);
+    world.add_org(&admin, "one").await;
+    script(&[5, 5, 6]);
+    world.add_org(&admin, "two").await;
+    let orgs = world.get("/v1/orgs", &admin).await.text();
+    for prefix in ["fd05:505:505::/48", "fd06:606:606::/48"] {
+        assert!(orgs.contains(prefix), "{orgs}");
+    }
+
+    let stuck = |byte| *world.random.stuck.lock().unwrap() = byte;
+    stuck(Some(5));
+    let three = NewOrg {
+        name: label("three"),
+    };
+    let reply = world.post("/v1/orgs", &admin, &three).await;
+    reply.is(ErrorCode::Internal);
+    assert!(
+        !reply.text().contains("random prefixes"),
+        "the cause is for the log"
+    );
+    // The refusal holds nothing: the next one is made.
+    stuck(None);
+    world.add_org(&admin, "three").await;
 }
 
 #[tokio::test]

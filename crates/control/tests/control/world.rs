@@ -1,6 +1,7 @@
 //! A server of its own for each test, with a clock and a chance that the test controls.
 
 use std::{
+    collections::VecDeque,
     io::Write,
     path::Path,
     sync::{
@@ -44,6 +45,8 @@ pub(crate) struct Chance {
     state: AtomicU64,
     /// While set, every draw gives these bytes over and over.
     pub(crate) stuck: Mutex<Option<u8>>,
+    /// Each of the next draws gives one of these over and over.
+    pub(crate) script: Mutex<VecDeque<u8>>,
 }
 
 /// A reply: its status and its body.
@@ -70,6 +73,7 @@ impl World {
         let random = Arc::new(Chance {
             state: AtomicU64::new(seed),
             stuck: Mutex::new(None),
+            script: Mutex::new(VecDeque::new()),
         });
         let config = config(data.path(), &clock, &random);
         let server = Server::open(config).await.expect("a new server opens");
@@ -245,6 +249,11 @@ impl Reply {
 
 impl Random for Chance {
     fn fill(&self, bytes: &mut [u8]) {
+        let mut script = self.script.lock().expect("no test panics while it draws");
+        if let Some(byte) = script.pop_front() {
+            bytes.fill(byte);
+            return;
+        }
         if let Some(byte) = *self.stuck.lock().expect("no test panics while it draws") {
             bytes.fill(byte);
             return;

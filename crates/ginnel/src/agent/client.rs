@@ -180,6 +180,12 @@ impl Client {
         let mut stream = match connect(&path, timeout).await {
             Ok(stream) => stream,
             Err(error) if is_absent(&error) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                return Err(advise(
+                    format!("local agent: no answer within {} s", timeout.as_secs()),
+                    "it has as many connections as it can: end some, or raise `ulimit -n` for it",
+                ));
+            }
             Err(error) => {
                 let what = format!("local agent: connect to `{}`", path.display());
                 return Err(error).context(what).remedy("see who owns that socket");

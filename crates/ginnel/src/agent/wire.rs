@@ -70,8 +70,10 @@ fn too_long() -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::agent::protocol::{Envelope, PROTOCOL, Request};
+    use crate::agent::protocol::{Answer, Envelope, PROTOCOL, RecordKind, Request};
 
     #[tokio::test]
     async fn a_message_comes_back_and_the_pipe_begins_right_behind_it() {
@@ -113,4 +115,88 @@ mod tests {
                 .is_err()
         );
     }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_message_or_an_error(
+            nth in 0..REQUESTS,
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            cut in proptest::option::of(any::<prop::sample::Index>()),
+        ) {
+            let mut bytes = sent(nth);
+            for (place, value) in changes {
+                let place = place.index(bytes.len());
+                bytes[place] = value;
+            }
+            bytes.truncate(cut.map_or(bytes.len(), |cut| cut.index(bytes.len())));
+            received::<Envelope>(&bytes)?;
+            received::<Answer>(&bytes)?;
+        }
+
+        #[test]
+        fn a_frame_is_never_longer_than_its_bound(
+            bytes in proptest::collection::vec(any::<u8>(), 0..64),
+            most in 0..32_usize,
+        ) {
+            let mut frame = Vec::new();
+            if let Ok(true) = wait(receive_frame(&mut bytes.as_slice(), &mut frame, most)) {
+                prop_assert!(frame.len() <= most);
+                prop_assert_eq!(&frame, &bytes[4..4 + frame.len()]);
+            }
+        }
+    }
+
+    /// Reads one message; what was understood comes back when it is sent on.
+    fn received<T: DeserializeOwned + Serialize>(bytes: &[u8]) -> Result<(), TestCaseError> {
+        if let Ok(Some(message)) = wait(receive::<T, _>(&mut &*bytes)) {
+            let mut again = Vec::new();
+            wait(send(&mut again, &message)).unwrap();
+            let read = wait(receive::<T, _>(&mut again.as_slice())).unwrap();
+            let text = |message: &T| serde_json::to_string(message).unwrap();
+            prop_assert_eq!(read.as_ref().map(text), Some(text(&message)));
+        }
+        Ok(())
+    }
+
+    fn sent(nth: usize) -> Vec<u8> {
+        let (host, interval_ms) = ("a b".to_owned(), 1_000);
+        let requests: [Request; REQUESTS] = [
+            Request::Hello,
+            Request::Udp,
+            Request::Status,
+            Request::Drain,
+            Request::Ending { connection: 7 },
+            Request::Resolve {
+                name: "db.internal".into(),
+                kinds: vec![RecordKind::Aaaa],
+            },
+            Request::Ping {
+                host: host.clone(),
+                count: Some(3),
+                interval_ms,
+                size: 56,
+            },
+            Request::Dial {
+                host,
+                port: 80,
+                timeout_ms: 1,
+            },
+        ];
+        let envelope = Envelope {
+            protocol: PROTOCOL,
+            version: "0.1.0".into(),
+            fingerprint: "x".into(),
+            request: requests[nth].clone(),
+        };
+        let mut bytes = Vec::new();
+        wait(send(&mut bytes, &envelope)).unwrap();
+        bytes
+    }
+
+    fn wait<T>(future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime.unwrap().block_on(future)
+    }
+
+    const REQUESTS: usize = 8;
 }

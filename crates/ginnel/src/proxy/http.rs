@@ -210,6 +210,8 @@ fn say(status: StatusCode, text: String) -> Response<Body> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -240,5 +242,49 @@ mod tests {
             Some(("fd00::1".to_owned(), Some(8080)))
         );
         assert_eq!(host_and_port(&"/x".parse().unwrap()), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_address_gives_a_host_that_fits_it_or_none(
+            text in "(http://)?[a-z@%]{0,4}(\\[[0-9a-f:]{0,8}\\]?|[a-z0-9.-]{0,9})(:[0-9]{0,6})?/?"
+        ) {
+            let Ok(uri) = text.parse::<Uri>() else {
+                return Ok(());
+            };
+            if let Some((host, port)) = host_and_port(&uri) {
+                prop_assert!(!host.is_empty());
+                prop_assert!(!(host.starts_with('[') && host.ends_with(']')), "{}", host);
+                prop_assert!(text.contains(&host));
+                if let Some(port) = port {
+                    prop_assert_eq!(uri.port().map(|port| port.as_u16()), Some(port));
+                }
+            }
+        }
+
+        #[test]
+        fn no_field_that_connection_names_is_left(
+            named in "[ ,;a-zA-Z-]{0,40}",
+            raw in proptest::collection::vec(32..=255_u8, 0..16),
+        ) {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-end-to-end", HeaderValue::from_static("1"));
+            let raw = HeaderValue::from_bytes(&raw);
+            for value in [HeaderValue::from_str(&named).ok(), raw.ok()] {
+                headers.extend(value.map(|value| (header::CONNECTION, value)));
+            }
+            let names: Vec<HeaderName> = named
+                .split(',')
+                .filter_map(|name| name.trim().parse().ok())
+                .collect();
+            for name in &names {
+                headers.insert(name, HeaderValue::from_static("1"));
+            }
+            strip(&mut headers);
+            for name in names.iter().map(HeaderName::as_str).chain(HOP_BY_HOP) {
+                prop_assert!(!headers.contains_key(name), "{}", name);
+            }
+            prop_assert!(headers.contains_key("x-end-to-end"));
+        }
     }
 }

@@ -86,7 +86,20 @@ impl World {
         self.server = Some(server);
     }
 
+    /// The same with at most `descriptors` open files.
+    pub(crate) fn restart_server_limited(&mut self, descriptors: u32) {
+        let listen = self.url.trim_start_matches("https://");
+        let command = self.server_command(listen, &self.wireguard);
+        let mut server = self.spawn(&mut limited(&command, descriptors));
+        server.until("wireguard");
+        self.server = Some(server);
+    }
+
     fn serve(&self, listen: &str, wireguard: &str) -> Process {
+        self.spawn(&mut self.server_command(listen, wireguard))
+    }
+
+    fn server_command(&self, listen: &str, wireguard: &str) -> Command {
         let data = self.path("data");
         let line = [
             "server",
@@ -97,7 +110,7 @@ impl World {
             "--wireguard",
             wireguard,
         ];
-        self.spawn(&mut self.ginnel("server", &line))
+        self.ginnel("server", &line)
     }
 
     /// Returns a path in this world's directory.
@@ -225,6 +238,15 @@ impl World {
         let mut process = self.spawn(&mut self.ginnel(who, line));
         let found = process.until(sign);
         (process, found)
+    }
+
+    /// Runs the node of `who` with at most `descriptors` open files.
+    #[track_caller]
+    pub(crate) fn up_limited(&self, who: &str, descriptors: u32) -> Process {
+        let command = self.ginnel(who, &["up", "--user"]);
+        let mut process = self.spawn(&mut limited(&command, descriptors));
+        process.until("is ready");
+        process
     }
 
     /// Starts a forward of `who` to a remote port, and returns where it listens.
@@ -358,6 +380,22 @@ impl Drop for Process {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// The same command with at most `descriptors` open files, which it cannot raise.
+fn limited(command: &Command, descriptors: u32) -> Command {
+    let mut limited = Command::new("sh");
+    let script = format!("ulimit -n {descriptors} && exec \"$@\"");
+    limited.args(["-c", &script, "sh"]);
+    limited
+        .arg(command.get_program())
+        .args(command.get_args())
+        .stdin(Stdio::null())
+        .current_dir("/");
+    for (name, _) in command.get_envs() {
+        limited.env_remove(name);
+    }
+    limited
 }
 
 /// Runs a command to its end.
