@@ -31,11 +31,7 @@ pub(crate) fn run(_: &Args, global: &Global) -> Result<ExitCode> {
     let state = State::locate(global)?;
     state.enrolment()?;
     let map = state.map()?.context("this node has no map yet")?;
-    let org = map
-        .orgs
-        .values()
-        .find(|org| org.nodes.contains_key(&map.own.id));
-    let authority = org.and_then(|org| org.ssh.as_ref());
+    let authority = map.own_org().and_then(|org| org.ssh.as_ref());
     let authority = authority
         .context("SSH: the map names no authority")
         .remedy("start `ginnel up` once, or ask for a newer server")?;

@@ -23,6 +23,16 @@ pub struct NetworkMap {
     pub orgs: BTreeMap<OrgId, Org>,
 }
 
+impl NetworkMap {
+    /// Returns the organisation that the map's own node belongs to; `None` when the map does not
+    /// name it.
+    #[must_use]
+    pub fn own_org(&self) -> Option<&Org> {
+        let mut orgs = self.orgs.values();
+        orgs.find(|org| org.nodes.contains_key(&self.own.id))
+    }
+}
+
 /// The node that a map was made for.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Own {

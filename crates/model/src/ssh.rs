@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 pub use certificate::{
@@ -51,7 +51,8 @@ pub const PRINCIPALS_MAX: usize = 16;
 /// Whom an organisation trusts to certify users and hosts, and which certificates it took back.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Authority {
-    /// Signs the statement that the private DNS publishes. A node pins it when it enrols.
+    /// Signs the statement that the private DNS publishes. A node trusts the one of its map, which
+    /// comes from the control plane over TLS.
     pub signing_key: PublicKeyText,
     /// The CA keys with that signature, as `_sshca.internal` answers them.
     pub statement: Statement,
@@ -198,19 +199,7 @@ macro_rules! text {
             }
         }
 
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?
-                    .parse()
-                    .map_err(serde::de::Error::custom)
-            }
-        }
+        crate::ssh::key::serde_as_text!($name);
     };
 }
 use text;

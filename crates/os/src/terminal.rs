@@ -32,6 +32,14 @@ pub struct Size {
     pub height: u16,
 }
 
+impl Size {
+    /// Returns columns, rows, width and height, as SSH sends them (RFC 4254, 6.2).
+    #[must_use]
+    pub fn numbers(self) -> [u32; 4] {
+        [self.columns, self.rows, self.width, self.height].map(u32::from)
+    }
+}
+
 impl From<Size> for nix::pty::Winsize {
     fn from(size: Size) -> Self {
         Self {

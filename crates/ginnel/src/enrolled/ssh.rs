@@ -100,9 +100,7 @@ async fn accept(listener: &TcpListener, server: &Server) -> Infallible {
 /// Returns whom the map trusts now.
 fn known(tunnel: &Tunnel) -> Result<Authority, String> {
     let found = tunnel.with(|node, _| {
-        let map = node.map()?;
-        let mut orgs = map.orgs.values();
-        let org = orgs.find(|org| org.nodes.contains_key(&map.own.id))?;
+        let org = node.map()?.own_org()?;
         Some((org.prefix, org.ssh.clone()?))
     });
     let (prefix, authority) = found.ok_or("the map names no authority")?;

@@ -139,11 +139,7 @@ impl Node {
         let state = State::locate(global)?;
         state.enrolment()?;
         let map = state.map()?.context("this node has no map yet")?;
-        let org = map
-            .orgs
-            .values()
-            .find(|org| org.nodes.contains_key(&map.own.id));
-        let authority = org.and_then(|org| org.ssh.clone());
+        let authority = map.own_org().and_then(|org| org.ssh.clone());
         let authority = authority
             .context("SSH: the map names no authority")
             .remedy("start `ginnel up --tun` once, or ask for a newer server")?;
@@ -160,9 +156,8 @@ impl Node {
     }
 
     fn org_name(&self) -> String {
-        let mut orgs = self.map.orgs.values();
-        orgs.next()
-            .map_or_else(String::new, |org| org.name.to_string())
+        let org = self.map.own_org();
+        org.map_or_else(String::new, |org| org.name.to_string())
     }
 }
 

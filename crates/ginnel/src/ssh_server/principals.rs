@@ -44,13 +44,9 @@ pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
     let map = State::locate(global)?
         .map()?
         .context("this node has no map")?;
-    let org = map
-        .orgs
-        .into_values()
-        .find(|org| org.nodes.contains_key(&map.own.id));
-    let authority = org.and_then(|org| org.ssh);
+    let authority = map.own_org().and_then(|org| org.ssh.as_ref());
     let authority = authority.context("the map names no SSH authority")?;
-    match principal(args, &authority) {
+    match principal(args, authority) {
         Ok(principal) => terminal::line(principal.as_str())?,
         Err(refusal) => terminal::note(format_args!("ginnel: certificate refused: {refusal}")),
     }

@@ -3,7 +3,6 @@
 use std::{fmt, str::FromStr};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An Ed25519 public key, written `ssh-ed25519 AAAA…` without a comment.
 #[derive(Clone, Copy, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -96,23 +95,26 @@ impl fmt::Debug for SignatureText {
     }
 }
 
+/// The text form of a value, for serde.
 macro_rules! serde_as_text {
     ($name:ident) => {
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
             }
         }
 
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                <String as serde::Deserialize>::deserialize(deserializer)?
                     .parse()
                     .map_err(serde::de::Error::custom)
             }
         }
     };
 }
+
+pub(super) use serde_as_text;
 
 serde_as_text!(PublicKeyText);
 serde_as_text!(SignatureText);

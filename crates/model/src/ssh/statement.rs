@@ -60,7 +60,7 @@ impl Statement {
     }
 
     /// Parses the strings of a TXT record. The signature is not verified: the caller does that
-    /// over [`Statement::message`] with the key it pinned, and compares the version.
+    /// over [`Statement::message`] with the key that it trusts.
     ///
     /// # Errors
     /// [`MalformedStatement`] when this is no statement of `org`.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use os::terminal::{self, Raw, Size};
+use os::terminal::{self, Raw};
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Pty, client::Msg};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -93,13 +93,7 @@ async fn ask_for_terminal(write: &ChannelWriteHalf<Msg>) -> Result<()> {
         .filter_map(|(code, value)| Some((Pty::from_u8(code)?, value)))
         .collect();
     let term = std::env::var("TERM").unwrap_or_else(|_| "dumb".to_owned());
-    let Size {
-        columns,
-        rows,
-        width,
-        height,
-    } = size;
-    let [columns, rows, width, height] = [columns, rows, width, height].map(u32::from);
+    let [columns, rows, width, height] = size.numbers();
     let asked = write.request_pty(true, &term, columns, rows, width, height, &modes);
     asked.await.context("SSH: ask for a terminal")
 }
@@ -177,13 +171,7 @@ async fn speak(write: &ChannelWriteHalf<Msg>, mut escape: Escape) {
 async fn resize(write: &ChannelWriteHalf<Msg>, mut resized: Signal) -> std::convert::Infallible {
     while resized.recv().await.is_some() {
         if let Ok(size) = terminal::size(&io::stdin()) {
-            let Size {
-                columns,
-                rows,
-                width,
-                height,
-            } = size;
-            let [columns, rows, width, height] = [columns, rows, width, height].map(u32::from);
+            let [columns, rows, width, height] = size.numbers();
             // The far end may have closed.
             drop(write.window_change(columns, rows, width, height).await);
         }
