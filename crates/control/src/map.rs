@@ -155,6 +155,7 @@ async fn build(
         gateway,
         nodes,
         services,
+        rules: None,
         ssh: storage::ssh::published(connection, now, org.id).await?,
     })
 }
@@ -166,6 +167,8 @@ pub(crate) fn for_others(node: &Node) -> Option<map::Node> {
             name: node.name.clone(),
             public_key: node.public_key,
             address: *address,
+            may_reach: Vec::new(),
+            reached_by: Vec::new(),
         }),
         Part::Gateway { .. } => None,
     }

@@ -40,3 +40,7 @@ id!(
     /// A port that a node publishes under a name.
     ServiceId
 );
+id!(
+    /// A rule of a policy.
+    RuleId
+);

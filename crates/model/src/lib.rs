@@ -11,6 +11,7 @@ pub mod id;
 pub mod key;
 pub mod map;
 pub mod name;
+pub mod policy;
 pub mod ssh;
 pub mod status;
 pub mod token;

@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     address::OrgPrefix,
-    id::{NodeId, OrgId},
+    id::{NodeId, OrgId, RuleId},
     key::PublicKey,
     name::Label,
+    policy::{Reach, Rule},
     ssh,
 };
 
@@ -67,6 +68,9 @@ pub struct Org {
     pub nodes: BTreeMap<NodeId, Node>,
     /// Its services by name: who offers them, at which port.
     pub services: BTreeMap<Label, Vec<Service>>,
+    /// Who may reach what; an older control plane says nothing, and then everything is allowed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<BTreeMap<RuleId, Rule>>,
     /// Whom it trusts to certify SSH users and hosts; an older control plane says nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh: Option<ssh::Authority>,
@@ -94,6 +98,12 @@ pub struct Node {
     pub public_key: PublicKey,
     /// Its address, fixed for its life.
     pub address: Ipv6Addr,
+    /// The rules by which it may reach others, in the order of their ids.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub may_reach: Vec<RuleId>,
+    /// The rules by which others may reach it, in the order of their ids.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reached_by: Vec<Reach>,
 }
 
 /// A port that a node publishes.

@@ -24,6 +24,8 @@ pub enum Reason {
     OtherOrg,
     /// Its source belongs to no organisation that this gateway serves.
     NotServed,
+    /// No rule of the policy allows it.
+    Policy,
     /// Its hop limit was reached.
     HopLimit,
     /// It is for this node, which has neither a TUN interface nor a stack to take it.
@@ -84,11 +86,12 @@ impl From<Reason> for Discard {
 
 impl Reason {
     /// All variants in order: `ALL[reason as usize] == reason`.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NotIp,
         Self::NoPeer,
         Self::OtherOrg,
         Self::NotServed,
+        Self::Policy,
         Self::HopLimit,
         Self::NoAttachment,
         Self::NoRoom,
@@ -104,6 +107,7 @@ impl Reason {
             Self::NoPeer => "no_peer",
             Self::OtherOrg => "other_org",
             Self::NotServed => "not_served",
+            Self::Policy => "policy",
             Self::HopLimit => "hop_limit",
             Self::NoAttachment => "no_attachment",
             Self::NoRoom => "no_room",

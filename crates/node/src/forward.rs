@@ -54,6 +54,7 @@ pub(crate) fn cause(reason: Reason) -> Option<Cause> {
     match reason {
         Reason::NoPeer => Some(Cause::Unreachable(Unreachable::Host)),
         Reason::OtherOrg => Some(Cause::Unreachable(Unreachable::Network)),
+        Reason::Policy => Some(Cause::Unreachable(Unreachable::Prohibited)),
         Reason::HopLimit => Some(Cause::TimeExceeded { code: 0 }),
         Reason::NotIp
         | Reason::NotServed

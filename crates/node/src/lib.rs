@@ -7,11 +7,12 @@
 //!
 //! ```text
 //!   datagram ─► open ─► own address? ─► TUN or stack
-//!                 │         └► gateway: same org? ─► path ─► seal in place ─► datagram
+//!                 │         └► gateway: same org? ─► policy ─► path ─► seal in place ─► datagram
 //!   TUN, stack ─► path ─► seal in place ─► datagram
 //! ```
 
 mod discard;
+mod filter;
 mod forward;
 mod node;
 mod org;

@@ -19,6 +19,7 @@ use wireguard::{Device, HEADER, KeyLog, OVERHEAD, PeerId, Received, StaticSecret
 
 use crate::{
     discard::{Counters, Reason},
+    filter::Filter,
     org::Orgs,
     refusal,
     resolver::server::Server,
@@ -113,6 +114,7 @@ pub struct Node {
     pub(crate) orgs: Orgs,
     pub(crate) source: Source,
     pub(crate) counters: Counters,
+    filter: Filter,
     asks_about_strangers: bool,
     services: Services,
     server: Server,
@@ -165,10 +167,13 @@ impl Node {
     pub fn new(
         now: Instant,
         wall: SystemTime,
-        random: Box<dyn wireguard::Random + Send>,
+        mut random: Box<dyn wireguard::Random + Send>,
         private_key: &SecretKey,
         attachment: Attachment,
     ) -> Self {
+        let mut key = [0; 16];
+        random.fill(&mut key);
+        let filter = Filter::new(u128::from_le_bytes(key));
         let mut device = Device::new(now, wall, random);
         let secret = StaticSecret::new(*private_key.expose());
         device.set_private_key(now, Some(secret));
@@ -194,6 +199,7 @@ impl Node {
             orgs: Orgs::default(),
             source: Source::Nothing,
             counters: Counters::default(),
+            filter,
             asks_about_strangers: false,
             services: Services::default(),
             server: Server::default(),
@@ -217,6 +223,7 @@ impl Node {
         let names = self.roster.apply(now, &mut self.device, &plan);
         self.ask_for(names);
         self.orgs.apply(now, map, former.as_ref());
+        self.filter.changed();
         self.ask_about_strangers(map.own.role == Role::Gateway);
         self.source = Source::Map(map.clone());
         self.apply_to_stack(now);
@@ -270,6 +277,9 @@ impl Node {
         self.roster.set(now, &mut self.device, key, wanted);
         self.orgs
             .insert((org, entry), id, former.as_ref(), map.serial);
+        if former.is_some() {
+            self.filter.changed();
+        }
         self.roster.peer(&key).is_some()
     }
 
@@ -336,6 +346,10 @@ impl Node {
         };
         if self.is_gateway() {
             return self.forward(now, peer, datagram, length);
+        }
+        if !self.admits(now, &datagram[HEADER..HEADER + length]) {
+            self.counters.add(Reason::Policy, 1);
+            return Outcome::Nothing;
         }
         match &self.attachment {
             Link::Tun => Outcome::Packet(&mut datagram[HEADER..HEADER + length]),

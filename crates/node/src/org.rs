@@ -13,13 +13,15 @@ use model::{
     zone::Zone,
 };
 
-use crate::refusal::Bucket;
+use crate::{filter::Policy, refusal::Bucket};
 
 /// One organisation that this node belongs to or serves.
 #[derive(Debug)]
 pub(crate) struct Served {
     pub(crate) id: OrgId,
     pub(crate) zone: Zone,
+    /// Who may reach what; `None` allows everything.
+    pub(crate) policy: Option<Policy>,
     /// Its own share of ICMP errors, so that no organisation can silence another.
     pub(crate) errors: Bucket,
 }
@@ -49,11 +51,13 @@ impl Orgs {
                 Some(served) if unchanged => served,
                 Some(served) => Served {
                     zone: Zone::new(org, map.serial),
+                    policy: Policy::of(org),
                     ..served
                 },
                 None => Served {
                     id,
                     zone: Zone::new(org, map.serial),
+                    policy: Policy::of(org),
                     errors: Bucket::new(now),
                 },
             };
@@ -74,6 +78,9 @@ impl Orgs {
         let served = self.served.get_mut(&org.prefix);
         if let Some(served) = served.filter(|served| served.id == id) {
             served.zone.insert(org, node, former, serial);
+            if let (Some(policy), Some(node)) = (&mut served.policy, org.nodes.get(&node)) {
+                policy.insert(node, former);
+            }
         }
     }
 
@@ -105,6 +112,12 @@ impl Orgs {
 
     pub(crate) fn prefixes(&self) -> impl Iterator<Item = OrgPrefix> {
         self.served.keys().copied()
+    }
+
+    /// Tells whether the one organisation that a client belongs to has rules.
+    pub(crate) fn have_policy(&self) -> bool {
+        self.first()
+            .is_some_and(|(_, served)| served.policy.is_some())
     }
 
     /// Returns the zone of the one organisation that a client belongs to.

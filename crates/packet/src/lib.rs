@@ -4,6 +4,7 @@
 //! back unchanged. Nothing here has state.
 
 pub mod checksum;
+pub mod flow;
 pub mod gro;
 pub mod gso;
 pub mod icmp;

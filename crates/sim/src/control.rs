@@ -48,6 +48,7 @@ impl Control {
             gateway: Some(self.gateway.clone()),
             nodes: BTreeMap::new(),
             services: BTreeMap::new(),
+            rules: None,
             ssh: None,
         };
         self.orgs.insert(id, org);
@@ -72,6 +73,8 @@ impl Control {
             name: label(&format!("node-{}", org.nodes.len())),
             public_key,
             address: org.prefix.address(Kind::Node, seed.number()),
+            may_reach: Vec::new(),
+            reached_by: Vec::new(),
         };
         org.nodes.insert(id, node.clone());
         (id, node)

@@ -25,6 +25,8 @@ fn organisation(org: u8, name: &str) -> Org {
                 name: label(name),
                 public_key: PublicKey([byte; 32]),
                 address: address(org, byte.into()),
+                may_reach: Vec::new(),
+                reached_by: Vec::new(),
             };
             (NodeId(id), node)
         });
@@ -43,6 +45,7 @@ fn organisation(org: u8, name: &str) -> Org {
         gateway: None,
         nodes: nodes.collect(),
         services,
+        rules: None,
         ssh: None,
     }
 }
@@ -234,6 +237,8 @@ fn one_node_more_makes_the_same_zone_as_the_whole_anew() {
                 name: label(name),
                 public_key: PublicKey([9; 32]),
                 address: address(1, u64::from(id)),
+                may_reach: Vec::new(),
+                reached_by: Vec::new(),
             };
             let id = NodeId(i64::from(id));
             let former = org.nodes.insert(id, node);

@@ -35,6 +35,19 @@ impl Node {
         }
     }
 
+    /// Tells whether what comes to the own side is compared with rules.
+    fn filters(&self) -> bool {
+        match &self.source {
+            Source::Map(map) => map.own.role == Role::Client && self.orgs.have_policy(),
+            Source::Nothing | Source::Config { .. } => false,
+        }
+    }
+
+    /// Tells whether a packet of another node may come to the own side.
+    pub(super) fn admits(&mut self, now: Instant, packet: &[u8]) -> bool {
+        !self.filters() || self.filter.admits(now, &self.orgs, packet)
+    }
+
     /// Passes on a packet that `from` sealed: it lies behind the header in `datagram`.
     pub(super) fn forward<'a>(
         &'a mut self,
@@ -49,7 +62,13 @@ impl Node {
             return Outcome::Nothing;
         };
         let hop_limit = packet[HOP_LIMIT_V6];
-        let peer = match forward::decide(&self.orgs, &self.device, addresses, hop_limit) {
+        let verdict = match forward::decide(&self.orgs, &self.device, addresses, hop_limit) {
+            Verdict::Peer(_) if !self.filter.admits(now, &self.orgs, packet) => {
+                Verdict::Refused(Reason::Policy)
+            }
+            verdict @ (Verdict::Peer(_) | Verdict::Local | Verdict::Refused(_)) => verdict,
+        };
+        let peer = match verdict {
             Verdict::Peer(peer) => peer,
             Verdict::Local => {
                 self.deliver(now, &datagram[HEADER..HEADER + length]);
@@ -141,6 +160,9 @@ impl Node {
         if slot.len() < OVERHEAD + padded(length) {
             self.counters.add(Reason::NoRoom, 1);
             return None;
+        }
+        if self.filters() {
+            self.filter.sent(now, &slot[HEADER..HEADER + length]);
         }
         self.sealed(now, peer, slot, length)
     }

@@ -27,6 +27,8 @@ fn zone(nodes: u8) -> Zone {
         name: label(&format!("n{byte}")),
         public_key: PublicKey([byte; 32]),
         address: prefix.address(AddressKind::Node, u64::from(byte) + 1),
+        may_reach: Vec::new(),
+        reached_by: Vec::new(),
     };
     let offer = |byte: u8| map::Service {
         node: NodeId(i64::from(byte)),
@@ -41,6 +43,7 @@ fn zone(nodes: u8) -> Zone {
             .map(|byte| (NodeId(i64::from(byte)), node(byte)))
             .collect(),
         services: BTreeMap::from([(label("web"), (0..nodes).map(offer).collect())]),
+        rules: None,
         ssh: None,
     };
     Zone::new(&org, (1 << 32) + 9)

@@ -4,5 +4,6 @@ mod isolation;
 mod map_change;
 mod names;
 mod plain;
+mod policy;
 mod reach;
 mod world;

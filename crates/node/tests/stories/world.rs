@@ -108,6 +108,7 @@ impl Installation {
                     gateway: Some(gateway),
                     nodes: nodes.into(),
                     services: BTreeMap::new(),
+                    rules: None,
                     ssh: None,
                 };
                 (OrgId(org.into()), org_map)
@@ -168,6 +169,8 @@ pub(crate) fn member(host: u8, name: &str) -> (NodeId, map::Node) {
         name: label(name),
         public_key: public_key(host),
         address: address(host),
+        may_reach: Vec::new(),
+        reached_by: Vec::new(),
     };
     (NodeId(host.into()), node)
 }

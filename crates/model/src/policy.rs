@@ -1,0 +1,324 @@
+//! Who may reach what: rules, and the one function that decides by them.
+//!
+//! Administrators write rules about users, roles, tags, nodes and services. Nodes get them as
+//! [`crate::map`] has them: numbered, and each node tells under which numbers it may reach others
+//! and be reached. What no rule allows is refused.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::{id::RuleId, name::Label};
+
+/// What a person may be in an organisation.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Deserialize,
+    Eq,
+    Hash,
+    Ord,
+    PartialEq,
+    PartialOrd,
+    Serialize,
+    utoipa::ToSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Changes everything.
+    Admin,
+    /// Works with what the policy gives.
+    Developer,
+    /// Has what the policy gives to guests, and nothing else.
+    Guest,
+}
+
+/// Which nodes a rule is about: those of a person, or machines.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Selector {
+    /// Every node.
+    Everything,
+    /// Every node that is nobody's device.
+    Machines,
+    /// The devices of one person, by the person's name.
+    User(Label),
+    /// The devices of every person with a role.
+    Role(Role),
+    /// The devices of every person in a group of the sign-in provider.
+    Group(Label),
+    /// The node of that name.
+    Node(Label),
+    /// Every node with that tag.
+    Tag(Label),
+    /// Every node that offers a service, at the service's port; only as what is reached.
+    Service(Label),
+}
+
+/// The text is no selector.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error(
+    "a selector is `*`, `machines`, `user:NAME`, `role:admin|developer|guest`, `group:NAME`, \
+     `node:NAME`, `tag:NAME` or `service:NAME`"
+)]
+pub struct MalformedSelector;
+
+/// What a rule lets through.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Traffic {
+    /// Everything.
+    All,
+    /// TCP to these ports.
+    Tcp(Ports),
+    /// UDP to these ports.
+    Udp(Ports),
+    /// Echo requests, which every other rule between two nodes lets through as well.
+    Ping,
+}
+
+/// A range of ports, both ends included.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Ports {
+    first: u16,
+    last: u16,
+}
+
+/// The text names no traffic.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("traffic is `all`, `ping`, `tcp`, `udp`, or `PORT`, `PORT-PORT`, with `/tcp` or `/udp`")]
+pub struct MalformedTraffic;
+
+/// A rule as a map carries it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Rule {
+    /// What it lets through; to a node that is reached by a service, only the service's port.
+    pub traffic: Vec<Traffic>,
+}
+
+/// A rule under which a node may be reached.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Reach {
+    /// The rule.
+    pub rule: RuleId,
+    /// The TCP port of the service that the rule names; `None` when it names the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+/// What somebody wants to send to a node.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Wanted {
+    /// A TCP connection to a port.
+    Tcp(u16),
+    /// UDP datagrams to a port.
+    Udp(u16),
+    /// Echo requests.
+    Ping,
+    /// Another protocol.
+    Other,
+}
+
+/// Returns the first rule under which a node with `may_reach` may send `wanted` to a node with
+/// `reached_by`; `None` refuses.
+///
+/// Both lists are in the order of the rules' ids.
+#[must_use]
+pub fn decide(
+    rules: &BTreeMap<RuleId, Rule>,
+    may_reach: &[RuleId],
+    reached_by: &[Reach],
+    wanted: Wanted,
+) -> Option<RuleId> {
+    let allows = |reach: &&Reach| {
+        if may_reach.binary_search(&reach.rule).is_err() {
+            return false;
+        }
+        match (reach.port, wanted) {
+            (_, Wanted::Ping) => rules.contains_key(&reach.rule),
+            (Some(port), Wanted::Tcp(wanted)) => port == wanted && rules.contains_key(&reach.rule),
+            (Some(_), Wanted::Udp(_) | Wanted::Other) => false,
+            (None, Wanted::Tcp(_) | Wanted::Udp(_) | Wanted::Other) => rules
+                .get(&reach.rule)
+                .is_some_and(|rule| rule.traffic.iter().any(|traffic| traffic.has(wanted))),
+        }
+    };
+    reached_by.iter().find(allows).map(|reach| reach.rule)
+}
+
+impl Traffic {
+    /// Tells whether `wanted` is among it.
+    #[must_use]
+    pub fn has(self, wanted: Wanted) -> bool {
+        match (self, wanted) {
+            (Self::All, _) | (_, Wanted::Ping) => true,
+            (Self::Tcp(ports), Wanted::Tcp(port)) | (Self::Udp(ports), Wanted::Udp(port)) => {
+                ports.contains(port)
+            }
+            (Self::Tcp(_), Wanted::Udp(_) | Wanted::Other)
+            | (Self::Udp(_), Wanted::Tcp(_) | Wanted::Other)
+            | (Self::Ping, Wanted::Tcp(_) | Wanted::Udp(_) | Wanted::Other) => false,
+        }
+    }
+}
+
+impl Ports {
+    /// Every port.
+    pub const ALL: Self = Self {
+        first: 0,
+        last: u16::MAX,
+    };
+
+    /// Returns the range; `None` when it is empty.
+    #[must_use]
+    pub fn new(first: u16, last: u16) -> Option<Self> {
+        (first <= last).then_some(Self { first, last })
+    }
+
+    /// Tells whether `port` lies in the range.
+    #[must_use]
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+}
+
+impl Role {
+    /// Every role, from the one that may most.
+    pub const ALL: [Self; 3] = [Self::Admin, Self::Developer, Self::Guest];
+
+    /// Returns its name in the API, the store and the manual.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Developer => "developer",
+            Self::Guest => "guest",
+        }
+    }
+}
+
+/// The text names no role.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("a role is `admin`, `developer` or `guest`")]
+pub struct UnknownRole;
+
+impl FromStr for Role {
+    type Err = UnknownRole;
+
+    fn from_str(text: &str) -> Result<Self, UnknownRole> {
+        let named = |role: &Self| role.name() == text;
+        Self::ALL.into_iter().find(named).ok_or(UnknownRole)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Selector {
+    type Err = MalformedSelector;
+
+    fn from_str(text: &str) -> Result<Self, MalformedSelector> {
+        match text {
+            "*" => return Ok(Self::Everything),
+            "machines" => return Ok(Self::Machines),
+            _ => {}
+        }
+        let (kind, name) = text.split_once(':').ok_or(MalformedSelector)?;
+        let label = || name.parse().map_err(|_| MalformedSelector);
+        match kind {
+            "user" => label().map(Self::User),
+            "role" => name.parse().map(Self::Role).map_err(|_| MalformedSelector),
+            "group" => label().map(Self::Group),
+            "node" => label().map(Self::Node),
+            "tag" => label().map(Self::Tag),
+            "service" => label().map(Self::Service),
+            _ => Err(MalformedSelector),
+        }
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Everything => f.write_str("*"),
+            Self::Machines => f.write_str("machines"),
+            Self::User(name) => write!(f, "user:{name}"),
+            Self::Role(role) => write!(f, "role:{role}"),
+            Self::Group(name) => write!(f, "group:{name}"),
+            Self::Node(name) => write!(f, "node:{name}"),
+            Self::Tag(name) => write!(f, "tag:{name}"),
+            Self::Service(name) => write!(f, "service:{name}"),
+        }
+    }
+}
+
+impl FromStr for Traffic {
+    type Err = MalformedTraffic;
+
+    fn from_str(text: &str) -> Result<Self, MalformedTraffic> {
+        match text {
+            "all" => return Ok(Self::All),
+            "ping" => return Ok(Self::Ping),
+            "tcp" => return Ok(Self::Tcp(Ports::ALL)),
+            "udp" => return Ok(Self::Udp(Ports::ALL)),
+            _ => {}
+        }
+        let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+        let ports = Ports::new(port(first)?, port(last)?).ok_or(MalformedTraffic)?;
+        match protocol {
+            "tcp" => Ok(Self::Tcp(ports)),
+            "udp" => Ok(Self::Udp(ports)),
+            _ => Err(MalformedTraffic),
+        }
+    }
+}
+
+/// Parses a port as it is printed: digits without a sign, not zero.
+fn port(text: &str) -> Result<u16, MalformedTraffic> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let port = text.parse().ok().filter(|port| digits && *port != 0);
+    port.ok_or(MalformedTraffic)
+}
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (ports, protocol) = match self {
+            Self::All => return f.write_str("all"),
+            Self::Ping => return f.write_str("ping"),
+            Self::Tcp(ports) => (ports, "tcp"),
+            Self::Udp(ports) => (ports, "udp"),
+        };
+        if *ports == Ports::ALL {
+            f.write_str(protocol)
+        } else if ports.first == ports.last {
+            write!(f, "{}/{protocol}", ports.first)
+        } else {
+            write!(f, "{}-{}/{protocol}", ports.first, ports.last)
+        }
+    }
+}
+
+macro_rules! as_text {
+    ($($name:ident),*) => {$(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+
+as_text!(Selector, Traffic);
+
+#[cfg(test)]
+mod tests;
