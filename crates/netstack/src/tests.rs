@@ -2,6 +2,7 @@
 
 mod datagram;
 mod flood;
+mod golden;
 pub(crate) mod pair;
 mod scale;
 mod scenario;

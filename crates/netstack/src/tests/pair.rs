@@ -63,6 +63,8 @@ pub(crate) struct Link {
     pub(crate) delay: Duration,
     /// Up to so much is added, which reorders.
     pub(crate) jitter: Duration,
+    /// How often a packet skips the delay and overtakes, as netem reorders.
+    pub(crate) reordering: u64,
     pub(crate) loss: u64,
     pub(crate) duplication: u64,
     pub(crate) corruption: u64,
@@ -79,6 +81,7 @@ impl Default for Link {
         Self {
             delay: Duration::from_millis(10),
             jitter: Duration::ZERO,
+            reordering: 0,
             loss: 0,
             duplication: 0,
             corruption: 0,
@@ -107,6 +110,8 @@ pub(crate) struct Pair {
     free_at: [Instant; 2],
     began: Instant,
     serial: u64,
+    /// Where packets are written to.
+    out: Vec<u8>,
 }
 
 pub(crate) fn address(side: usize, v6: bool) -> IpAddr {
@@ -187,13 +192,14 @@ impl Pair {
             free_at: [now; 2],
             began: now,
             serial: 0,
+            out: vec![0; 65_535],
         }
     }
 
     /// Moves everything that the stacks want to transmit onto the link.
     pub(crate) fn drain(&mut self) {
+        let mut out = std::mem::take(&mut self.out);
         for side in [A, B] {
-            let mut out = [0; 65_535];
             while let Some(length) = self.stacks[side].poll_transmit(self.now, &mut out) {
                 assert!(length <= self.stacks[side].mtu());
                 self.sent[side] += 1;
@@ -203,6 +209,7 @@ impl Pair {
                 self.stacks[side].assert_invariants(id);
             }
         }
+        self.out = out;
     }
 
     fn carry(&mut self, from: usize, mut packet: Vec<u8>) {
@@ -227,17 +234,18 @@ impl Pair {
         if link.bare {
             packet = strip_options(packet);
         }
+        let overtakes = link.reordering > 0 && self.random.chance(link.reordering);
+        let delay = if overtakes {
+            Duration::ZERO
+        } else {
+            link.delay
+        };
         let copies = 1 + u64::from(self.random.chance(link.duplication));
         for _ in 0..copies {
             let nanos = u64::try_from(link.jitter.as_nanos()).unwrap();
             let jitter = Duration::from_nanos(self.random.below(nanos + 1));
             self.serial += 1;
-            let arrival = (
-                at + link.delay + jitter,
-                self.serial,
-                1 - from,
-                packet.clone(),
-            );
+            let arrival = (at + delay + jitter, self.serial, 1 - from, packet.clone());
             self.in_flight.push(Reverse(arrival));
         }
     }

@@ -81,7 +81,7 @@ impl Stream {
 }
 
 /// Transfers so many bytes each way and closes; returns how long it took.
-fn transfer(pair: &mut Pair, lengths: [usize; 2], v6: bool, pauses: u64) -> Duration {
+pub(super) fn transfer(pair: &mut Pair, lengths: [usize; 2], v6: bool, pauses: u64) -> Duration {
     let began = pair.now;
     let ids = pair.connect(v6);
     let mut streams = [Stream::new(A, lengths[A]), Stream::new(B, lengths[B])];
@@ -158,6 +158,7 @@ fn a_thousand_seeds_of_bad_links_deliver_every_byte_in_order_and_once() {
         let link = Link {
             delay: millis(&mut random, 100),
             jitter: millis(&mut random, 30),
+            reordering: 0,
             loss: random.below(150),
             duplication: random.below(100),
             corruption: random.below(30),
