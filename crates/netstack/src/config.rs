@@ -19,7 +19,8 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limits {
     /// TCP connections of all kinds. At the bound the oldest connection in TIME-WAIT goes, and if
-    /// there is none, `connect` fails and a SYN is discarded.
+    /// there is none, `connect` fails and a SYN is discarded. The SYN of a peer is also discarded
+    /// when it has as many connections as are free.
     pub connections_max: usize,
     /// TCP connections that wait in TIME-WAIT; at the bound the oldest goes.
     pub time_wait_max: usize,
@@ -27,8 +28,9 @@ pub struct Limits {
     pub listeners_max: usize,
     /// Connections in SYN-RECEIVED per listener; at the bound the oldest goes (RFC 4987, 3.4).
     pub half_open_max: usize,
-    /// Bytes that all send and receive buffers hold together. At the bound windows close and
-    /// `send` takes nothing; every connection may still hold 4 KiB each way.
+    /// Bytes that all send and receive buffers hold together, and of which one peer holds at most
+    /// as much as is free. At the bound windows close and `send` takes nothing; every connection
+    /// may still hold 4 KiB each way.
     pub memory_bytes_max: usize,
     /// Bytes that one connection may hold for sending; at the bound `send` takes nothing.
     pub send_bytes_max: usize,

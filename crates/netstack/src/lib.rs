@@ -10,11 +10,13 @@
 //!       packet     bytes
 //! ```
 
+mod account;
 mod config;
 mod deadlines;
 mod discard;
 mod error;
 mod event;
+mod prefix;
 mod secret;
 mod slab;
 mod stack;
@@ -27,6 +29,7 @@ pub use error::{
     SendToError, Stale, UdpFailure,
 };
 pub use event::Event;
+pub use prefix::Prefix;
 pub use slab::{ConnectionId, EchoId, ListenerId, UdpId};
 pub use stack::{Received, Stack};
 pub use tcp::{CloseReason, State};

@@ -10,10 +10,10 @@ pub(crate) trait Id: Copy + Eq + Debug {
 }
 
 macro_rules! id {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($(#[$doc:meta])* $visible:vis $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-        pub struct $name {
+        $visible struct $name {
             index: u32,
             generation: u32,
         }
@@ -36,19 +36,23 @@ macro_rules! id {
 
 id!(
     /// Names a TCP connection from `connect` or `accept` to `release`.
-    ConnectionId
+    pub ConnectionId
 );
 id!(
     /// Names a TCP listener.
-    ListenerId
+    pub ListenerId
 );
 id!(
     /// Names a UDP socket.
-    UdpId
+    pub UdpId
 );
 id!(
     /// Names an echo request until its reply or failure.
-    EchoId
+    pub EchoId
+);
+id!(
+    /// Names what one peer holds.
+    pub(crate) AccountId
 );
 
 /// A table of values that are named by generational ids; all operations are O(1).

@@ -1,6 +1,7 @@
 //! Stories in virtual time: two stacks and a link, or one stack and single segments.
 
 mod datagram;
+mod fairness;
 mod flood;
 mod golden;
 pub(crate) mod pair;

@@ -11,7 +11,11 @@ use packet::{
 };
 
 use super::{Due, Pending, Stack, is_unicast};
-use crate::{Discard, EchoFailure, EchoId, Event, PingError, slab::Id, tcp::sequence::Seq};
+use crate::{
+    Discard, EchoFailure, EchoId, Event, PingError,
+    slab::Id,
+    tcp::{buffer::Budget, connection::Connection, sequence::Seq},
+};
 
 /// ICMP errors that may be sent in one period (RFC 4443, 2.4(f)).
 const ERRORS_MAX: u32 = 50;
@@ -260,14 +264,7 @@ impl Stack {
         cause: Cause,
     ) -> Result<(), Discard> {
         let id = self.tcp.find(local, remote).ok_or(Discard::IcmpUnrelated)?;
-        let budget = &mut self.tcp.budget;
-        let entry = self
-            .tcp
-            .connections
-            .get_mut(id)
-            .expect("`by_tuple` names connections");
-        let connection = &mut entry.connection;
-        let believed = match cause {
+        let believe = |connection: &mut Connection, budget: &mut Budget| match cause {
             Cause::Unreachable(what) => connection.handle_unreachable(quoted, what, budget),
             Cause::PacketTooBig { mtu } => {
                 let floor = if remote.is_ipv4() {
@@ -287,6 +284,7 @@ impl Stack {
                 connection.is_outstanding(quoted)
             }
         };
+        let believed = self.tcp.act(id, believe).unwrap_or(false);
         self.settle(now, id);
         if believed {
             Ok(())

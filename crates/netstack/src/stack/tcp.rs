@@ -13,10 +13,11 @@ use packet::{
 
 use super::{Due, PORTS_FIRST, PORTS_TRIED, Pending, Received, Stack, is_unicast, unspecified};
 use crate::{
-    CloseReason, ConnectError, ConnectionId, Discard, Event, ListenError, ListenerId, RecvError,
-    SendError, Stale, State,
+    CloseReason, ConnectError, ConnectionId, Discard, Event, ListenError, ListenerId, Prefix,
+    RecvError, SendError, Stale, State,
+    account::Accounts,
     secret::TableKey,
-    slab::Slab,
+    slab::{AccountId, Slab},
     tcp::{
         buffer::Budget,
         connection::{Connection, Opening, signal},
@@ -34,12 +35,14 @@ pub(super) struct Sockets {
     time_wait: VecDeque<ConnectionId>,
     /// Connections that may have something to transmit, each once.
     ready: VecDeque<ConnectionId>,
-    pub(super) budget: Budget,
+    pub(super) accounts: Accounts,
 }
 
 /// A connection and its place in the queues.
 pub(super) struct Entry {
     pub(super) connection: Connection,
+    /// Whose memory its buffers are.
+    pub(super) account: AccountId,
     /// What its deadline in the queue of deadlines is.
     armed: Option<Instant>,
     ready: bool,
@@ -69,15 +72,34 @@ impl Sockets {
             by_local: HashMap::with_hasher(key),
             time_wait: VecDeque::new(),
             ready: VecDeque::new(),
-            budget: Budget {
-                used: 0,
-                max: memory_bytes_max,
-            },
+            accounts: Accounts::new(key, memory_bytes_max),
         }
     }
 
     pub(super) fn find(&self, local: SocketAddr, remote: SocketAddr) -> Option<ConnectionId> {
         self.by_tuple.get(&(local, remote)).copied()
+    }
+
+    /// Lets a connection act on what its peer may hold.
+    pub(super) fn act<R>(
+        &mut self,
+        id: ConnectionId,
+        act: impl FnOnce(&mut Connection, &mut Budget) -> R,
+    ) -> Option<R> {
+        let entry = self.connections.get_mut(id)?;
+        let connection = &mut entry.connection;
+        let charge = |budget: &mut Budget| act(connection, budget);
+        Some(self.accounts.charge(entry.account, charge))
+    }
+
+    /// The same for its owner, who has not released it.
+    fn act_owned<R>(
+        &mut self,
+        id: ConnectionId,
+        act: impl FnOnce(&mut Connection, &mut Budget) -> R,
+    ) -> Option<R> {
+        owned(&mut self.connections, id)?;
+        self.act(id, act)
     }
 
     fn find_listener(&self, local: SocketAddr) -> Option<ListenerId> {
@@ -147,8 +169,10 @@ impl Stack {
         listener: Option<ListenerId>,
     ) -> ConnectionId {
         let tuple = (connection.local(), connection.remote());
+        let account = self.tcp.accounts.open(tuple.1.ip());
         let id = self.tcp.connections.insert(Box::new(Entry {
             connection,
+            account,
             armed: None,
             ready: false,
             pending: false,
@@ -171,18 +195,40 @@ impl Stack {
         true
     }
 
+    /// Tells whether the peer may open one more connection to us beside those that it has, also
+    /// at the expense of the oldest in TIME-WAIT.
+    fn admits(&mut self, now: Instant, remote: SocketAddr) -> bool {
+        let bound = self.config.limits.connections_max;
+        loop {
+            let all = self.tcp.connections.len();
+            if self.tcp.accounts.admits(remote.ip(), all, bound) {
+                return true;
+            }
+            if !self.end_oldest_time_wait(now) {
+                return false;
+            }
+        }
+    }
+
+    /// Assigns remote addresses to peers, in place of what was assigned before: all addresses in
+    /// prefixes of one number share one account, an address in no prefix has its own.
+    ///
+    /// A peer may hold as much buffer memory, and as many connections that it has opened, as are
+    /// free beside its own; so a greedy one starves no other. Connections keep their account.
+    pub fn set_accounts(&mut self, accounts: &[(Prefix, u64)]) {
+        self.tcp.accounts.assign(accounts);
+    }
+
     fn end_oldest_time_wait(&mut self, now: Instant) -> bool {
         let Some(id) = self.tcp.time_wait.pop_front() else {
             return false;
         };
-        if let Some(entry) = self.tcp.connections.get_mut(id)
-            && entry.connection.state == State::TimeWait
-        {
-            entry
-                .connection
-                .close(CloseReason::Finished, &mut self.tcp.budget);
-            self.settle(now, id);
-        }
+        self.tcp.act(id, |connection, budget| {
+            if connection.state == State::TimeWait {
+                connection.close(CloseReason::Finished, budget);
+            }
+        });
+        self.settle(now, id);
         true
     }
 
@@ -237,8 +283,10 @@ impl Stack {
                 continue;
             };
             if entry.listener.take().is_some() {
-                entry.connection.orphaned = true;
-                entry.connection.abort(&mut self.tcp.budget);
+                self.tcp.act(id, |connection, budget| {
+                    connection.orphaned = true;
+                    connection.abort(budget);
+                });
                 self.settle(now, id);
             }
         }
@@ -252,7 +300,6 @@ impl Stack {
         id: ConnectionId,
         bytes: &[u8],
     ) -> Result<usize, SendError> {
-        let budget = &mut self.tcp.budget;
         let connection = owned(&mut self.tcp.connections, id).ok_or(SendError::Stale)?;
         if let Some(reason) = connection.reason {
             return Err(SendError::Closed(reason));
@@ -260,7 +307,9 @@ impl Stack {
         if connection.is_finishing() {
             return Err(SendError::ShutDown);
         }
-        let taken = connection.send(bytes, budget);
+        let send =
+            |connection: &mut Connection, budget: &mut Budget| connection.send(bytes, budget);
+        let taken = self.tcp.act(id, send).ok_or(SendError::Stale)?;
         self.settle(now, id);
         Ok(taken)
     }
@@ -272,10 +321,12 @@ impl Stack {
         id: ConnectionId,
         out: &mut [u8],
     ) -> Result<Received, RecvError> {
-        let budget = &mut self.tcp.budget;
         let connection = owned(&mut self.tcp.connections, id).ok_or(RecvError::Stale)?;
         if connection.readable() > 0 && !out.is_empty() {
-            let length = connection.recv(now, out, budget);
+            let recv = |connection: &mut Connection, budget: &mut Budget| {
+                connection.recv(now, out, budget)
+            };
+            let length = self.tcp.act(id, recv).ok_or(RecvError::Stale)?;
             self.settle(now, id);
             return Ok(Received::Bytes(length));
         }
@@ -298,11 +349,8 @@ impl Stack {
 
     /// Ends the connection at once with a RST; the id stays until `release`.
     pub fn abort(&mut self, now: Instant, id: ConnectionId) {
-        let budget = &mut self.tcp.budget;
-        if let Some(connection) = owned(&mut self.tcp.connections, id) {
-            connection.abort(budget);
-            self.settle(now, id);
-        }
+        self.tcp.act_owned(id, Connection::abort);
+        self.settle(now, id);
     }
 
     /// Gives the id back; the stack finishes the close by itself.
@@ -310,11 +358,9 @@ impl Stack {
     /// What was sent is still delivered. Bytes that were received and not read, or that come
     /// later, reset the connection (RFC 1122, 4.2.2.13).
     pub fn release(&mut self, now: Instant, id: ConnectionId) {
-        let budget = &mut self.tcp.budget;
-        if let Some(connection) = owned(&mut self.tcp.connections, id) {
-            connection.release(now, budget);
-            self.settle(now, id);
-        }
+        self.tcp
+            .act_owned(id, |connection, budget| connection.release(now, budget));
+        self.settle(now, id);
     }
 
     /// Returns the own address and port of a connection.
@@ -406,8 +452,9 @@ impl Stack {
                 .expect("`by_tuple` names connections");
             let connection = &mut entry.connection;
             if !(begins(&segment.header) && connection.yields_to(&segment.header)) {
-                let budget = &mut self.tcp.budget;
-                let outcome = connection.handle_segment(now, &segment, budget);
+                let outcome = self.tcp.accounts.charge(entry.account, |budget| {
+                    connection.handle_segment(now, &segment, budget)
+                });
                 self.settle(now, id);
                 if outcome == Err(Discard::TcpNoSocket) {
                     self.answer_reset(local, remote, &segment);
@@ -416,7 +463,9 @@ impl Stack {
             }
             // A new incarnation takes the place of one in TIME-WAIT (RFC 6191).
             floor = Some(connection.next_iss());
-            connection.close(CloseReason::Finished, &mut self.tcp.budget);
+            self.tcp.accounts.charge(entry.account, |budget| {
+                connection.close(CloseReason::Finished, budget);
+            });
             self.settle(now, id);
         }
         let outcome = self.handle_opening(now, local, remote, &segment.header, floor);
@@ -444,7 +493,8 @@ impl Stack {
             .listeners
             .get(id)
             .expect("`by_local` names listeners");
-        if listener.queue.len() >= listener.backlog || !self.make_room(now) {
+        let full = listener.queue.len() >= listener.backlog;
+        if full || !self.make_room(now) || !self.admits(now, remote) {
             return Err(Discard::TcpBacklogFull);
         }
         self.end_oldest_half_open(now, id);
@@ -468,15 +518,13 @@ impl Stack {
         let Some(oldest) = listener.half_open.pop_front() else {
             return;
         };
-        if let Some(entry) = self.tcp.connections.get_mut(oldest)
-            && entry.connection.state == State::SynReceived
-        {
-            entry.connection.orphaned = true;
-            entry
-                .connection
-                .close(CloseReason::TimedOut, &mut self.tcp.budget);
-            self.settle(now, oldest);
-        }
+        self.tcp.act(oldest, |connection, budget| {
+            if connection.state == State::SynReceived {
+                connection.orphaned = true;
+                connection.close(CloseReason::TimedOut, budget);
+            }
+        });
+        self.settle(now, oldest);
     }
 
     /// RFC 9293, 3.10.7.1.
@@ -575,7 +623,10 @@ impl Stack {
 
     fn remove(&mut self, now: Instant, id: ConnectionId) {
         if let Some(mut entry) = self.tcp.connections.remove(id) {
-            entry.connection.free(&mut self.tcp.budget);
+            self.tcp
+                .accounts
+                .charge(entry.account, |budget| entry.connection.free(budget));
+            self.tcp.accounts.close(entry.account);
             self.deadlines
                 .arm(now, Due::Connection(id), &mut entry.armed, None);
         }
@@ -584,7 +635,9 @@ impl Stack {
     pub(super) fn handle_connection_timeout(&mut self, now: Instant, id: ConnectionId) {
         if let Some(entry) = self.tcp.connections.get_mut(id) {
             entry.armed = None;
-            entry.connection.handle_timeout(now, &mut self.tcp.budget);
+            self.tcp.act(id, |connection, budget| {
+                connection.handle_timeout(now, budget);
+            });
             self.settle(now, id);
         }
     }
@@ -632,8 +685,8 @@ impl Stack {
             }
             let (local, remote) = (connection.local().ip(), connection.remote().ip());
             let at = ip::header_length(remote);
-            let budget = &self.tcp.budget;
-            let length = connection.poll_transmit(now, budget, &mut out[at..]);
+            let budget = self.tcp.accounts.budget(entry.account);
+            let length = connection.poll_transmit(now, &budget, &mut out[at..]);
             self.operations += 1;
             let Some(length) = length else {
                 entry.ready = false;
@@ -658,7 +711,7 @@ impl Stack {
     /// [`Limits::memory_bytes_max`](crate::Limits::memory_bytes_max) and a floor per connection.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        self.tcp.budget.used
+        self.tcp.accounts.bytes()
     }
 
     /// Connections of all kinds, those included that only finish their close.

@@ -178,7 +178,7 @@ impl Pair {
         Self::with_configs(seed, link, [config(A), config(B)])
     }
 
-    fn with_configs(seed: u64, link: Link, configs: [Config; 2]) -> Self {
+    pub(crate) fn with_configs(seed: u64, link: Link, configs: [Config; 2]) -> Self {
         let now = base();
         Self {
             now,
