@@ -300,6 +300,11 @@ impl Stack {
         }
     }
 
+    /// The congestion window of a connection in octets.
+    pub(crate) fn cwnd(&self, id: ConnectionId) -> u32 {
+        self.tcp.connections.get(id).unwrap().connection.cwnd()
+    }
+
     pub(crate) fn operations(&self) -> u64 {
         self.operations
     }

@@ -5,6 +5,7 @@ mod fairness;
 mod flood;
 mod golden;
 pub(crate) mod pair;
+mod recovery;
 mod scale;
 mod scenario;
 mod transfer;

@@ -193,6 +193,8 @@ impl ReceiveBuffer {
             .iter()
             .any(|range| range.start <= start && end <= range.end)
         {
+            // Its block comes first in the next report (RFC 2883, 4).
+            self.remember(start);
             return Inserted::Duplicate;
         }
         if touching.is_empty() && offset != 0 && self.ranges.len() >= RANGES_MAX {
@@ -217,9 +219,13 @@ impl ReceiveBuffer {
             end: merged_end,
         };
         self.ranges.splice(first..last, [merged]);
+        self.remember(start);
+        Inserted::OutOfOrder
+    }
+
+    fn remember(&mut self, start: u64) {
         self.recent.rotate_left(1);
         self.recent[RECENT - 1] = start;
-        Inserted::OutOfOrder
     }
 
     /// Returns up to `count` ranges behind gaps, the most recent first, where `rcv_nxt` is the

@@ -45,6 +45,17 @@ struct HyStart {
     conservative: Option<(Duration, u32)>,
 }
 
+/// The window before a reduction, with the curve that led there (RFC 9438, 4.9.2).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reduction {
+    cwnd: u32,
+    ssthresh: u32,
+    w_max: f64,
+    w_est: f64,
+    k: f64,
+    epoch: Option<Instant>,
+}
+
 /// What an acknowledgement brought.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Acknowledged {
@@ -146,11 +157,26 @@ impl Congestion {
         self.cwnd = self.mss;
     }
 
-    /// Takes back a reduction that proved unnecessary (RFC 4015).
-    pub(crate) fn undo(&mut self, cwnd: u32, ssthresh: u32) {
-        self.cwnd = self.cwnd.max(cwnd);
-        self.ssthresh = self.ssthresh.max(ssthresh);
-        self.epoch = None;
+    /// Returns what a reduction is about to change.
+    pub(crate) fn before_reduction(&self) -> Reduction {
+        Reduction {
+            cwnd: self.cwnd,
+            ssthresh: self.ssthresh,
+            w_max: self.w_max,
+            w_est: self.w_est,
+            k: self.k,
+            epoch: self.epoch,
+        }
+    }
+
+    /// Takes back a reduction that proved needless (RFC 4015; RFC 9438, 4.9.2).
+    pub(crate) fn undo(&mut self, before: Reduction) {
+        self.cwnd = self.cwnd.max(before.cwnd);
+        self.ssthresh = self.ssthresh.max(before.ssthresh);
+        self.w_max = before.w_max;
+        self.w_est = before.w_est;
+        self.k = before.k;
+        self.epoch = before.epoch;
     }
 
     /// Halves the window for each RTO of idleness, but not below the initial one: what it stood

@@ -3,6 +3,7 @@
 mod receive;
 mod timeout;
 mod transmit;
+mod undo;
 
 use std::{
     net::SocketAddr,
@@ -20,6 +21,7 @@ use super::{
     scoreboard::Scoreboard,
     sequence::Seq,
 };
+use undo::{Forward, Undo};
 
 /// The shift that our windows have: 64 KiB << 7 covers buffers of 8 MiB.
 const WINDOW_SHIFT: u8 = 7;
@@ -91,6 +93,7 @@ enum Recovery {
     /// After a retransmission timeout.
     Loss {
         point: Seq,
+        forward: Forward,
     },
 }
 
@@ -99,15 +102,6 @@ enum Recovery {
 struct Probe {
     end: Seq,
     retransmits: bool,
-}
-
-/// What is needed to take a reduction back (RFC 3522, RFC 4015).
-#[derive(Clone, Copy, Debug)]
-struct Undo {
-    /// The timestamp of the first retransmission: an echo of an earlier one proves it needless.
-    stamp: u32,
-    cwnd: u32,
-    ssthresh: u32,
 }
 
 /// The timestamps option once both sides have agreed on it (RFC 7323).
@@ -179,7 +173,7 @@ pub(crate) struct Connection {
     pacer: Pacer,
     scoreboard: Scoreboard,
     recovery: Recovery,
-    undo: Option<Undo>,
+    undo: Option<Box<Undo>>,
     /// Duplicate acknowledgements of a peer without SACK.
     duplicate_acks: u32,
     /// One retransmission goes out whatever the window says.
@@ -430,6 +424,7 @@ impl Connection {
             self.receive_buffer.clear(budget);
         }
         self.scoreboard = Scoreboard::default();
+        self.undo = None;
         self.ack = Ack::None;
         self.linger = None;
         self.pacer.rest();
@@ -597,6 +592,10 @@ impl Connection {
 
 #[cfg(test)]
 impl Connection {
+    pub(crate) fn cwnd(&self) -> u32 {
+        self.congestion.cwnd
+    }
+
     /// Panics when an invariant does not hold.
     pub(crate) fn assert_invariants(&self) {
         assert!(!self.snd_una.after(self.snd_nxt), "snd_una <= snd_nxt");

@@ -49,6 +49,14 @@ impl Rtt {
         }
     }
 
+    /// Follows a round-trip time that the RTO was too short for (RFC 4015, 3.2).
+    pub(crate) fn handle_needless_timeout(&mut self, rtt: Duration) {
+        if let Some(smoothed) = &mut self.smoothed {
+            *smoothed = rtt.min(MAX).max(*smoothed);
+            self.variation = (rtt.min(MAX) / 2).max(self.variation);
+        }
+    }
+
     /// Returns the smoothed round-trip time; `None` before the first sample.
     pub(crate) fn smoothed(&self) -> Option<Duration> {
         self.smoothed

@@ -39,6 +39,8 @@ pub(crate) struct Delivered {
     pub(crate) rtt: Option<Duration>,
     /// Something that had been retransmitted is among them.
     pub(crate) retransmitted: bool,
+    /// Where the first of them begins that was transmitted only once.
+    pub(crate) once: Option<Seq>,
 }
 
 /// The transmitted segments of one connection, in order; amortised O(log n) for each segment.
@@ -66,8 +68,19 @@ struct Rack {
     rtt: Duration,
     min_rtt: Duration,
     reordering_seen: bool,
+    /// What DSACKs add to the reordering window, in quarters of the smallest round-trip time.
+    quarters_added: u32,
+    /// Recoveries without a DSACK after which that ends.
+    persist: u8,
+    /// The round whose DSACKs are counted already ends here.
+    duplicate_round: Option<Seq>,
     deadline: Option<Instant>,
 }
+
+/// RFC 8985, 6.2, step 4: so many recoveries without a DSACK end what DSACKs began.
+const PERSIST: u8 = 16;
+/// No reordering window is longer than the smoothed round-trip time; this bounds the counter.
+const QUARTERS_MAX: u32 = 1_000;
 
 /// What decides whether a segment counts as reordered or as lost.
 #[derive(Clone, Copy, Debug)]
@@ -165,6 +178,11 @@ impl Scoreboard {
         let (start, end) = (record.start, record.end);
         self.order.push_back((now, start, end));
         (start, end)
+    }
+
+    /// Says what the fastest answer is: a faster one is not that of a retransmission.
+    pub(crate) fn set_min_rtt(&mut self, min_rtt: Option<Duration>) {
+        self.rack.min_rtt = min_rtt.unwrap_or(Duration::ZERO);
     }
 
     /// Removes everything before `ack`.
@@ -265,6 +283,12 @@ impl Scoreboard {
         let rtt = now.saturating_duration_since(record.sent_at);
         if !record.retransmitted {
             delivered.rtt = Some(rtt);
+            let once = delivered.once.unwrap_or(record.start);
+            delivered.once = Some(if once.after(record.start) {
+                record.start
+            } else {
+                once
+            });
             if self.fack.is_some_and(|fack| record.end.before(fack)) {
                 self.rack.reordering_seen = true;
             }
@@ -288,7 +312,6 @@ impl Scoreboard {
     /// merely reordered, and returns whether there was any (RFC 8985, 6.2, steps 4 and 5).
     pub(crate) fn detect_losses(&mut self, time: RackTime) -> bool {
         self.rack.deadline = None;
-        self.rack.min_rtt = time.min_rtt.unwrap_or(Duration::ZERO);
         let Some(latest) = self.rack.latest else {
             return false;
         };
@@ -318,7 +341,32 @@ impl Scoreboard {
             return Duration::ZERO;
         }
         let quarter = time.min_rtt.unwrap_or(Duration::ZERO) / 4;
-        quarter.min(time.smoothed_rtt.unwrap_or(Duration::MAX))
+        let window = quarter * (1 + self.rack.quarters_added);
+        window.min(time.smoothed_rtt.unwrap_or(Duration::MAX))
+    }
+
+    /// Widens the reordering window, once in a round, for what was retransmitted needlessly
+    /// (RFC 8985, 6.2, step 4).
+    pub(crate) fn handle_duplicate(&mut self, snd_una: Seq, snd_nxt: Seq) {
+        let rack = &mut self.rack;
+        if rack.duplicate_round.is_none_or(|end| !snd_una.before(end)) {
+            rack.duplicate_round = Some(snd_nxt);
+            rack.quarters_added = (rack.quarters_added + 1).min(QUARTERS_MAX);
+            rack.persist = PERSIST;
+        }
+    }
+
+    /// Counts a recovery that has ended (RFC 8985, 6.2, step 4).
+    pub(crate) fn end_recovery(&mut self) {
+        self.rack.persist = self.rack.persist.saturating_sub(1);
+        if self.rack.persist == 0 {
+            self.rack.quarters_added = 0;
+        }
+    }
+
+    /// Takes notice of a reordering that was mistaken for a loss.
+    pub(crate) fn handle_reordering(&mut self) {
+        self.rack.reordering_seen = true;
     }
 
     /// Marks the first record as lost: NewReno for a peer without SACK (RFC 6582).

@@ -15,25 +15,25 @@ use super::pair::{A, B, address, base, config};
 use crate::{CloseReason, Config, ConnectionId, Discard, Event, Received, Stack, State};
 
 const SYN: Flags = Flags::SYN;
-const ACK: Flags = Flags::ACK;
+pub(super) const ACK: Flags = Flags::ACK;
 const SYN_ACK: Flags = Flags::SYN.with(Flags::ACK);
 const FIN_ACK: Flags = Flags::FIN.with(Flags::ACK);
 const RST: Flags = Flags::RST;
 /// The initial sequence number of the peer.
-const IRS: u32 = 5_000;
+pub(super) const IRS: u32 = 5_000;
 /// What our stack puts into a full segment at an MTU of 1420 without options.
-const MSS: usize = 1380;
+pub(super) const MSS: usize = 1380;
 
 /// Our stack, and the pen that writes its peer's segments.
-struct Wire {
-    stack: Stack,
-    now: Instant,
-    id: ConnectionId,
-    local: SocketAddr,
-    remote: SocketAddr,
+pub(super) struct Wire {
+    pub(super) stack: Stack,
+    pub(super) now: Instant,
+    pub(super) id: ConnectionId,
+    pub(super) local: SocketAddr,
+    pub(super) remote: SocketAddr,
     /// Our initial sequence number.
-    iss: u32,
-    window: u16,
+    pub(super) iss: u32,
+    pub(super) window: u16,
 }
 
 fn listening() -> (Stack, Instant, SocketAddr) {
@@ -45,11 +45,11 @@ fn listening() -> (Stack, Instant, SocketAddr) {
 
 impl Wire {
     /// An active open whose SYN is on the wire.
-    fn opening() -> Self {
+    pub(super) fn opening() -> Self {
         Self::opening_with(config(A, 7))
     }
 
-    fn opening_with(config: Config) -> Self {
+    pub(super) fn opening_with(config: Config) -> Self {
         let mut stack = Stack::new(config);
         let now = base();
         let remote = SocketAddr::new(address(B, false), 443);
@@ -71,7 +71,7 @@ impl Wire {
     }
 
     /// An established connection with a peer without any options but an MSS of 1380.
-    fn established() -> Self {
+    pub(super) fn established() -> Self {
         let mut wire = Self::opening();
         wire.establish(Options {
             maximum_segment_size: Some(1380),
@@ -81,7 +81,7 @@ impl Wire {
     }
 
     /// The same with SACK.
-    fn with_sack() -> Self {
+    pub(super) fn with_sack() -> Self {
         let mut wire = Self::opening();
         wire.establish(Options {
             maximum_segment_size: Some(1380),
@@ -91,7 +91,7 @@ impl Wire {
         wire
     }
 
-    fn establish(&mut self, options: Options) {
+    pub(super) fn establish(&mut self, options: Options) {
         let mut header = self.header(SYN_ACK, 0, 1);
         header.options = options;
         self.write(header, &[]).unwrap();
@@ -100,7 +100,7 @@ impl Wire {
     }
 
     /// `sequence` and `acknowledgement` count from the initial numbers.
-    fn header(&self, flags: Flags, sequence: u32, acknowledgement: u32) -> Header {
+    pub(super) fn header(&self, flags: Flags, sequence: u32, acknowledgement: u32) -> Header {
         Header {
             source_port: self.remote.port(),
             destination_port: self.local.port(),
@@ -112,27 +112,33 @@ impl Wire {
         }
     }
 
-    fn write(&mut self, header: Header, payload: &[u8]) -> Result<(), Discard> {
+    pub(super) fn write(&mut self, header: Header, payload: &[u8]) -> Result<(), Discard> {
         let packet = packet(self.remote, self.local, header, payload);
         self.stack.handle_packet(self.now, &packet)
     }
 
-    fn get(&mut self, flags: Flags, seq: u32, ack: u32, data: &[u8]) -> Result<(), Discard> {
+    pub(super) fn get(
+        &mut self,
+        flags: Flags,
+        seq: u32,
+        ack: u32,
+        data: &[u8],
+    ) -> Result<(), Discard> {
         self.write(self.header(flags, seq, ack), data)
     }
 
-    fn sent(&mut self) -> Vec<(Header, Vec<u8>)> {
+    pub(super) fn sent(&mut self) -> Vec<(Header, Vec<u8>)> {
         sent(&mut self.stack, self.now)
     }
 
-    fn sent_one(&mut self) -> (Header, Vec<u8>) {
+    pub(super) fn sent_one(&mut self) -> (Header, Vec<u8>) {
         let mut sent = self.sent();
         assert_eq!(sent.len(), 1, "{sent:?}");
         sent.remove(0)
     }
 
     /// What goes out: flags, sequence number, acknowledgement number, length.
-    fn expect(&mut self, expected: &[(Flags, u32, u32, usize)]) {
+    pub(super) fn expect(&mut self, expected: &[(Flags, u32, u32, usize)]) {
         let iss = self.iss;
         let sent = self.sent().into_iter().map(|(header, payload)| {
             let ack = if header.flags.has(ACK) {
@@ -146,13 +152,13 @@ impl Wire {
         assert_eq!(sent.collect::<Vec<_>>(), expected);
     }
 
-    fn wait(&mut self, duration: Duration) {
+    pub(super) fn wait(&mut self, duration: Duration) {
         self.now += duration;
         self.stack.handle_timeout(self.now);
     }
 
     /// Goes on to the next deadline and returns how long that took.
-    fn wait_for_timer(&mut self) -> Duration {
+    pub(super) fn wait_for_timer(&mut self) -> Duration {
         let began = self.now;
         self.now = self
             .stack
@@ -164,7 +170,7 @@ impl Wire {
     }
 
     /// Goes on over deadlines until something is sent.
-    fn wait_for_segment(&mut self) -> (Duration, Vec<(Header, Vec<u8>)>) {
+    pub(super) fn wait_for_segment(&mut self) -> (Duration, Vec<(Header, Vec<u8>)>) {
         let began = self.now;
         loop {
             self.wait_for_timer();
@@ -175,16 +181,16 @@ impl Wire {
         }
     }
 
-    fn send(&mut self, length: usize) {
+    pub(super) fn send(&mut self, length: usize) {
         let taken = self.stack.send(self.now, self.id, &vec![7; length]);
         assert_eq!(taken, Ok(length));
     }
 
-    fn state(&self) -> State {
+    pub(super) fn state(&self) -> State {
         self.stack.state(self.id).unwrap()
     }
 
-    fn recv(&mut self) -> Received {
+    pub(super) fn recv(&mut self) -> Received {
         self.stack
             .recv(self.now, self.id, &mut [0; 10_000])
             .unwrap()
@@ -219,7 +225,7 @@ fn sent(stack: &mut Stack, now: Instant) -> Vec<(Header, Vec<u8>)> {
     sent
 }
 
-fn millis(millis: u64) -> Duration {
+pub(super) fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
@@ -657,12 +663,12 @@ fn sack_blocks_report_what_came_out_of_order_and_what_came_twice() {
     let block = |from: u32, to: u32| (IRS + from, IRS + to);
     let options = wire.sent_one().0.options;
     assert_eq!(options.sack.as_slice(), [block(31, 41), block(11, 21)]);
-    // RFC 2883: the first block names a duplicate.
+    // RFC 2883, 4: the first block names a duplicate, the second what it belongs to.
     wire.get(ACK, 11, 1, &[1; 10]).unwrap();
     let options = wire.sent_one().0.options;
     assert_eq!(
         options.sack.as_slice(),
-        [block(11, 21), block(31, 41), block(11, 21)]
+        [block(11, 21), block(11, 21), block(31, 41)]
     );
     wire.get(ACK, 1, 1, &[1; 10]).unwrap();
     let (header, _) = wire.sent_one();

@@ -6,7 +6,7 @@ use packet::tcp::{Flags, Header, Segment};
 
 use super::{
     ACK_DELAY, Ack, Budget, CloseReason, Connection, FIN_WAIT_2, MSS_MIN, Recovery, Seq, Stamps,
-    State, TIME_WAIT, WINDOW_SHIFT, signal,
+    State, TIME_WAIT, Undo, WINDOW_SHIFT, signal, undo,
 };
 use crate::{
     Discard,
@@ -339,12 +339,13 @@ impl Connection {
         let flight = self.snd_nxt - self.snd_una;
         let pipe = self.pipe();
         self.probe_due = false;
+        self.scoreboard.set_min_rtt(self.rtt.min());
         let mut delivered = Delivered::default();
         let advanced = ack.after(self.snd_una);
         if advanced {
             // Before the SACK blocks, which would make what was in order look reordered.
             delivered = self.scoreboard.acknowledge(now, ack);
-            self.detect_needless_timeout(header);
+            self.detect_by_timestamp(now, header);
             self.advance(now, ack, budget);
         }
         if self.sack {
@@ -355,7 +356,10 @@ impl Connection {
             delivered.octets += above.octets;
             delivered.rtt = above.rtt.or(delivered.rtt);
             delivered.retransmitted |= above.retransmitted;
+            delivered.once = delivered.once.or(above.once);
         }
+        self.detect_by_duplicate(header);
+        self.detect_by_forwarding(&delivered, advanced);
         self.take_rtt_sample(now, header, &delivered, advanced);
         let duplicate = !advanced
             && !self.scoreboard.is_empty()
@@ -430,9 +434,7 @@ impl Connection {
         delivered: &Delivered,
         advanced: bool,
     ) {
-        let ack = Seq(header.acknowledgement);
-        let mut blocks = header.options.sack.as_slice().iter();
-        let arrived_twice = blocks.any(|&(_, right)| !Seq(right).after(ack));
+        let arrived_twice = undo::duplicate(header).is_some();
         if let Some(rtt) = delivered.rtt.filter(|_| !delivered.retransmitted) {
             self.rtt.sample(now, rtt);
         } else if let (true, false, Some(_), Some(stamps)) = (
@@ -449,21 +451,6 @@ impl Connection {
         }
     }
 
-    /// Eifel: an echo from before the first retransmission proves that nothing was lost
-    /// (RFC 3522, 3.2).
-    fn detect_needless_timeout(&mut self, header: &Header) {
-        let (Some(undo), Recovery::Loss { .. }) = (self.undo, self.recovery) else {
-            return;
-        };
-        self.undo = None;
-        let echo = header.options.timestamps.map(|stamps| stamps.echo);
-        if self.stamps.is_some() && echo.is_some_and(|echo| Seq(echo).before(Seq(undo.stamp))) {
-            self.congestion.undo(undo.cwnd, undo.ssthresh);
-            self.scoreboard.forgive();
-            self.recovery = Recovery::Open;
-        }
-    }
-
     /// RFC 8985, 7.4: a probe that repaired a loss counts as one.
     fn end_probe(&mut self, ack: Seq, header: &Header) {
         let Some(probe) = self.probe_end else { return };
@@ -471,11 +458,11 @@ impl Connection {
             return;
         }
         self.probe_end = None;
-        let mut blocks = header.options.sack.as_slice().iter();
         // A DSACK tells that the original had arrived as well (RFC 2883, 4).
-        let arrived_twice = blocks.any(|&(_, right)| !Seq(right).after(ack));
+        let arrived_twice = undo::duplicate(header).is_some();
         if probe.retransmits && !arrived_twice && self.recovery == Recovery::Open {
             let flight = self.congestion.cwnd;
+            self.undo = None;
             let ssthresh = self.congestion.handle_loss(flight);
             self.congestion.cwnd = ssthresh;
         }
@@ -530,15 +517,19 @@ impl Connection {
             Recovery::Fast { point, .. } if !self.snd_una.before(point) => {
                 self.recovery = Recovery::Open;
                 self.congestion.cwnd = self.congestion.ssthresh;
+                self.scoreboard.end_recovery();
             }
             Recovery::Fast { .. } => {}
-            Recovery::Loss { point } => {
+            Recovery::Loss { point, .. } => {
                 if !self.snd_una.before(point) {
                     self.recovery = Recovery::Open;
+                    self.scoreboard.end_recovery();
                 }
             }
         }
-        self.reduce_rate(octets, advanced);
+        // An acknowledgement that tells of further losses is no good sign (RFC 9937, 7).
+        self.reduce_rate(octets, advanced && !lost);
+        self.forget_undo();
     }
 
     pub(super) fn rack_time(&self, now: Instant, recovering: bool) -> RackTime {
@@ -553,6 +544,7 @@ impl Connection {
 
     /// Reduces the window once for all that was in flight.
     pub(super) fn enter_recovery(&mut self, flight: u32) {
+        self.undo = Some(Undo::new(self.congestion.before_reduction()));
         self.congestion.handle_loss(flight);
         self.recovery = Recovery::Fast {
             point: self.snd_nxt,
@@ -564,8 +556,8 @@ impl Connection {
         self.probe_end = None;
     }
 
-    /// Proportional rate reduction with its slow-start bound (RFC 6937, 3).
-    fn reduce_rate(&mut self, octets: u32, advanced: bool) {
+    /// Proportional rate reduction with its slow-start bound (RFC 9937, 6).
+    fn reduce_rate(&mut self, octets: u32, safe: bool) {
         let mss = self.segment_size();
         let pipe = self.pipe();
         let ssthresh = self.congestion.ssthresh;
@@ -587,7 +579,7 @@ impl Connection {
                 .saturating_sub(*out)
         } else {
             let mut limit = delivered.saturating_sub(*out).max(octets);
-            if advanced {
+            if safe {
                 limit += mss;
             }
             limit.min(ssthresh - pipe)

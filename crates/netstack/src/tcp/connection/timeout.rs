@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Ack, Budget, CloseReason, Connection, Recovery, State, Undo, signal};
+use super::{Ack, Budget, CloseReason, Connection, Forward, Recovery, State, Undo, signal};
 
 /// Questions without an answer after which a peer counts as dead.
 const KEEPALIVE_PROBES_MAX: u32 = 3;
@@ -139,18 +139,24 @@ impl Connection {
         let opening = matches!(self.state, State::SynSent | State::SynReceived);
         let repeated = matches!(self.recovery, Recovery::Loss { .. });
         if !opening {
-            if self.recovery == Recovery::Open {
-                self.undo = Some(Undo {
-                    stamp: self.stamp(now),
-                    cwnd: self.congestion.cwnd,
-                    ssthresh: self.congestion.ssthresh,
-                });
-            } else {
-                self.undo = None;
+            match self.recovery {
+                Recovery::Open => {
+                    self.undo = Some(Undo::new(self.congestion.before_reduction()));
+                }
+                // The losses before this timeout were real enough.
+                Recovery::Fast { .. } => self.undo = None,
+                Recovery::Loss { .. } => {}
             }
             self.congestion.handle_timeout(flight, repeated);
+            // Timestamps tell sooner, and after a second timeout RFC 5682, 3.1 tells nothing.
+            let forward = if repeated || self.stamps.is_some() {
+                Forward::Over
+            } else {
+                Forward::First
+            };
             self.recovery = Recovery::Loss {
                 point: self.snd_nxt,
+                forward,
             };
         }
         self.scoreboard.mark_all_lost();

@@ -86,6 +86,9 @@ impl Connection {
     fn next_run(&mut self, now: Instant) -> Option<(Seq, Seq)> {
         let mss = self.segment_size();
         let lost = self.scoreboard.peek_lost().min(mss);
+        if lost > 0 && self.awaits_verdict() {
+            return self.forwards().then(|| self.next_new(now, false)).flatten();
+        }
         if lost > 0 {
             let pipe = self.pipe();
             if !self.force && pipe > 0 && pipe + lost > self.congestion.cwnd {
@@ -94,6 +97,7 @@ impl Connection {
             self.force = false;
             let run = self.scoreboard.take_lost(now, mss)?;
             self.count_out(run);
+            self.count_retransmission(now, run);
             if run.0 == self.snd_una {
                 // The timer stands for the oldest segment, and that has just gone out, as in
                 // Linux; else it expires while recovery is at work.
