@@ -26,7 +26,8 @@ pub struct Limits {
     pub time_wait_max: usize,
     /// TCP listeners; at the bound `listen` fails.
     pub listeners_max: usize,
-    /// Connections in SYN-RECEIVED per listener; at the bound the oldest goes (RFC 4987, 3.4).
+    /// Connections in SYN-RECEIVED; at the bound a SYN is answered by a cookie, and the peer's ACK
+    /// makes the connection (RFC 4987, 3.6).
     pub half_open_max: usize,
     /// Bytes that all send and receive buffers hold together, and of which one peer holds at most
     /// as much as is free. At the bound windows close and `send` takes nothing; every connection

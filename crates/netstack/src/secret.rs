@@ -16,6 +16,7 @@ pub(crate) struct TableKey(u64, u64);
 pub(crate) struct Secret {
     sequence: (u64, u64),
     port: (u64, u64),
+    cookie: (u64, u64),
     counter: u64,
 }
 
@@ -31,6 +32,7 @@ impl Secret {
         let secret = Self {
             sequence: (draw(1), draw(2)),
             port: (draw(3), draw(4)),
+            cookie: (draw(7), draw(8)),
             counter: 0,
         };
         (secret, TableKey(draw(5), draw(6)))
@@ -61,6 +63,13 @@ impl Secret {
             .keyed(self.port, remote, remote, self.counter)
             .to_le_bytes();
         u16::from_le_bytes([a, b])
+    }
+
+    /// Returns a keyed hash of what a SYN cookie stands for.
+    pub(crate) fn cookie(&self, subject: &impl Hash) -> u32 {
+        let mut hasher = SipHasher24::new_with_keys(self.cookie.0, self.cookie.1);
+        subject.hash(&mut hasher);
+        u32::try_from(hasher.finish() >> 32).expect("the upper half of 64 bits")
     }
 
     fn keyed(&self, key: (u64, u64), a: SocketAddr, b: SocketAddr, counter: u64) -> u32 {

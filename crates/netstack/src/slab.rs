@@ -127,6 +127,15 @@ impl<I: Id, T> Slab<I, T> {
         slot.value.as_mut().map(|value| (id, value))
     }
 
+    /// Returns the ids of all values, in the order of their slots.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = I> {
+        let slots = self.slots.iter().zip(0..);
+        slots.filter_map(|(slot, index)| {
+            let id = I::new(index, slot.generation);
+            slot.value.as_ref().map(|_| id)
+        })
+    }
+
     fn slot(&mut self, index: u32) -> Option<&mut Slot<T>> {
         self.slots.get_mut(usize::try_from(index).ok()?)
     }

@@ -1,6 +1,7 @@
 //! Sockets, demultiplexing and IP.
 
 mod icmp;
+mod opening;
 mod reassembly;
 mod tcp;
 mod udp;
@@ -303,6 +304,12 @@ impl Stack {
     /// The congestion window of a connection in octets.
     pub(crate) fn cwnd(&self, id: ConnectionId) -> u32 {
         self.tcp.connections.get(id).unwrap().connection.cwnd()
+    }
+
+    /// What the peer lets the connection send.
+    pub(crate) fn send_window(&self, id: ConnectionId) -> u32 {
+        let entry = self.tcp.connections.get(id);
+        entry.map_or(0, |entry| entry.connection.send_window())
     }
 
     pub(crate) fn operations(&self) -> u64 {

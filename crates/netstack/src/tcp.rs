@@ -3,6 +3,7 @@
 pub(crate) mod buffer;
 mod congestion;
 pub(crate) mod connection;
+pub(crate) mod cookie;
 mod pacing;
 mod rtt;
 mod scoreboard;

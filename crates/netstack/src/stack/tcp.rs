@@ -36,6 +36,10 @@ pub(super) struct Sockets {
     /// Connections that may have something to transmit, each once.
     ready: VecDeque<ConnectionId>,
     pub(super) accounts: Accounts,
+    /// Connections in SYN-RECEIVED.
+    pub(super) half_open: usize,
+    /// When a SYN was last answered by a cookie.
+    pub(super) cookies_at: Option<Instant>,
 }
 
 /// A connection and its place in the queues.
@@ -49,6 +53,7 @@ pub(super) struct Entry {
     pending: bool,
     time_waits: bool,
     mapped: bool,
+    half_open: bool,
     /// Who made it; until `accept` it belongs to its listener.
     listener: Option<ListenerId>,
 }
@@ -58,8 +63,6 @@ struct Listener {
     backlog: usize,
     /// Established and not accepted.
     queue: VecDeque<ConnectionId>,
-    /// The latest that began to open; those that have gone on are skipped.
-    half_open: VecDeque<ConnectionId>,
     pending: bool,
 }
 
@@ -73,6 +76,8 @@ impl Sockets {
             time_wait: VecDeque::new(),
             ready: VecDeque::new(),
             accounts: Accounts::new(key, memory_bytes_max),
+            half_open: 0,
+            cookies_at: None,
         }
     }
 
@@ -102,7 +107,13 @@ impl Sockets {
         self.act(id, act)
     }
 
-    fn find_listener(&self, local: SocketAddr) -> Option<ListenerId> {
+    /// Tells whether as many connections wait for `accept` as may.
+    pub(super) fn is_backlogged(&self, listener: ListenerId) -> bool {
+        let listener = self.listeners.get(listener);
+        listener.is_none_or(|listener| listener.queue.len() >= listener.backlog)
+    }
+
+    pub(super) fn find_listener(&self, local: SocketAddr) -> Option<ListenerId> {
         let any = SocketAddr::new(unspecified(local.ip()), local.port());
         self.by_local
             .get(&local)
@@ -138,7 +149,7 @@ impl Stack {
         Ok(self.insert_connection(now, connection, None))
     }
 
-    fn opening(
+    pub(super) fn opening(
         &mut self,
         now: Instant,
         local: SocketAddr,
@@ -162,7 +173,7 @@ impl Stack {
         }
     }
 
-    fn insert_connection(
+    pub(super) fn insert_connection(
         &mut self,
         now: Instant,
         connection: Connection,
@@ -178,6 +189,7 @@ impl Stack {
             pending: false,
             time_waits: false,
             mapped: true,
+            half_open: false,
             listener,
         }));
         self.tcp.by_tuple.insert(tuple, id);
@@ -186,7 +198,7 @@ impl Stack {
     }
 
     /// Makes room for one more connection at the expense of the oldest in TIME-WAIT.
-    fn make_room(&mut self, now: Instant) -> bool {
+    pub(super) fn make_room(&mut self, now: Instant) -> bool {
         while self.tcp.connections.len() >= self.config.limits.connections_max {
             if !self.end_oldest_time_wait(now) {
                 return false;
@@ -197,7 +209,7 @@ impl Stack {
 
     /// Tells whether the peer may open one more connection to us beside those that it has, also
     /// at the expense of the oldest in TIME-WAIT.
-    fn admits(&mut self, now: Instant, remote: SocketAddr) -> bool {
+    pub(super) fn admits(&mut self, now: Instant, remote: SocketAddr) -> bool {
         let bound = self.config.limits.connections_max;
         loop {
             let all = self.tcp.connections.len();
@@ -250,7 +262,6 @@ impl Stack {
             local,
             backlog: backlog.max(1),
             queue: VecDeque::new(),
-            half_open: VecDeque::new(),
             pending: false,
         });
         self.tcp.by_local.insert(local, id);
@@ -274,15 +285,17 @@ impl Stack {
 
     /// Stops listening and aborts the connections that wait in the queue.
     pub fn release_listener(&mut self, now: Instant, listener: ListenerId) {
-        let Some(listener) = self.tcp.listeners.remove(listener) else {
+        let Some(released) = self.tcp.listeners.remove(listener) else {
             return;
         };
-        self.tcp.by_local.remove(&listener.local);
-        for id in listener.queue.into_iter().chain(listener.half_open) {
+        self.tcp.by_local.remove(&released.local);
+        let ids: Vec<_> = self.tcp.connections.ids().collect();
+        for id in ids {
             let Some(entry) = self.tcp.connections.get_mut(id) else {
                 continue;
             };
-            if entry.listener.take().is_some() {
+            if entry.listener == Some(listener) {
+                entry.listener = None;
                 self.tcp.act(id, |connection, budget| {
                     connection.orphaned = true;
                     connection.abort(budget);
@@ -468,63 +481,11 @@ impl Stack {
             });
             self.settle(now, id);
         }
-        let outcome = self.handle_opening(now, local, remote, &segment.header, floor);
+        let outcome = self.handle_opening(now, local, remote, &segment, floor);
         if outcome == Err(Discard::TcpNoSocket) {
             self.answer_reset(local, remote, &segment);
         }
         outcome
-    }
-
-    /// A segment without a connection: a SYN for a listener, or nothing (RFC 9293, 3.10.7.2).
-    fn handle_opening(
-        &mut self,
-        now: Instant,
-        local: SocketAddr,
-        remote: SocketAddr,
-        syn: &Header,
-        floor: Option<Seq>,
-    ) -> Result<(), Discard> {
-        let id = self.tcp.find_listener(local).ok_or(Discard::TcpNoSocket)?;
-        if !begins(syn) || remote.port() == 0 {
-            return Err(Discard::TcpNoSocket);
-        }
-        let listener = self
-            .tcp
-            .listeners
-            .get(id)
-            .expect("`by_local` names listeners");
-        let full = listener.queue.len() >= listener.backlog;
-        if full || !self.make_room(now) || !self.admits(now, remote) {
-            return Err(Discard::TcpBacklogFull);
-        }
-        self.end_oldest_half_open(now, id);
-        let opening = self.opening(now, local, remote, floor);
-        let connection = Connection::accept(now, opening, syn);
-        let connection = self.insert_connection(now, connection, Some(id));
-        if let Some(listener) = self.tcp.listeners.get_mut(id) {
-            listener.half_open.push_back(connection);
-        }
-        Ok(())
-    }
-
-    fn end_oldest_half_open(&mut self, now: Instant, id: ListenerId) {
-        let bound = self.config.limits.half_open_max.max(1);
-        let Some(listener) = self.tcp.listeners.get_mut(id) else {
-            return;
-        };
-        if listener.half_open.len() < bound {
-            return;
-        }
-        let Some(oldest) = listener.half_open.pop_front() else {
-            return;
-        };
-        self.tcp.act(oldest, |connection, budget| {
-            if connection.state == State::SynReceived {
-                connection.orphaned = true;
-                connection.close(CloseReason::TimedOut, budget);
-            }
-        });
-        self.settle(now, oldest);
     }
 
     /// RFC 9293, 3.10.7.1.
@@ -546,15 +507,7 @@ impl Stack {
             reset.acknowledgement = refused.sequence.wrapping_add(segment.sequence_length());
             reset.flags = Flags::RST.with(Flags::ACK);
         }
-        let header = super::header(local.ip(), remote.ip(), ip::TCP);
-        let mut packet = vec![0; ip::header_length(remote.ip()) + tcp::HEADER];
-        let at = ip::emit_header(&header, tcp::HEADER, &mut packet);
-        let reset = Segment {
-            header: reset,
-            payload: &[],
-        };
-        tcp::emit(local.ip(), remote.ip(), &reset, &mut packet[at..]);
-        self.answers.push_back(packet);
+        self.answer_segment(local, remote, reset);
     }
 
     /// Brings everything around a connection up to date after it has changed.
@@ -562,6 +515,10 @@ impl Stack {
         let Some(entry) = self.tcp.connections.get_mut(id) else {
             return;
         };
+        let half_open = entry.connection.state == State::SynReceived;
+        let was_half_open = std::mem::replace(&mut entry.half_open, half_open);
+        self.tcp.half_open += usize::from(half_open);
+        self.tcp.half_open -= usize::from(was_half_open);
         if entry.listener.is_some() {
             self.settle_unaccepted(id);
         }
@@ -730,6 +687,6 @@ fn owned(
     (!connection.orphaned).then_some(connection)
 }
 
-fn begins(header: &Header) -> bool {
+pub(super) fn begins(header: &Header) -> bool {
     header.flags.has(Flags::SYN) && !header.flags.has(Flags::ACK) && !header.flags.has(Flags::RST)
 }

@@ -71,6 +71,25 @@ pub(crate) struct Opening {
     pub(crate) connect_timeout: Duration,
 }
 
+impl Opening {
+    pub(crate) fn stamp(&self, now: Instant) -> u32 {
+        let (base, offset) = self.stamp_base;
+        let millis = now.saturating_duration_since(base).as_millis() & u128::from(u32::MAX);
+        offset.wrapping_add(u32::try_from(millis).expect("masked to 32 bits"))
+    }
+
+    /// What our SYN says.
+    pub(crate) fn maximum_segment_size(&self) -> u16 {
+        let headers = ip::header_length(self.remote.ip()) + tcp::HEADER;
+        u16::try_from(self.mtu.saturating_sub(headers)).unwrap_or(u16::MAX)
+    }
+
+    /// What our SYN says.
+    pub(crate) fn window_scale(&self) -> u8 {
+        WINDOW_SHIFT
+    }
+}
+
 /// Whether an acknowledgement is owed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Ack {
@@ -282,6 +301,15 @@ impl Connection {
         connection.active = false;
         connection.state = State::SynReceived;
         connection.handle_syn(now, syn);
+        connection
+    }
+
+    /// Makes the connection whose SYN-ACK, with that window, nobody has remembered; the segment
+    /// that acknowledges it comes next.
+    pub(crate) fn resume(now: Instant, opening: Opening, syn: &tcp::Header, window: u16) -> Self {
+        let mut connection = Self::accept(now, opening, syn);
+        connection.snd_nxt = opening.iss + 1;
+        connection.rcv_adv = connection.rcv_nxt + u32::from(window);
         connection
     }
 
@@ -522,9 +550,7 @@ impl Connection {
     }
 
     fn stamp(&self, now: Instant) -> u32 {
-        let (base, offset) = self.opening.stamp_base;
-        let millis = now.saturating_duration_since(base).as_millis() & u128::from(u32::MAX);
-        offset.wrapping_add(u32::try_from(millis).expect("masked to 32 bits"))
+        self.opening.stamp(now)
     }
 
     /// The largest segment that the path brings us, without options.
@@ -594,6 +620,10 @@ impl Connection {
 impl Connection {
     pub(crate) fn cwnd(&self) -> u32 {
         self.congestion.cwnd
+    }
+
+    pub(crate) fn send_window(&self) -> u32 {
+        self.snd_wnd
     }
 
     /// Panics when an invariant does not hold.

@@ -95,47 +95,120 @@ fn a_flood_of_malformed_packets_changes_no_delivered_byte() {
     assert_eq!(received, sent);
 }
 
-#[test]
-fn a_flood_of_syns_is_bounded_and_an_honest_peer_still_connects() {
-    let mut pair = Pair::new(3, Link::default());
-    let (listener, remote) = pair.listen(false);
+/// A SYN from an address that never answers.
+fn stray_syn(random: &mut Seeded, remote: SocketAddr) -> Vec<u8> {
+    let source = std::net::Ipv4Addr::from_bits(0x0b00_0000 | random.word() >> 8).into();
+    let header = Header {
+        source_port: random.half() | 1,
+        destination_port: remote.port(),
+        sequence: random.word(),
+        flags: Flags::SYN,
+        ..Header::default()
+    };
+    let mut packet = vec![0; 40];
+    let segment = Segment {
+        header,
+        payload: &[],
+    };
     let destination = remote.ip();
-    let mut random = Seeded(5);
+    tcp::emit(source, destination, &segment, &mut packet[20..]);
+    let header = crate::stack::header(source, destination, ip::TCP);
+    ip::emit_header(&header, 20, &mut packet);
+    packet
+}
+
+/// Gives stack B so many stray SYNs and loses what it answers.
+fn flood(pair: &mut Pair, random: &mut Seeded, remote: SocketAddr, count: usize) {
     let mut out = [0; 1_500];
-    for _ in 0..100_000 {
-        let source = std::net::Ipv4Addr::from_bits(0x0b00_0000 | random.word() >> 8).into();
-        let header = Header {
-            source_port: random.half() | 1,
-            destination_port: remote.port(),
-            sequence: random.word(),
-            flags: Flags::SYN,
-            ..Header::default()
-        };
-        let mut packet = vec![0; 40];
-        let segment = Segment {
-            header,
-            payload: &[],
-        };
-        tcp::emit(source, destination, &segment, &mut packet[20..]);
-        ip::emit_header(
-            &crate::stack::header(source, destination, ip::TCP),
-            20,
-            &mut packet,
-        );
-        // Whether it is discarded, and why, is not the question here.
-        let _ = pair.stacks[B].handle_packet(pair.now, &packet);
+    // What is not for the strays has left before.
+    pair.drain();
+    for _ in 0..count {
+        let packet = stray_syn(random, remote);
+        pair.stacks[B].handle_packet(pair.now, &packet).unwrap();
         while pair.stacks[B].poll_transmit(pair.now, &mut out).is_some() {}
     }
-    assert!(pair.stacks[B].connections() <= 1_024);
-    assert_eq!(pair.stacks[B].memory_bytes(), 0);
-    assert_eq!(pair.stacks[B].accept(listener), None);
-    let id = pair.stacks[A]
-        .connect(pair.now, SocketAddr::new(destination, 80))
+}
+
+#[test]
+fn an_honest_peer_connects_during_a_flood_of_100_000_syns() {
+    for bare in [false, true] {
+        let mut pair = Pair::new(3, Link::default());
+        pair.link.bare = bare;
+        let (listener, remote) = pair.listen(false);
+        let mut random = Seeded(5);
+        flood(&mut pair, &mut random, remote, 2_000);
+        assert_eq!(pair.stacks[B].accept(listener), None);
+        let id = pair.stacks[A].connect(pair.now, remote).unwrap();
+        let (mut passive, mut received) = (None, 0);
+        for _ in 0..98 {
+            flood(&mut pair, &mut random, remote, 1_000);
+            pair.run_for(Duration::from_millis(2));
+            assert!(pair.stacks[B].connections() <= 1_025);
+            passive = passive.or_else(|| pair.stacks[B].accept(listener));
+            if pair.events(A).contains(&crate::Event::Connected(id)) {
+                let taken = pair.stacks[A].send(pair.now, id, &[7; 100_000]);
+                assert_eq!(taken, Ok(100_000));
+            }
+            received += passive.map_or(0, |passive| read(&mut pair, passive));
+        }
+        let passive = passive.expect("the cookie came back");
+        assert_eq!(
+            pair.stacks[A].close_reason(id),
+            None,
+            "the flood does not disturb it"
+        );
+        for _ in 0..100 {
+            pair.run_for(Duration::from_millis(20));
+            received += read(&mut pair, passive);
+        }
+        assert_eq!(received, 100_000, "bare {bare}");
+        // The others are given up.
+        pair.run_for(Duration::from_secs(60));
+        assert_eq!(pair.stacks[B].connections(), 1);
+    }
+}
+
+fn read(pair: &mut Pair, id: crate::ConnectionId) -> usize {
+    let mut received = 0;
+    let mut out = [0; 65_536];
+    while let Ok(Received::Bytes(length)) = pair.stacks[B].recv(pair.now, id, &mut out) {
+        assert!(out[..length].iter().all(|&byte| byte == 7));
+        received += length;
+    }
+    received
+}
+
+#[test]
+fn a_cookie_grants_what_the_syn_asked_for_and_a_guessed_one_nothing() {
+    let mut pair = Pair::new(3, Link::default());
+    let (listener, remote) = pair.listen(false);
+    let mut random = Seeded(5);
+    flood(&mut pair, &mut random, remote, 2_000);
+    // An ACK of what we never sent.
+    let mut guess = stray_syn(&mut random, remote);
+    let (source, destination) = ip::parse(&guess)
+        .map(|packet| (packet.header.source, packet.header.destination))
         .unwrap();
-    pair.run_for(Duration::from_millis(100));
-    assert_eq!(pair.events(A), [crate::Event::Connected(id)]);
-    assert!(pair.stacks[B].accept(listener).is_some());
-    // The others are given up.
-    pair.run_for(Duration::from_secs(60));
-    assert_eq!(pair.stacks[B].connections(), 1);
+    guess[33] = Flags::ACK.0;
+    for _ in 0..10_000 {
+        guess[28..32].copy_from_slice(&random.word().to_be_bytes());
+        guess[36..38].fill(0);
+        tcp::fill_checksum(source, destination, &mut guess[20..]);
+        let taken = pair.stacks[B].handle_packet(pair.now, &guess);
+        assert_eq!(taken, Err(crate::Discard::TcpNoSocket));
+        pair.drain();
+    }
+    // A window beyond 64 KiB needs the scale.
+    let id = pair.stacks[A].connect(pair.now, remote).unwrap();
+    pair.run_for(Duration::from_millis(50));
+    let passive = pair.stacks[B].accept(listener).unwrap();
+    let mut received = 0;
+    while received < 100_000 {
+        pair.stacks[A].send(pair.now, id, &[7; 10_000]).unwrap();
+        pair.run_for(Duration::from_millis(50));
+        received += read(&mut pair, passive);
+    }
+    let window = pair.stacks[A].send_window(id);
+    assert!(window > 65_535, "{window}");
+    assert_eq!(pair.stacks[B].remote(passive), pair.stacks[A].local(id));
 }
