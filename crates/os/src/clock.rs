@@ -22,6 +22,42 @@ impl Clock {
     }
 }
 
+/// Tells whether inputs follow each other so closely that it pays to look for more at once.
+///
+/// Looking costs a system call, which a lone packet need not wait for.
+#[derive(Debug)]
+pub struct Pace {
+    clock: Clock,
+    last: Instant,
+}
+
+impl Pace {
+    /// Starts with a lone input.
+    #[must_use]
+    pub fn start() -> Self {
+        let clock = Clock::start();
+        Self {
+            last: clock.last,
+            clock,
+        }
+    }
+
+    /// Notes an input at this moment; true when the one before was noted less than `SOON` ago.
+    pub fn is_busy(&mut self) -> bool {
+        let now = self.clock.now();
+        self.is_busy_at(now)
+    }
+
+    fn is_busy_at(&mut self, now: Instant) -> bool {
+        let before = std::mem::replace(&mut self.last, now);
+        now.saturating_duration_since(before) < SOON
+    }
+}
+
+/// More than one small packet takes from one socket to the other, and less than its answer takes
+/// to come back through another tunnel: that wakes six threads.
+const SOON: Duration = Duration::from_micros(20);
+
 /// Reads the time of day, which may jump either way.
 #[expect(clippy::disallowed_methods, reason = "this is the one place")]
 #[must_use]
@@ -46,6 +82,21 @@ mod tests {
             let now = clock.now();
             assert!(now > last);
             last = now;
+        }
+    }
+
+    #[test]
+    fn an_input_is_one_of_many_only_when_the_last_was_soon_before() {
+        let mut pace = Pace::start();
+        let mut start = pace.last;
+        for (later, expected) in [
+            (SOON, false),
+            (SOON / 2, true),
+            (Duration::ZERO, true),
+            (SOON * 1_000, false),
+        ] {
+            start += later;
+            assert_eq!(pace.is_busy_at(start), expected, "{later:?}");
         }
     }
 }

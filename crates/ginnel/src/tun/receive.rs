@@ -3,20 +3,20 @@
 //!
 //! ```text
 //! UDP ──► runs ──who is it?──► opened in place ──may it?──► joined ──► TUN
-//!                   lock                          lock
+//!              lock, unless known                   lock
 //! ```
 
 use std::{
     array,
     io::{self, IoSlice},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Weak},
     thread,
     time::{Duration, Instant},
 };
 
 use os::{
-    clock::Clock,
+    clock::{Clock, Pace},
     tun::VNET_HEADER,
     udp::{self, Arrival, Socket},
 };
@@ -45,12 +45,15 @@ pub(crate) struct Receiver {
     sockets: Arc<Sockets>,
     share: Share,
     clock: Clock,
+    pace: Pace,
     opener: Opener,
 }
 
 /// Opens what arrived together.
 struct Opener {
     tunnel: Arc<Tunnel>,
+    /// Found without the device; it keeps no key, and a half that is retired opens nothing.
+    latest: Option<(u32, PeerId, Weak<Opening>)>,
     /// Those that the datagrams name; emptied after each batch, so that no key outlives its peer.
     sessions: Vec<Session>,
     /// One for each datagram.
@@ -83,8 +86,10 @@ impl Receiver {
             sockets: tunnel.sockets(),
             share,
             clock: Clock::start(),
+            pace: Pace::start(),
             opener: Opener {
                 tunnel: Arc::clone(tunnel),
+                latest: None,
                 sessions: Vec::new(),
                 entries: Vec::new(),
             },
@@ -96,9 +101,13 @@ impl Receiver {
     pub(crate) fn run(mut self) {
         let _watchdog = Watchdog(Arc::clone(&self.tunnel));
         let mut batch = udp::Batch::default();
+        let mut busy = false;
         loop {
-            match self.wait(&mut batch) {
-                Ok(true) => self.handle(&mut batch),
+            match self.wait(&mut batch, busy) {
+                Ok(true) => {
+                    busy = self.pace.is_busy();
+                    self.handle(&mut batch);
+                }
                 Ok(false) => self.sockets = self.tunnel.wait_for_sockets(&self.sockets),
                 Err(error) => {
                     tracing::debug!("UDP: receive: {error}");
@@ -109,10 +118,14 @@ impl Receiver {
     }
 
     /// Waits for datagrams; false when the socket is retired or absent.
-    fn wait(&self, batch: &mut udp::Batch) -> io::Result<bool> {
+    fn wait(&self, batch: &mut udp::Batch, busy: bool) -> io::Result<bool> {
         match self.socket() {
             Some(socket) => {
-                socket.wait_batch(batch)?;
+                if busy {
+                    socket.wait_batch(batch)?;
+                } else {
+                    socket.wait_run(batch)?;
+                }
                 Ok(!socket.is_retired())
             }
             None => Ok(false),
@@ -154,7 +167,9 @@ impl Receiver {
 impl Opener {
     fn handle(&mut self, now: Instant, arrivals: &mut [Option<Arrival<'_>>]) {
         let tunnel = Arc::clone(&self.tunnel);
-        tunnel.with(|state, now| self.find_sessions(state, now, arrivals));
+        if !self.recall_session(arrivals) {
+            tunnel.with(|state, now| self.find_sessions(state, now, arrivals));
+        }
         if self.sessions.is_empty() {
             return;
         }
@@ -166,6 +181,30 @@ impl Opener {
         self.write(arrivals);
         self.sessions.clear();
         self.entries.clear();
+    }
+
+    /// Takes the session of the last batch if all datagrams are of it; otherwise changes nothing.
+    fn recall_session(&mut self, arrivals: &[Option<Arrival<'_>>]) -> bool {
+        let Some((index, peer, opening)) = &self.latest else {
+            return false;
+        };
+        let mut all = arrivals.iter().flatten();
+        let is_its = |arrival: &Arrival<'_>| {
+            let mut datagrams = arrival.bytes.chunks(arrival.segment);
+            let of = |datagram: &[u8]| transport(datagram).is_some_and(|(of, _)| of == *index);
+            !arrival.bytes.is_empty() && datagrams.all(of)
+        };
+        let opening = if all.all(is_its) {
+            opening.upgrade()
+        } else {
+            None
+        };
+        let Some(opening) = opening else { return false };
+        self.sessions.push(Session {
+            index: *index,
+            found: Some((*peer, opening)),
+        });
+        true
     }
 
     /// Finds the session of each datagram, and gives to the device what is not transport data.
@@ -185,6 +224,9 @@ impl Opener {
                     Some((index, _)) => {
                         if self.session(index).is_none() {
                             let found = state.device.opening(index);
+                            if let Some((peer, opening)) = &found {
+                                self.latest = Some((index, *peer, Arc::downgrade(opening)));
+                            }
                             self.sessions.push(Session { index, found });
                         }
                     }

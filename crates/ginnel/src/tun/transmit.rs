@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use os::{tun::VNET_HEADER, udp::SendError};
+use os::{clock::Pace, tun::VNET_HEADER, udp::SendError};
 use packet::{
     gso::{self, Kind},
     ip,
@@ -35,6 +35,7 @@ pub(crate) struct Transmitter {
     packets: Batch,
     /// The parts of a super-packet.
     parts: Batch,
+    pace: Pace,
     sealer: Sealer,
 }
 
@@ -64,6 +65,7 @@ impl Transmitter {
             front,
             packets: Batch::default(),
             parts: Batch::default(),
+            pace: Pace::start(),
             sealer: Sealer {
                 tunnel: Arc::clone(tunnel),
                 sockets: tunnel.sockets(),
@@ -85,15 +87,17 @@ impl Transmitter {
         }
     }
 
-    /// Waits for a packet; after one that is not super, takes along what else is there.
+    /// Waits for a packet; after one that is not super, takes along what else is there, if packets
+    /// come in quick succession.
     ///
     /// The first read waits, because asking before waiting costs latency; super-packets fill a
     /// batch by themselves.
     fn turn(&mut self) -> io::Result<()> {
-        self.sealer.mtu = self.tunnel.mtu();
         let mut length = self.read(true)?;
+        let busy = self.pace.is_busy();
+        self.sealer.mtu = self.tunnel.mtu();
         loop {
-            if !self.take(length) || self.packets.is_full() {
+            if !self.take(length) || !busy || self.packets.is_full() {
                 break;
             }
             match self.read(false) {

@@ -129,16 +129,22 @@ impl Socket {
     /// has. Returns how many runs were read: fewer than [`Socket::RUNS_MAX`] means that the
     /// socket is empty.
     pub fn recv_batch(&self, batch: &mut Batch) -> io::Result<usize> {
-        self.receive(batch, libc::MSG_DONTWAIT)
+        self.receive(batch, MESSAGES, libc::MSG_DONTWAIT)
     }
 
     /// Reads like [`Socket::recv_batch`] but waits for the first datagram, after
     /// [`Socket::set_blocking`]; returns at once when the socket is retired.
     pub fn wait_batch(&self, batch: &mut Batch) -> io::Result<usize> {
-        self.receive(batch, libc::MSG_WAITFORONE)
+        self.receive(batch, MESSAGES, libc::MSG_WAITFORONE)
     }
 
-    fn receive(&self, batch: &mut Batch, flags: libc::c_int) -> io::Result<usize> {
+    /// Reads like [`Socket::wait_batch`] but one run only, and does not look for another: for a
+    /// socket that seldom has two.
+    pub fn wait_run(&self, batch: &mut Batch) -> io::Result<usize> {
+        self.receive(batch, 1, libc::MSG_WAITFORONE)
+    }
+
+    fn receive(&self, batch: &mut Batch, room: usize, flags: libc::c_int) -> io::Result<usize> {
         batch.runs.clear();
         // SAFETY: all zeros is a valid value of these three types of plain data.
         let mut addresses: [libc::sockaddr_storage; MESSAGES] = unsafe { std::mem::zeroed() };
@@ -150,7 +156,7 @@ impl Socket {
         let buffers = batch.payload.chunks_mut(BUFFER);
         let places = addresses.iter_mut().zip(&mut vectors).zip(&mut controls);
         for ((header, buffer), ((address, vector), control)) in
-            headers.iter_mut().zip(buffers).zip(places)
+            headers.iter_mut().zip(buffers).zip(places).take(room)
         {
             vector.iov_base = buffer.as_mut_ptr().cast();
             vector.iov_len = buffer.len();
@@ -162,7 +168,7 @@ impl Socket {
             header.msg_control = control.0.as_mut_ptr().cast();
             header.msg_controllen = control.0.len();
         }
-        let count = receive(self, &mut headers, flags)?;
+        let count = receive(self, &mut headers[..room], flags)?;
         for (header, address) in headers.iter().zip(&addresses).take(count) {
             // Without all control messages it is unknown where one datagram ends.
             let cut = header.msg_hdr.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
@@ -183,10 +189,10 @@ impl Socket {
 
 fn receive(
     socket: &Socket,
-    headers: &mut [libc::mmsghdr; MESSAGES],
+    headers: &mut [libc::mmsghdr],
     flags: libc::c_int,
 ) -> io::Result<usize> {
-    let room = libc::c_uint::try_from(MESSAGES).expect("a small number");
+    let room = libc::c_uint::try_from(headers.len()).expect("at most `MESSAGES`");
     // SAFETY: each header points to an address, a vector with its buffer, and a control buffer,
     // all exclusively borrowed by the caller through the call; no timeout is given.
     let count = unsafe {

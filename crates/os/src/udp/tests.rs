@@ -273,6 +273,25 @@ fn a_waiting_reader_gets_what_comes_and_ends_with_the_socket() {
 }
 
 #[test]
+fn a_reader_of_one_run_leaves_the_next_where_it_is() {
+    let (sender, receiver) = pair("127.0.0.1");
+    let (_, other) = pair("127.0.0.1");
+    receiver.set_blocking().unwrap();
+    // Of two senders, so that the kernel does not join them.
+    for (socket, byte) in [(&sender, 1), (&other, 2)] {
+        socket
+            .send(receiver.local_address(), None, &[byte; 9])
+            .unwrap();
+    }
+    let mut batch = Batch::default();
+    for byte in [1, 2] {
+        assert_eq!(receiver.wait_run(&mut batch).unwrap(), 1);
+        let all: Vec<_> = batch.datagrams().map(|one| one.bytes.to_vec()).collect();
+        assert_eq!(all, [[byte; 9]]);
+    }
+}
+
+#[test]
 fn both_families_share_a_port_and_a_taken_one_is_in_use() {
     let options = Options {
         buffer_bytes: 1 << 20,
