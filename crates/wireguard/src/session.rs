@@ -316,4 +316,42 @@ mod tests {
         drop(b);
         assert_eq!(refusal(&opening, 0), Some(Discard::SessionExpired));
     }
+
+    #[test]
+    fn threads_that_open_the_same_datagrams_admit_each_counter_once() {
+        const COUNT: usize = 2_000;
+        let (a, b) = pair();
+        let mut nonces = a.sealing.reserve(base(), COUNT as u64).expect("usable");
+        let datagrams: Vec<_> = (0..COUNT)
+            .map(|_| {
+                let mut slot = [7; 16 + OVERHEAD];
+                nonces.seal(&mut slot, 16, 1420).expect("a nonce for each");
+                slot
+            })
+            .collect();
+        let admitted: Vec<_> = (0..COUNT).map(|_| AtomicU64::new(0)).collect();
+        let start = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (datagrams, admitted, start) = (&datagrams, &admitted, &start);
+                let opening = &b.opening;
+                scope.spawn(move || {
+                    start.wait();
+                    // Each begins elsewhere, so that counters come out of order too.
+                    for step in 0..COUNT {
+                        let counter = (step + thread * COUNT / 7) % COUNT;
+                        let mut copy = datagrams[counter];
+                        match opening.open(base(), counter as u64, &mut copy[HEADER..]) {
+                            Ok(_) => {
+                                admitted[counter].fetch_add(1, Ordering::Relaxed);
+                            }
+                            Err(discard) => assert_eq!(discard, Discard::Duplicate),
+                        }
+                    }
+                });
+            }
+        });
+        let counts: Vec<_> = admitted.iter().map(|n| n.load(Ordering::Relaxed)).collect();
+        assert_eq!(counts, vec![1; COUNT]);
+    }
 }
