@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    hash::BuildHasher,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -28,7 +29,9 @@ use crate::{
 /// All TCP sockets of a stack.
 pub(super) struct Sockets {
     pub(super) connections: Slab<ConnectionId, Box<Entry>>,
-    by_tuple: HashMap<(SocketAddr, SocketAddr), ConnectionId, TableKey>,
+    /// By a keyed hash of both ends: eight bytes beside the 64 that the connection has anyway.
+    by_tuple: HashMap<u64, ConnectionId, TableKey>,
+    key: TableKey,
     listeners: Slab<ListenerId, Listener>,
     by_local: HashMap<SocketAddr, ListenerId, TableKey>,
     /// Oldest first; ids that are gone are skipped.
@@ -71,6 +74,7 @@ impl Sockets {
         Self {
             connections: Slab::new(),
             by_tuple: HashMap::with_hasher(key),
+            key,
             listeners: Slab::new(),
             by_local: HashMap::with_hasher(key),
             time_wait: VecDeque::new(),
@@ -82,7 +86,9 @@ impl Sockets {
     }
 
     pub(super) fn find(&self, local: SocketAddr, remote: SocketAddr) -> Option<ConnectionId> {
-        self.by_tuple.get(&(local, remote)).copied()
+        let id = *self.by_tuple.get(&self.key.hash_one((local, remote)))?;
+        let connection = &self.connections.get(id)?.connection;
+        (connection.local() == local && connection.remote() == remote).then_some(id)
     }
 
     /// Lets a connection act on what its peer may hold.
@@ -192,7 +198,8 @@ impl Stack {
             half_open: false,
             listener,
         }));
-        self.tcp.by_tuple.insert(tuple, id);
+        let hash = self.tcp.key.hash_one(tuple);
+        self.tcp.by_tuple.insert(hash, id);
         self.settle(now, id);
         id
     }
@@ -528,9 +535,12 @@ impl Stack {
         let connection = &mut entry.connection;
         if connection.state == State::Closed {
             if std::mem::take(&mut entry.mapped) {
-                self.tcp
-                    .by_tuple
-                    .remove(&(connection.local(), connection.remote()));
+                let tuple = (connection.local(), connection.remote());
+                let hash = self.tcp.key.hash_one(tuple);
+                // Of two whose hashes are equal, which nobody will see, the later is found.
+                if self.tcp.by_tuple.get(&hash) == Some(&id) {
+                    self.tcp.by_tuple.remove(&hash);
+                }
             }
             if connection.orphaned && !connection.owes_reset() {
                 self.remove(now, id);

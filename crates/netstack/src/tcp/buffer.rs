@@ -148,12 +148,26 @@ pub(crate) enum Inserted {
 pub(crate) struct ReceiveBuffer {
     chunks: Chunks,
     readable: usize,
-    /// Sorted, disjoint, not adjacent; offsets count from the beginning of the stream.
-    ranges: Vec<Range>,
     /// Offset of the first readable byte in the stream.
     base: u64,
-    /// Where the latest insertions behind a gap began, the most recent last (RFC 2018, 4).
+    /// `None` where nothing is missing, as in most connections at most times.
+    gaps: Option<Box<Gaps>>,
+}
+
+/// What stands behind gaps; never empty.
+#[derive(Debug, Default)]
+struct Gaps {
+    /// Sorted, disjoint, not adjacent; offsets count from the beginning of the stream.
+    ranges: Vec<Range>,
+    /// Where the latest insertions began, the most recent last (RFC 2018, 4).
     recent: [u64; RECENT],
+}
+
+impl Gaps {
+    fn remember(&mut self, start: u64) {
+        self.recent.rotate_left(1);
+        self.recent[RECENT - 1] = start;
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -168,7 +182,7 @@ impl ReceiveBuffer {
     }
 
     pub(crate) fn has_gaps(&self) -> bool {
-        !self.ranges.is_empty()
+        self.gaps.is_some()
     }
 
     /// Stores `bytes`, which stand `offset` behind the readable front.
@@ -178,7 +192,7 @@ impl ReceiveBuffer {
         if bytes.len() + CHUNK > budget.room() && position + bytes.len() > FLOOR {
             return Inserted::NoRoom;
         }
-        if offset == 0 && self.ranges.is_empty() {
+        if offset == 0 && self.gaps.is_none() {
             self.chunks.write(position, bytes, budget);
             self.readable += bytes.len();
             return Inserted::Advanced(bytes.len());
@@ -186,18 +200,21 @@ impl ReceiveBuffer {
         let next = self.base + to_u64(self.readable);
         let start = next + to_u64(offset);
         let end = start + to_u64(bytes.len());
-        let first = self.ranges.partition_point(|range| range.end < start);
-        let last = self.ranges.partition_point(|range| range.start <= end);
-        let touching = &self.ranges[first..last];
+        let ranges = self.gaps.as_ref().map_or(&[][..], |gaps| &gaps.ranges);
+        let first = ranges.partition_point(|range| range.end < start);
+        let last = ranges.partition_point(|range| range.start <= end);
+        let touching = &ranges[first..last];
         if touching
             .iter()
             .any(|range| range.start <= start && end <= range.end)
         {
             // Its block comes first in the next report (RFC 2883, 4).
-            self.remember(start);
+            if let Some(gaps) = &mut self.gaps {
+                gaps.remember(start);
+            }
             return Inserted::Duplicate;
         }
-        if touching.is_empty() && offset != 0 && self.ranges.len() >= RANGES_MAX {
+        if touching.is_empty() && offset != 0 && ranges.len() >= RANGES_MAX {
             return Inserted::NoRoom;
         }
         let merged_start = touching
@@ -206,26 +223,22 @@ impl ReceiveBuffer {
         let merged_end = touching.last().map_or(end, |range| range.end.max(end));
         self.chunks.write(position, bytes, budget);
         if merged_start == next {
-            self.ranges.drain(first..last);
+            if let Some(gaps) = &mut self.gaps {
+                gaps.ranges.drain(first..last);
+            }
             let advanced = usize::try_from(merged_end - next).expect("bounded by the window");
             self.readable += advanced;
-            if self.ranges.is_empty() {
-                self.ranges = Vec::new();
-            }
+            self.gaps.take_if(|gaps| gaps.ranges.is_empty());
             return Inserted::Advanced(advanced);
         }
         let merged = Range {
             start: merged_start,
             end: merged_end,
         };
-        self.ranges.splice(first..last, [merged]);
-        self.remember(start);
+        let gaps = self.gaps.get_or_insert_default();
+        gaps.ranges.splice(first..last, [merged]);
+        gaps.remember(start);
         Inserted::OutOfOrder
-    }
-
-    fn remember(&mut self, start: u64) {
-        self.recent.rotate_left(1);
-        self.recent[RECENT - 1] = start;
     }
 
     /// Returns up to `count` ranges behind gaps, the most recent first, where `rcv_nxt` is the
@@ -237,9 +250,12 @@ impl ReceiveBuffer {
             rcv_nxt + distance
         };
         let mut blocks = Vec::with_capacity(count);
-        for &offset in self.recent.iter().rev() {
-            let index = self.ranges.partition_point(|range| range.end <= offset);
-            let Some(range) = self.ranges.get(index).filter(|range| range.start <= offset) else {
+        let Some(gaps) = &self.gaps else {
+            return blocks;
+        };
+        for &offset in gaps.recent.iter().rev() {
+            let index = gaps.ranges.partition_point(|range| range.end <= offset);
+            let Some(range) = gaps.ranges.get(index).filter(|range| range.start <= offset) else {
                 continue;
             };
             let block = (at(range.start), at(range.end));
@@ -256,7 +272,7 @@ impl ReceiveBuffer {
         self.chunks.read(0, &mut out[..length]);
         self.readable -= length;
         self.base += to_u64(length);
-        if self.readable == 0 && self.ranges.is_empty() {
+        if self.readable == 0 && self.gaps.is_none() {
             self.chunks.clear(budget);
         } else {
             self.chunks.advance(length, budget);
@@ -266,7 +282,7 @@ impl ReceiveBuffer {
 
     pub(crate) fn clear(&mut self, budget: &mut Budget) {
         self.chunks.clear(budget);
-        self.ranges = Vec::new();
+        self.gaps = None;
         self.readable = 0;
     }
 }
