@@ -27,6 +27,7 @@ struct Account {
     owner: Owner,
     /// How many hold this account; the last to leave removes it.
     holders: usize,
+    half_open: usize,
     bytes: usize,
 }
 
@@ -38,6 +39,7 @@ pub(crate) struct Accounts {
     given: Prefixes<u64>,
     bytes: usize,
     bytes_max: usize,
+    half_open: usize,
 }
 
 impl Accounts {
@@ -48,6 +50,7 @@ impl Accounts {
             given: Prefixes::new(key),
             bytes: 0,
             bytes_max,
+            half_open: 0,
         }
     }
 
@@ -72,6 +75,7 @@ impl Accounts {
             accounts.insert(Account {
                 owner,
                 holders: 0,
+                half_open: 0,
                 bytes: 0,
             })
         });
@@ -84,11 +88,28 @@ impl Accounts {
         let account = self.account(id);
         account.holders -= 1;
         if account.holders == 0 {
-            debug_assert_eq!(account.bytes, 0);
+            debug_assert_eq!((account.bytes, account.half_open), (0, 0));
             let owner = account.owner;
             self.accounts.remove(id);
             self.by_owner.remove(&owner);
         }
+    }
+
+    /// Counts one more half-open connection.
+    pub(crate) fn begin_opening(&mut self, id: AccountId) {
+        self.account(id).half_open += 1;
+        self.half_open += 1;
+    }
+
+    pub(crate) fn finish_opening(&mut self, id: AccountId) {
+        self.account(id).half_open -= 1;
+        self.half_open -= 1;
+    }
+
+    /// Tells whether the peer at `remote` may hold one more of `max` half-open connections.
+    pub(crate) fn admits_opening(&self, remote: IpAddr, max: usize) -> bool {
+        let held = self.find(remote).map_or(0, |account| account.half_open);
+        held < max.saturating_sub(self.half_open)
     }
 
     /// Tells whether the peer at `remote` may hold one more of `max` connections, of which `all`

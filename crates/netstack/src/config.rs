@@ -26,8 +26,9 @@ pub struct Limits {
     pub time_wait_max: usize,
     /// TCP listeners; at the bound `listen` fails.
     pub listeners_max: usize,
-    /// Connections in SYN-RECEIVED; at the bound a SYN is answered by a cookie, and the peer's ACK
-    /// makes the connection (RFC 4987, 3.6).
+    /// Connections in SYN-RECEIVED, of which one peer has at most as many as are free. At the bound
+    /// a SYN is answered by a cookie, and the peer's ACK makes the connection (RFC 4987, 3.6); one
+    /// for a prefix, which must wait for the owner's word, is discarded.
     pub half_open_max: usize,
     /// Bytes that all send and receive buffers hold together, and of which one peer holds at most
     /// as much as is free. At the bound windows close and `send` takes nothing; every connection

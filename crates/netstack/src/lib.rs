@@ -31,7 +31,7 @@ pub use error::{
 pub use event::Event;
 pub use prefix::Prefix;
 pub use slab::{ConnectionId, EchoId, ListenerId, UdpId};
-pub use stack::{Received, Stack};
+pub use stack::{Received, Refusal, Stack};
 pub use tcp::{CloseReason, State};
 
 #[cfg(test)]

@@ -106,6 +106,26 @@ impl<T: Copy> Prefixes<T> {
         }
     }
 
+    pub(crate) fn contains(&self, prefix: Prefix) -> bool {
+        self.values.contains_key(&prefix)
+    }
+
+    pub(crate) fn remove(&mut self, prefix: Prefix) {
+        if self.values.remove(&prefix).is_none() {
+            return;
+        }
+        let length = prefix.length;
+        if let Ok(at) = self
+            .lengths
+            .binary_search_by(|(other, _)| length.cmp(other))
+        {
+            self.lengths[at].1 -= 1;
+            if self.lengths[at].1 == 0 {
+                self.lengths.remove(at);
+            }
+        }
+    }
+
     pub(crate) fn find(&self, address: IpAddr) -> Option<T> {
         self.lengths.iter().find_map(|&(length, _)| {
             let prefix = Prefix::new(address, length)?;
@@ -137,6 +157,9 @@ mod tests {
         assert_eq!(find("11.1.2.9"), None);
         assert_eq!(find("fd12::1"), Some(3));
         assert_eq!(find("2001:db8::1"), Some(4));
+        prefixes.remove(prefix("10.1.2.0", 24));
+        assert!(!prefixes.contains(prefix("10.1.2.0", 24)));
+        assert_eq!(prefixes.find("10.1.2.9".parse().unwrap()), Some(1));
     }
 
     #[test]

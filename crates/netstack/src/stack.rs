@@ -1,5 +1,6 @@
 //! Sockets, demultiplexing and IP.
 
+mod foreign;
 mod icmp;
 mod opening;
 mod reassembly;
@@ -14,6 +15,7 @@ use std::{
 
 use packet::{icmp::Cause, ip};
 
+pub use self::foreign::Refusal;
 use self::reassembly::Reassembly;
 use crate::{
     Config, ConnectionId, Discard, EchoId, Event, ListenerId, UdpId,
@@ -138,7 +140,7 @@ impl Stack {
         if !is_unicast(header.source) {
             return Err(Discard::IpAddress);
         }
-        if !self.is_own(header.destination) {
+        if !self.is_own(header.destination) && !self.is_accepted(header.destination) {
             return Err(Discard::NotForUs);
         }
         match header.fragment {
@@ -162,6 +164,9 @@ impl Stack {
         payload: &[u8],
         packet: Option<&[u8]>,
     ) -> Result<(), Discard> {
+        if !self.is_own(header.destination) {
+            return self.dispatch_foreign(now, header, payload);
+        }
         let v4 = header.source.is_ipv4();
         match header.next_header {
             ip::TCP => self.handle_tcp(now, header, payload),

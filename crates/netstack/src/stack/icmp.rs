@@ -205,7 +205,7 @@ impl Stack {
     }
 
     /// Delivers an error to the socket whose packet it quotes.
-    fn handle_icmp_error(
+    pub(super) fn handle_icmp_error(
         &mut self,
         now: Instant,
         from: IpAddr,

@@ -34,7 +34,12 @@ impl Stack {
         segment: &Segment<'_>,
         floor: Option<Seq>,
     ) -> Result<(), Discard> {
-        let listener = self.tcp.find_listener(local).ok_or(Discard::TcpNoSocket)?;
+        let listener = if self.is_own(local.ip()) {
+            self.tcp.find_listener(local)
+        } else {
+            self.tcp.by_prefix.find(local.ip())
+        };
+        let listener = listener.ok_or(Discard::TcpNoSocket)?;
         let header = &segment.header;
         if remote.port() == 0 {
             return Err(Discard::TcpNoSocket);
@@ -43,7 +48,11 @@ impl Stack {
             return self.handle_cookie(now, listener, local, remote, segment);
         }
         self.accept_opening(now, listener, remote)?;
-        let full = self.tcp.half_open >= self.config.limits.half_open_max;
+        let bound = self.config.limits.half_open_max;
+        let full = !self.tcp.accounts.admits_opening(remote.ip(), bound);
+        if self.tcp.is_prefix(listener) {
+            return self.hold_opening(now, listener, local, remote, header, floor, full);
+        }
         // The cookie of a new incarnation might not be beyond the old one's numbers.
         if full && floor.is_none() {
             return self.answer_cookie(now, local, remote, header);
@@ -51,6 +60,28 @@ impl Stack {
         let opening = self.opening(now, local, remote, floor);
         let connection = Connection::accept(now, opening, header);
         self.insert_connection(now, connection, Some(listener));
+        Ok(())
+    }
+
+    /// Makes a connection that waits for its owner's word, who learns from it which address is
+    /// meant.
+    fn hold_opening(
+        &mut self,
+        now: Instant,
+        listener: ListenerId,
+        local: SocketAddr,
+        remote: SocketAddr,
+        syn: &Header,
+        floor: Option<Seq>,
+        full: bool,
+    ) -> Result<(), Discard> {
+        if full {
+            return Err(Discard::TcpBacklogFull);
+        }
+        let opening = self.opening(now, local, remote, floor);
+        let connection = Connection::hold(now, opening, syn);
+        let id = self.insert_connection(now, connection, Some(listener));
+        self.offer(listener, id);
         Ok(())
     }
 
@@ -131,7 +162,8 @@ impl Stack {
     ) -> Result<(), Discard> {
         let header = &segment.header;
         let lately = |at: Instant| now.saturating_duration_since(at) < 2 * cookie::PERIOD;
-        let plain = header.flags.has(Flags::ACK)
+        let plain = !self.tcp.is_prefix(listener)
+            && header.flags.has(Flags::ACK)
             && !header.flags.has(Flags::SYN)
             && !header.flags.has(Flags::RST);
         if !plain || !self.tcp.cookies_at.is_some_and(lately) {

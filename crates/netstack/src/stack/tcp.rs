@@ -17,6 +17,7 @@ use crate::{
     CloseReason, ConnectError, ConnectionId, Discard, Event, ListenError, ListenerId, Prefix,
     RecvError, SendError, Stale, State,
     account::Accounts,
+    prefix::Prefixes,
     secret::TableKey,
     slab::{AccountId, Slab},
     tcp::{
@@ -34,13 +35,13 @@ pub(super) struct Sockets {
     key: TableKey,
     listeners: Slab<ListenerId, Listener>,
     by_local: HashMap<SocketAddr, ListenerId, TableKey>,
+    /// Whose addresses are accepted though they are not the stack's own.
+    pub(super) by_prefix: Prefixes<ListenerId>,
     /// Oldest first; ids that are gone are skipped.
     time_wait: VecDeque<ConnectionId>,
     /// Connections that may have something to transmit, each once.
     ready: VecDeque<ConnectionId>,
     pub(super) accounts: Accounts,
-    /// Connections in SYN-RECEIVED.
-    pub(super) half_open: usize,
     /// When a SYN was last answered by a cookie.
     pub(super) cookies_at: Option<Instant>,
 }
@@ -62,11 +63,18 @@ pub(super) struct Entry {
 }
 
 struct Listener {
-    local: SocketAddr,
+    at: Place,
     backlog: usize,
     /// Established and not accepted.
     queue: VecDeque<ConnectionId>,
     pending: bool,
+}
+
+/// For which destinations somebody listens.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Place {
+    Local(SocketAddr),
+    Prefix(Prefix),
 }
 
 impl Sockets {
@@ -77,10 +85,10 @@ impl Sockets {
             key,
             listeners: Slab::new(),
             by_local: HashMap::with_hasher(key),
+            by_prefix: Prefixes::new(key),
             time_wait: VecDeque::new(),
             ready: VecDeque::new(),
             accounts: Accounts::new(key, memory_bytes_max),
-            half_open: 0,
             cookies_at: None,
         }
     }
@@ -117,6 +125,11 @@ impl Sockets {
     pub(super) fn is_backlogged(&self, listener: ListenerId) -> bool {
         let listener = self.listeners.get(listener);
         listener.is_none_or(|listener| listener.queue.len() >= listener.backlog)
+    }
+
+    pub(super) fn is_prefix(&self, listener: ListenerId) -> bool {
+        let listener = self.listeners.get(listener);
+        listener.is_some_and(|listener| matches!(listener.at, Place::Prefix(_)))
     }
 
     pub(super) fn find_listener(&self, local: SocketAddr) -> Option<ListenerId> {
@@ -259,20 +272,28 @@ impl Stack {
         if local.port() == 0 || !(local.ip().is_unspecified() || self.is_own(local.ip())) {
             return Err(ListenError::Address);
         }
-        if self.tcp.listeners.len() >= self.config.limits.listeners_max {
-            return Err(ListenError::TooMany);
-        }
         if self.tcp.by_local.contains_key(&local) {
             return Err(ListenError::InUse);
         }
-        let id = self.tcp.listeners.insert(Listener {
-            local,
+        let id = self.insert_listener(Place::Local(local), backlog)?;
+        self.tcp.by_local.insert(local, id);
+        Ok(id)
+    }
+
+    pub(super) fn insert_listener(
+        &mut self,
+        at: Place,
+        backlog: usize,
+    ) -> Result<ListenerId, ListenError> {
+        if self.tcp.listeners.len() >= self.config.limits.listeners_max {
+            return Err(ListenError::TooMany);
+        }
+        Ok(self.tcp.listeners.insert(Listener {
+            at,
             backlog: backlog.max(1),
             queue: VecDeque::new(),
             pending: false,
-        });
-        self.tcp.by_local.insert(local, id);
-        Ok(id)
+        }))
     }
 
     /// Takes the next established connection out of the queue of a listener.
@@ -295,7 +316,12 @@ impl Stack {
         let Some(released) = self.tcp.listeners.remove(listener) else {
             return;
         };
-        self.tcp.by_local.remove(&released.local);
+        match released.at {
+            Place::Local(local) => {
+                self.tcp.by_local.remove(&local);
+            }
+            Place::Prefix(prefix) => self.tcp.by_prefix.remove(prefix),
+        }
         let ids: Vec<_> = self.tcp.connections.ids().collect();
         for id in ids {
             let Some(entry) = self.tcp.connections.get_mut(id) else {
@@ -524,8 +550,11 @@ impl Stack {
         };
         let half_open = entry.connection.state == State::SynReceived;
         let was_half_open = std::mem::replace(&mut entry.half_open, half_open);
-        self.tcp.half_open += usize::from(half_open);
-        self.tcp.half_open -= usize::from(was_half_open);
+        match (was_half_open, half_open) {
+            (false, true) => self.tcp.accounts.begin_opening(entry.account),
+            (true, false) => self.tcp.accounts.finish_opening(entry.account),
+            (false, false) | (true, true) => {}
+        }
         if entry.listener.is_some() {
             self.settle_unaccepted(id);
         }
@@ -578,13 +607,18 @@ impl Stack {
             let Some(listener_id) = entry.listener else {
                 return;
             };
-            let Some(listener) = self.tcp.listeners.get_mut(listener_id) else {
-                return;
-            };
-            listener.queue.push_back(id);
-            if !std::mem::replace(&mut listener.pending, true) {
-                self.events.push_back(Pending::Listener(listener_id));
-            }
+            self.offer(listener_id, id);
+        }
+    }
+
+    /// Puts a connection into the queue of its listener.
+    pub(super) fn offer(&mut self, listener_id: ListenerId, id: ConnectionId) {
+        let Some(listener) = self.tcp.listeners.get_mut(listener_id) else {
+            return;
+        };
+        listener.queue.push_back(id);
+        if !std::mem::replace(&mut listener.pending, true) {
+            self.events.push_back(Pending::Listener(listener_id));
         }
     }
 
@@ -689,7 +723,7 @@ impl Stack {
 }
 
 /// The connection of an id that has not been released.
-fn owned(
+pub(super) fn owned(
     connections: &mut Slab<ConnectionId, Box<Entry>>,
     id: ConnectionId,
 ) -> Option<&mut Connection> {

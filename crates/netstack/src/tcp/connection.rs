@@ -90,6 +90,14 @@ impl Opening {
     }
 }
 
+/// Whether the SYN-ACK waits for the owner's word.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Hold {
+    Never,
+    Waiting,
+    Over,
+}
+
 /// Whether an acknowledgement is owed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Ack {
@@ -141,6 +149,7 @@ pub(crate) struct Connection {
     /// Nobody can read or write any more; the close goes on.
     pub(crate) orphaned: bool,
     active: bool,
+    hold: Hold,
 
     snd_una: Seq,
     snd_nxt: Seq,
@@ -236,6 +245,7 @@ impl Connection {
             signals: 0,
             orphaned: false,
             active: true,
+            hold: Hold::Never,
             snd_una: iss,
             snd_nxt: iss,
             snd_wnd: 0,
@@ -302,6 +312,43 @@ impl Connection {
         connection.state = State::SynReceived;
         connection.handle_syn(now, syn);
         connection
+    }
+
+    /// Makes a passive open whose SYN-ACK waits for [`Connection::admit`].
+    pub(crate) fn hold(now: Instant, opening: Opening, syn: &tcp::Header) -> Self {
+        let mut connection = Self::accept(now, opening, syn);
+        connection.hold = Hold::Waiting;
+        connection
+    }
+
+    /// Lets the SYN-ACK go.
+    pub(crate) fn admit(&mut self, now: Instant) {
+        if self.is_held() {
+            self.hold = Hold::Over;
+            self.una_since = now;
+        }
+    }
+
+    /// The peer has had no answer to its SYN.
+    pub(crate) fn is_held(&self) -> bool {
+        self.hold == Hold::Waiting && self.state == State::SynReceived
+    }
+
+    /// The SYN that began a passive open, as far as an answer quotes it.
+    pub(crate) fn syn(&self) -> tcp::Header {
+        tcp::Header {
+            source_port: self.opening.remote.port(),
+            destination_port: self.opening.local.port(),
+            sequence: self.irs.0,
+            flags: tcp::Flags::SYN,
+            ..tcp::Header::default()
+        }
+    }
+
+    /// Ends a held connection without a word.
+    pub(crate) fn drop_held(&mut self, budget: &mut Budget) {
+        self.orphaned = true;
+        self.close(CloseReason::Aborted, budget);
     }
 
     /// Makes the connection whose SYN-ACK, with that window, nobody has remembered; the segment

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use packet::tcp::{Flags, Header, Segment};
 
 use super::{
-    ACK_DELAY, Ack, Budget, CloseReason, Connection, FIN_WAIT_2, MSS_MIN, Recovery, Seq, Stamps,
-    State, TIME_WAIT, Undo, WINDOW_SHIFT, signal, undo,
+    ACK_DELAY, Ack, Budget, CloseReason, Connection, FIN_WAIT_2, Hold, MSS_MIN, Recovery, Seq,
+    Stamps, State, TIME_WAIT, Undo, WINDOW_SHIFT, signal, undo,
 };
 use crate::{
     Discard,
@@ -131,7 +131,7 @@ impl Connection {
             self.congestion.cwnd = self.congestion.cwnd.min(4 * self.segment_size());
         }
         self.state = State::Established;
-        self.signals |= if self.active {
+        self.signals |= if self.active || self.hold == Hold::Over {
             signal::CONNECTED
         } else {
             signal::ACCEPTED
@@ -146,6 +146,10 @@ impl Connection {
         budget: &mut Budget,
     ) -> Result<(), Discard> {
         let mut segment = *segment;
+        if self.is_held() && !segment.header.flags.has(Flags::RST) {
+            // The SYN again, or an acknowledgement of what we have not sent.
+            return Err(Discard::TcpUnacceptable);
+        }
         if self.state == State::SynReceived && segment.header.flags.has(Flags::SYN) {
             self.handle_repeated_syn(&mut segment)?;
         }

@@ -208,6 +208,9 @@ impl Connection {
             | State::Closing
             | State::LastAck => self.user_timeout,
         };
+        if self.is_held() {
+            return Some(self.una_since + patience);
+        }
         if !self.scoreboard.is_empty() {
             // A peer that answers but keeps its window shut is alive (RFC 1122, 4.2.2.17).
             let since = if self.snd_wnd == 0 {

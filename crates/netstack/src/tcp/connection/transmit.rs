@@ -47,6 +47,9 @@ impl Connection {
 
     fn transmit_syn(&mut self, now: Instant, budget: &Budget, out: &mut [u8]) -> Option<usize> {
         let iss = self.opening.iss;
+        if self.is_held() {
+            return None;
+        }
         if self.snd_nxt == iss {
             self.scoreboard.push(now, iss, iss + 1);
             self.snd_nxt = iss + 1;
