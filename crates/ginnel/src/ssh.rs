@@ -5,7 +5,11 @@ mod algorithms;
 mod channels;
 mod client;
 pub(crate) mod command;
+pub(crate) mod copy;
+mod files;
+mod login;
 mod server;
+pub(crate) mod sftp;
 pub(crate) mod sftp_server;
 
 pub(crate) use self::{

@@ -2,6 +2,7 @@
 
 mod escape;
 pub(super) mod forward;
+mod offer;
 pub(super) mod shell;
 mod trust;
 
@@ -13,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use russh::{
-    Channel, ChannelOpenFailure, SshId,
+    Channel, ChannelMsg, ChannelStream, SshId,
     client::{self, ChannelOpenHandle, Handle, Msg, Session},
     keys::{Certificate, PrivateKey, PublicKeyOrCertificate},
 };
@@ -24,7 +25,8 @@ use tokio::{
     time,
 };
 
-pub(super) use self::trust::Trust;
+use self::offer::prohibit;
+pub(super) use self::{offer::Offers, trust::Trust};
 use super::{algorithms, channels::WINDOW};
 use crate::remedy::{Advise as _, advise};
 
@@ -43,6 +45,7 @@ pub(super) struct Credentials {
 /// A connection to a server that has let us in.
 pub(super) struct Connection {
     handle: Arc<Handle<Events>>,
+    offers: Arc<Offers>,
     /// Bounded by the command line.
     forwards: JoinSet<Infallible>,
     /// Dropped at the other end when the connection ends.
@@ -54,25 +57,30 @@ struct Events {
     trust: Trust,
     /// Why the server was not believed.
     doubt: Arc<Mutex<Option<String>>>,
+    offers: Arc<Offers>,
     _alive: oneshot::Sender<()>,
 }
 
 impl Connection {
-    /// Speaks SSH over `stream` until the server has let us in as `user`.
+    /// Speaks SSH over `stream` until the server has let us in as `user`. It may open what is
+    /// offered.
     pub(super) async fn open<S>(
         stream: S,
         user: &str,
         credentials: Credentials,
         trust: Trust,
+        offers: Offers,
     ) -> Result<Self>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let doubt = Arc::new(Mutex::new(None));
+        let offers = Arc::new(offers);
         let (sender, alive) = oneshot::channel();
         let events = Events {
             trust,
             doubt: Arc::clone(&doubt),
+            offers: Arc::clone(&offers),
             _alive: sender,
         };
         let opened = async {
@@ -104,6 +112,7 @@ impl Connection {
         }
         Ok(Self {
             handle: Arc::new(handle),
+            offers,
             forwards: JoinSet::new(),
             alive,
         })
@@ -113,6 +122,37 @@ impl Connection {
     pub(super) fn forward(&mut self, listener: forward::Listener) {
         self.forwards
             .spawn(listener.serve(Arc::clone(&self.handle)));
+    }
+
+    /// Leads `port` of `address`, as the node listens there, to a port that this machine reaches;
+    /// returns the port, which the node chooses if it is zero.
+    pub(super) async fn lead_here(&self, at: (&str, u16), target: (String, u16)) -> Result<u16> {
+        self.offers.lead(&self.handle, at, target).await
+    }
+
+    /// Opens a subsystem of the server, such as `sftp`.
+    pub(super) async fn subsystem(&self, name: &str) -> Result<ChannelStream<Msg>> {
+        let channel = self.handle.channel_open_session().await;
+        let mut channel = channel.context("SSH: open a session")?;
+        channel.request_subsystem(true, name).await?;
+        let answer = async {
+            loop {
+                match channel.wait().await {
+                    Some(ChannelMsg::Success) => return true,
+                    None | Some(ChannelMsg::Failure | ChannelMsg::Close) => return false,
+                    Some(_) => {}
+                }
+            }
+        };
+        let answer = time::timeout(LOGIN_TIMEOUT, answer).await;
+        if !answer.context("SSH: no answer in time")? {
+            return Err(advise(
+                format!("SSH: the server has no subsystem `{name}`"),
+                "an OpenSSH server names it in its configuration (`Subsystem`); the account may \
+                 be bound to one command",
+            ));
+        }
+        Ok(channel.into_stream())
     }
 
     /// Waits until the connection ends.
@@ -151,29 +191,34 @@ impl client::Handler for Events {
         Ok(is_believed)
     }
 
-    // Every channel that a server may want to open is one that we did not offer; russh would
-    // accept them.
     async fn server_channel_open_forwarded_tcpip(
         &mut self,
-        _: Channel<Msg>,
+        channel: Channel<Msg>,
         _: &str,
-        _: u32,
+        port: u32,
         _: &str,
         _: u32,
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        prohibit(reply).await
+        let offers = Arc::clone(&self.offers);
+        tokio::spawn(async move { offers.port(channel, port, reply).await });
+        Ok(())
     }
 
     async fn server_channel_open_agent_forward(
         &mut self,
-        _: Channel<Msg>,
+        channel: Channel<Msg>,
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        prohibit(reply).await
+        let offers = Arc::clone(&self.offers);
+        tokio::spawn(async move { offers.agent(channel, reply).await });
+        Ok(())
     }
+
+    // Every other channel that a server may want to open is one that we did not offer; russh would
+    // accept them.
 
     async fn server_channel_open_forwarded_streamlocal(
         &mut self,
@@ -182,7 +227,8 @@ impl client::Handler for Events {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        prohibit(reply).await
+        prohibit(reply).await;
+        Ok(())
     }
 
     async fn server_channel_open_session(
@@ -191,7 +237,8 @@ impl client::Handler for Events {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        prohibit(reply).await
+        prohibit(reply).await;
+        Ok(())
     }
 
     async fn server_channel_open_direct_tcpip(
@@ -204,7 +251,8 @@ impl client::Handler for Events {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        prohibit(reply).await
+        prohibit(reply).await;
+        Ok(())
     }
 
     async fn server_channel_open_direct_streamlocal(
@@ -214,7 +262,8 @@ impl client::Handler for Events {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        prohibit(reply).await
+        prohibit(reply).await;
+        Ok(())
     }
 
     async fn server_channel_open_x11(
@@ -225,14 +274,9 @@ impl client::Handler for Events {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        prohibit(reply).await
+        prohibit(reply).await;
+        Ok(())
     }
-}
-
-async fn prohibit(reply: ChannelOpenHandle) -> Result<(), russh::Error> {
-    let reason = ChannelOpenFailure::AdministrativelyProhibited;
-    reply.reject(reason).await;
-    Ok(())
 }
 
 #[cfg(test)]

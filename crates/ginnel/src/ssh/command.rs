@@ -2,28 +2,23 @@
 
 use std::{
     io::{self, IsTerminal as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     process::ExitCode,
-    str::FromStr,
-    time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
-use model::ssh::{Principal, UserCertificateRequest};
-use os::account::Account;
-use russh::keys::{Certificate, ssh_key::public::KeyData};
+use anyhow::Result;
 
-use super::client::{
-    Connection, Credentials, Trust,
-    forward::Listener,
-    shell::{self, Ended, Wanted},
+use super::{
+    client::{
+        Offers,
+        forward::{Destination, Listener},
+        shell::{self, Ended, Wanted},
+    },
+    login::{Target, Way, log_in},
 };
 use crate::{
-    admin,
-    agent::{Client, client::Pipe, protocol::Failure},
-    cert,
     cli::Global,
     forward::spec::{Local, Spec},
-    remedy::Advise as _,
     terminal,
 };
 
@@ -31,7 +26,7 @@ use crate::{
 ///
 /// Makes a key in memory, has it certified for this login, and verifies the host by the
 /// organisation's authority; never by a first use. Without COMMAND it is a shell. On a terminal,
-/// `~.` at the beginning of a line ends the session.
+/// `~.` at the beginning of a line ends the session, and `~?` tells the other escapes.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -55,13 +50,27 @@ pub(crate) struct Args {
     #[arg(short = 'T')]
     no_terminal: bool,
 
-    /// Run nothing there; for -L
+    /// Run nothing there; for -L, -R and -D
     #[arg(short = 'N', conflicts_with = "command")]
     nothing: bool,
 
     /// Lead a port of this machine to HOST:PORT as the node reaches it; several are possible
     #[arg(short = 'L', value_name = "[BIND:]PORT:HOST:PORT", value_parser = parse_forward)]
     forwards: Vec<Spec>,
+
+    /// Lead a port of the node to HOST:PORT as this machine reaches it; several are possible, and
+    /// with port 0 the node chooses one
+    #[arg(short = 'R', value_name = "[BIND:]PORT:HOST:PORT", value_parser = parse_reverse)]
+    reverse: Vec<Spec>,
+
+    /// Run a SOCKS5 proxy on this machine whose connections begin at the node
+    #[arg(short = 'D', value_name = "[BIND:]PORT", value_parser = parse_dynamic)]
+    dynamic: Vec<SocketAddr>,
+
+    /// Let programs there use the ssh-agent of this machine while the session lasts; whoever is
+    /// root there can use it too
+    #[arg(short = 'A')]
+    agent: bool,
 
     /// Give up after this many seconds without a connection
     #[arg(long, default_value_t = 20, value_name = "SECONDS",
@@ -73,25 +82,11 @@ const EXAMPLES: &str = "\
 Examples:
   ginnel ssh root@db
   ginnel ssh db uptime
-  ginnel ssh -N -L 8080:localhost:80 web
+  ginnel ssh -N -L 8080:localhost:80 web      port 80 of web here at port 8080
+  ginnel ssh -N -R 8080:localhost:80 web      port 80 of this machine at port 8080 of web
+  ginnel ssh -N -D 1080 web                   a SOCKS5 proxy out of web
 
 Exit codes: that of COMMAND; 255 when there was no login or the connection broke.";
-
-/// An account at a node.
-#[derive(Clone, Debug, Eq, PartialEq)]
-struct Target {
-    user: Option<Principal>,
-    host: String,
-}
-
-/// Why a text names no account at a node.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-enum MalformedTarget {
-    #[error("write [USER@]HOST, such as root@db")]
-    Host,
-    #[error(transparent)]
-    User(#[from] model::ssh::MalformedPrincipal),
-}
 
 /// As OpenSSH's client: a failure of our own is not one of the command.
 const FAILED: u8 = 255;
@@ -100,12 +95,9 @@ const FAILED: u8 = 255;
 /// protocol does not tell (RFC 4254, 6.10).
 const SIGNALLED: u8 = 128;
 
-/// Long enough to log in with clocks that differ.
-const TTL: Duration = Duration::from_secs(5 * 60);
-
 /// Runs the command.
 pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
-    match log_in(args, global).await {
+    match session(args, global).await {
         Ok(Ended::Status(status)) => Ok(ExitCode::from(u8::try_from(status).unwrap_or(FAILED))),
         Ok(Ended::Signal(name)) => {
             terminal::note(format_args!("ginnel: SSH: ended by signal {name}"));
@@ -124,24 +116,35 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     }
 }
 
-async fn log_in(args: Args, global: &Global) -> Result<Ended> {
-    let Target { user, host } = args.target;
-    let user = user.map_or_else(own_name, Ok)?;
+async fn session(args: Args, global: &Global) -> Result<Ended> {
     let mut listeners = Vec::new();
     for Spec { local, host, port } in args.forwards {
         if let Local::Tcp(local) = local {
-            listeners.push(Listener::bind(local, host, port)?);
+            listeners.push(Listener::bind(local, Destination::Fixed(host, port))?);
         }
     }
-    let client = Client::of(global)?;
-    let timeout = Duration::from_secs(args.timeout.into());
-    let (credentials, trust) = certify(&user, &host, global).await?;
-    let pipe = client.dial(&host, args.port, timeout).await?;
-    let Pipe { stream, .. } = pipe.map_err(Failure::into_error)?;
-    let mut connection = Connection::open(stream, user.as_str(), credentials, trust).await?;
+    for local in args.dynamic {
+        listeners.push(Listener::bind(local, Destination::Socks)?);
+    }
+    let mut offers = Offers::default();
+    if args.agent {
+        offers = offers.with_agent()?;
+    }
+    let (port, timeout) = (args.port, args.timeout);
+    let mut connection = log_in(&args.target, Way { port, timeout }, offers, global).await?;
     for listener in listeners {
+        let host = &args.target.host;
         terminal::note(format_args!("{} leads to {host}", listener.local()?));
         connection.forward(listener);
+    }
+    for Spec { local, host, port } in args.reverse {
+        if let Local::Tcp(at) = local {
+            let target = format!("{host} port {port}");
+            let there = connection.lead_here((far_address(at.ip()), at.port()), (host, port));
+            let there = there.await?;
+            let node = &args.target.host;
+            terminal::note(format_args!("port {there} of {node} leads to {target}"));
+        }
     }
     if args.nothing {
         return tokio::select! {
@@ -158,48 +161,13 @@ async fn log_in(args: Args, global: &Global) -> Result<Ended> {
     shell::run(&connection, &wanted).await
 }
 
-/// Makes a key in memory and has it certified; also tells whom the organisation trusts.
-async fn certify(user: &Principal, host: &str, global: &Global) -> Result<(Credentials, Trust)> {
-    let key = cert::make_key()?;
-    let request = UserCertificateRequest {
-        public_key: cert::public_key(&key)?,
-        ttl_seconds: Some(TTL.as_secs()),
-        principals: vec![user.clone()],
-    };
-    let issued = admin::client(global)?.certify_user(&request).await?;
-    let certificate = Certificate::from_openssh(issued.certificate.as_str())
-        .context("read the server's certificate")?;
-    ensure!(
-        certificate.public_key() == &KeyData::from(key.public_key()),
-        "the server certified another key"
-    );
-    let trust = Trust::new(host, &issued.keys);
-    Ok((Credentials { key, certificate }, trust))
-}
-
-fn own_name() -> Result<Principal> {
-    let account = Account::own().context("find the own account")?;
-    let account = account
-        .context("the user database does not know this process's user")
-        .remedy("name the account: USER@HOST")?;
-    let name = account.name.parse();
-    name.context("the name of the own account")
-        .remedy("name the account: USER@HOST")
-}
-
-impl FromStr for Target {
-    type Err = MalformedTarget;
-
-    fn from_str(text: &str) -> Result<Self, MalformedTarget> {
-        let (user, host) = match text.rsplit_once('@') {
-            Some((user, host)) => (Some(user.parse()?), host),
-            None => (None, text),
-        };
-        if host.is_empty() {
-            return Err(MalformedTarget::Host);
-        }
-        let host = host.to_owned();
-        Ok(Self { user, host })
+/// What a server makes of an address (RFC 4254, 7.1): nothing is every address, and `localhost` is
+/// the loopback addresses of both families.
+fn far_address(address: IpAddr) -> &'static str {
+    if address.is_unspecified() {
+        ""
+    } else {
+        "localhost"
     }
 }
 
@@ -211,23 +179,55 @@ fn parse_forward(text: &str) -> Result<Spec, String> {
     }
 }
 
+fn parse_reverse(text: &str) -> Result<Spec, String> {
+    let spec = parse_forward(text)?;
+    match spec.local {
+        Local::Tcp(at) if !at.ip().is_loopback() && !at.ip().is_unspecified() => {
+            Err("a node listens at `localhost`, or at `*` where it permits that".to_owned())
+        }
+        Local::Tcp(_) | Local::Udp(_) | Local::Unix(_) => Ok(spec),
+    }
+}
+
+fn parse_dynamic(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.parse() {
+        return Ok((Ipv4Addr::LOCALHOST, port).into());
+    }
+    let text = text.replacen("localhost:", "127.0.0.1:", 1);
+    text.parse()
+        .map_err(|_| "write [BIND:]PORT, such as 1080; IPv6 stands in brackets".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_account_stands_before_the_last_at_sign() {
-        let parse = |text: &str| {
-            text.parse::<Target>()
-                .ok()
-                .map(|target| (target.user.map(|user| user.to_string()), target.host))
-        };
-        let named = |user: &str| Some((Some(user.to_owned()), "db".to_owned()));
-        assert_eq!(parse("db"), Some((None, "db".to_owned())));
-        assert_eq!(parse("root@db"), named("root"));
-        assert_eq!(parse("me@example.org@db"), named("me@example.org"));
-        for text in ["", "@db", "root@", "-oProxyCommand=x@db", "a b@db"] {
-            assert_eq!(parse(text), None, "{text}");
+    fn a_socks_port_is_one_of_this_machine_unless_an_address_stands_before_it() {
+        for (text, expected) in [
+            ("1080", Some("127.0.0.1:1080")),
+            ("0", Some("127.0.0.1:0")),
+            ("localhost:1", Some("127.0.0.1:1")),
+            ("[::1]:1080", Some("[::1]:1080")),
+            ("0.0.0.0:9", Some("0.0.0.0:9")),
+            ("65536", None),
+            ("", None),
+            ("1080:db:1", None),
+        ] {
+            let parsed = parse_dynamic(text).ok().map(|at| at.to_string());
+            assert_eq!(parsed.as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_node_listens_at_its_own_addresses_only() {
+        for (text, taken) in [
+            ("8080:localhost:80", true),
+            ("*:8080:localhost:80", true),
+            ("10.0.0.1:8080:localhost:80", false),
+            ("8080:localhost:80/udp", false),
+        ] {
+            assert_eq!(parse_reverse(text).is_ok(), taken, "{text}");
         }
     }
 }

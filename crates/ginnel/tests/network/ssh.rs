@@ -1,8 +1,16 @@
-//! `ginnel ssh` at the SSH server of another node: who is let in, and how a command ends.
+//! `ginnel ssh`, `cp` and `sftp` at the SSH server of another node: who is let in, how a command
+//! ends, what is forwarded, and what becomes of files.
 
-use std::process::Command;
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, Shutdown, TcpStream},
+    os::unix::fs::PermissionsExt as _,
+    process::Command,
+};
 
-use crate::world::{Ended, Process, World, echoes, finish, note, serve_echo, wait_for};
+use crate::world::{
+    Ended, Process, WAIT_MAX, World, echoes, files_below, finish, note, serve_echo, wait_for,
+};
 
 /// A machine that serves SSH; `None` where no certificate names the account of this process.
 fn world() -> Option<(World, Process, Process)> {
@@ -131,4 +139,227 @@ fn a_host_without_a_certificate_of_the_organisation_is_not_believed() {
         assert_eq!(ended.code, Some(255), "{ended:?}");
         assert!(ended.stderr.contains(sentence), "{ended:?}");
     }
+}
+
+#[test]
+fn a_port_of_the_node_leads_to_one_that_this_machine_reaches() {
+    let Some((world, _laptop, _shed)) = world() else {
+        return;
+    };
+    let echo = serve_echo();
+    let spec = format!("0:127.0.0.1:{}", echo.port());
+    let line = ["ssh", "-N", "-R", &spec, "root@shed"];
+    let forward = world.spawn(&mut world.ginnel("laptop", &line));
+    let sign = format!(" of shed leads to 127.0.0.1 port {}", echo.port());
+    wait_for("a port", || forward.stderr().contains(&sign));
+    let said = forward.stderr();
+    let port = said.split_whitespace().nth(1).and_then(|n| n.parse().ok());
+    let there = (Ipv4Addr::LOCALHOST, port.expect("a port")).into();
+    assert!(echoes(there, b"back by ssh"));
+    let taken = serve_echo().port();
+    let spec = format!("{taken}:127.0.0.1:{}", echo.port());
+    let refused = world.try_run("laptop", &["ssh", "-N", "-R", &spec, "root@shed"]);
+    assert_eq!(refused.code, Some(255), "{refused:?}");
+    assert!(refused.stderr.contains("does not listen"), "{refused:?}");
+    drop(forward);
+    wait_for("the end of the port", || !echoes(there, b"x"));
+}
+
+#[test]
+fn a_socks_port_reaches_what_the_node_reaches() {
+    let Some((world, _laptop, _shed)) = world() else {
+        return;
+    };
+    let line = ["ssh", "-N", "-D", "0", "root@shed"];
+    let proxy = world.spawn(&mut world.ginnel("laptop", &line));
+    wait_for("a port", || proxy.stderr().contains(" leads to shed"));
+    let said = proxy.stderr();
+    let local = said.split_whitespace().next().expect("an address");
+    let echo = serve_echo().port();
+    for (port, status) in [(echo, 0), (unused_port(), 4)] {
+        let mut stream = TcpStream::connect(local).expect("it listens");
+        stream.set_read_timeout(Some(WAIT_MAX)).expect("a socket");
+        let mut request = vec![5, 1, 0, 5, 1, 0, 3, 9];
+        request.extend(b"localhost");
+        request.extend(port.to_be_bytes());
+        // What comes with the request, before its answer, must not be lost.
+        request.extend(b"by ");
+        stream.write_all(&request).expect("it reads");
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).expect("it answers");
+        assert_eq!((&answer[..3], answer[3]), (&[5, 0, 5][..], status));
+        if status == 0 {
+            stream.write_all(b"socks").expect("it reads");
+            stream.shutdown(Shutdown::Write).expect("a socket");
+            let mut back = Vec::new();
+            stream.read_to_end(&mut back).expect("it answers");
+            assert_eq!(back, b"by socks");
+        }
+    }
+}
+
+#[test]
+fn the_agent_is_there_when_it_is_forwarded_and_only_then() {
+    let Some((world, _laptop, _shed)) = world() else {
+        return;
+    };
+    let socket = world.path("agent.socket");
+    let _agent = world.spawn(Command::new("ssh-agent").arg("-D").arg("-a").arg(&socket));
+    wait_for("an agent", || socket.exists());
+    let mut keygen = Command::new("ssh-keygen");
+    keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "a key of mine", "-f"]);
+    assert_eq!(finish(keygen.arg(world.path("mine"))).code, Some(0));
+    let mut add = Command::new("ssh-add");
+    add.arg("-q").arg(world.path("mine"));
+    assert_eq!(finish(add.env("SSH_AUTH_SOCK", &socket)).code, Some(0));
+    let mut with = world.ginnel("laptop", &["ssh", "-A", "root@shed", "ssh-add -l"]);
+    let ended = finish(with.env("SSH_AUTH_SOCK", &socket));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stdout.contains("a key of mine"), "{ended:?}");
+    let line = ["ssh", "root@shed", "echo -n \"$SSH_AUTH_SOCK\""];
+    let ended = finish(world.ginnel("laptop", &line).env("SSH_AUTH_SOCK", &socket));
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), ""));
+    let mut without = world.ginnel("laptop", &["ssh", "-A", "root@shed", "true"]);
+    let ended = finish(without.env_remove("SSH_AUTH_SOCK"));
+    assert_eq!(ended.code, Some(255), "{ended:?}");
+    assert!(ended.stderr.contains("no agent to forward"), "{ended:?}");
+}
+
+#[test]
+fn files_and_trees_are_copied_both_ways_and_half_a_file_has_no_name() {
+    let Some((world, _laptop, _shed)) = world() else {
+        return;
+    };
+    let path = |name: &str| world.path(name).to_str().expect("UTF-8").to_owned();
+    let there = |name: &str| format!("root@shed:{}", path(name));
+    // More than all pieces that are on their way at once, and not a whole number of them.
+    let data: Vec<u8> = (0..9_000_001_u32).map(|n| (n % 251) as u8).collect();
+    std::fs::create_dir_all(world.path("tree/a/b")).expect("a directory");
+    std::fs::create_dir(world.path("far")).expect("a directory");
+    std::fs::write(world.path("tree/a/large"), &data).expect("a file");
+    std::fs::write(world.path("tree/a/b/empty"), b"").expect("a file");
+    std::os::unix::fs::symlink(".", world.path("tree/a/round")).expect("a link");
+    let mode = |name: &str, mode: Option<u32>| {
+        if let Some(mode) = mode {
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(world.path(name), mode).expect("a file");
+        }
+        let found = std::fs::metadata(world.path(name)).expect("a file");
+        found.permissions().mode() & 0o777
+    };
+    mode("tree/a/large", Some(0o750));
+    world.run("laptop", &["cp", "-r", &path("tree"), &there("far")]);
+    world.run("laptop", &["cp", "-r", &there("far/tree"), &path("back")]);
+    for name in ["far/tree", "back"] {
+        let large = format!("{name}/a/large");
+        assert!(
+            std::fs::read(world.path(&large)).expect("a file") == data,
+            "{name}"
+        );
+        assert_eq!(mode(&large, None), 0o750, "{name}");
+        assert!(world.path(&format!("{name}/a/b/empty")).exists(), "{name}");
+        // A link to a directory is left out.
+        assert!(!world.path(&format!("{name}/a/round")).exists(), "{name}");
+    }
+    // It takes the place of what was there.
+    std::fs::write(world.path("small"), b"small").expect("a file");
+    world.run(
+        "laptop",
+        &["cp", &path("small"), &there("far/tree/a/large")],
+    );
+    let now = std::fs::read(world.path("far/tree/a/large")).expect("a file");
+    assert_eq!(now, b"small");
+    for (line, sentence) in [
+        (["cp", &there("far"), &path("x")], "by -r"),
+        (["cp", &there("nothing"), &path("x")], "does not exist"),
+        (["cp", &path("small"), &there("nothing/x")], "No such file"),
+    ] {
+        let ended = world.try_run("laptop", &line);
+        assert_eq!(ended.code, Some(1), "{line:?}: {ended:?}");
+        assert!(ended.stderr.contains(sentence), "{line:?}: {ended:?}");
+    }
+    let partial = files_below(&world.path("far")).into_iter();
+    let partial = partial.chain(files_below(&world.path("back")));
+    let partial: Vec<_> = partial.filter(|path| path.extension().is_some()).collect();
+    assert_eq!(partial, Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn a_copy_that_is_interrupted_leaves_nothing() {
+    let Some((world, _laptop, _shed)) = world() else {
+        return;
+    };
+    let path = |name: &str| world.path(name).to_str().expect("UTF-8").to_owned();
+    std::fs::create_dir(world.path("far")).expect("a directory");
+    // It takes no room, and longer than the test waits for it to begin.
+    let large = std::fs::File::create(world.path("large")).expect("a file");
+    large.set_len(1 << 40).expect("a hole");
+    let has = |name: &str| {
+        std::fs::read_dir(world.path(name))
+            .expect("a directory")
+            .count()
+    };
+    std::fs::create_dir(world.path("near")).expect("a directory");
+    for (from, to, at) in [
+        (path("large"), format!("root@shed:{}/x", path("far")), "far"),
+        (
+            format!("root@shed:{}", path("large")),
+            path("near/x"),
+            "near",
+        ),
+    ] {
+        let mut copy = world.spawn(&mut world.ginnel("laptop", &["cp", &from, &to]));
+        wait_for("a beginning", || has(at) == 1);
+        assert!(!world.path(at).join("x").exists());
+        copy.signal("INT");
+        let ended = copy.ended();
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        wait_for("nothing to be left", || has(at) == 0);
+    }
+}
+
+#[test]
+fn a_batch_of_sftp_does_what_it_says_and_ends_where_it_fails() {
+    let Some((world, _laptop, _shed)) = world() else {
+        return;
+    };
+    let far = world.path("far");
+    std::fs::create_dir(&far).expect("a directory");
+    std::fs::write(world.path("one file"), b"one").expect("a file");
+    let batch = |text: &str| {
+        std::fs::write(world.path("batch"), text).expect("a file");
+        let path = world.path("batch").to_str().expect("UTF-8").to_owned();
+        world.try_run("laptop", &["sftp", "-b", &path, "root@shed"])
+    };
+    let (near, far) = (
+        world.path("").display().to_string(),
+        far.display().to_string(),
+    );
+    let ended = batch(&format!(
+        "# all of it\nlcd {near}\ncd {far}\npwd\nmkdir d\nput 'one file' d\nrename d/\"one file\" \
+         two\nget two back\nls\n-rm nothing\nrmdir d\nls\nexit\nrm two\n"
+    ));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(ended.stdout, format!("{far}\nd/\ntwo\ntwo\n"));
+    assert!(ended.stderr.contains("`nothing`") || ended.stderr.contains("/nothing`"));
+    let back = std::fs::read(world.path("back")).expect("a file");
+    assert_eq!(back, b"one");
+    for (text, sentence) in [
+        ("rm nothing\nmkdir made\n", "No such file"),
+        ("frobnicate\n", "is no command"),
+        ("ls 'a\n", "has no end"),
+    ] {
+        let ended = batch(&format!("cd {far}\n{text}"));
+        assert_eq!(ended.code, Some(1), "{text}: {ended:?}");
+        assert!(ended.stderr.contains(sentence), "{text}: {ended:?}");
+    }
+    assert!(
+        !world.path("far/made").exists(),
+        "the first failure ends it"
+    );
+}
+
+fn unused_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("it is bound").port()
 }

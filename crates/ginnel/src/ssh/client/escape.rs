@@ -1,4 +1,5 @@
-//! The escape of a terminal session: `~.` at the beginning of a line ends it, `~~` is a tilde.
+//! The escape of a terminal session: `~.` at the beginning of a line ends it, `~~` is a tilde, `~?`
+//! tells both.
 
 /// Where in the typed text we are.
 #[derive(Debug, Eq, PartialEq)]
@@ -13,9 +14,17 @@ pub(super) enum Escape {
     Off,
 }
 
+/// What `~?` says; the terminal is raw.
+const HELP: &str = "~?\r\n\
+Escapes, at the beginning of a line:\r\n  \
+~.  end the session\r\n  \
+~~  send a tilde\r\n  \
+~?  this\r\n";
+
 impl Escape {
-    /// Takes what was typed and appends to `out` what is to be sent; true ends the session.
-    pub(super) fn handle(&mut self, typed: &[u8], out: &mut Vec<u8>) -> bool {
+    /// Takes what was typed and appends to `out` what is to be sent and to `said` what the person
+    /// is to see; true ends the session.
+    pub(super) fn handle(&mut self, typed: &[u8], out: &mut Vec<u8>, said: &mut String) -> bool {
         for byte in typed {
             *self = match (&self, *byte) {
                 (Self::Off, byte) => {
@@ -27,6 +36,10 @@ impl Escape {
                 (Self::Tilde, b'~') => {
                     out.push(b'~');
                     Self::Within
+                }
+                (Self::Tilde, b'?') => {
+                    said.push_str(HELP);
+                    Self::LineStart
                 }
                 (state, byte) => {
                     if **state == Self::Tilde {
@@ -52,7 +65,8 @@ mod tests {
     fn check(pieces: &[&str], sent: &str, ended: bool) {
         let (mut escape, mut out) = (Escape::LineStart, Vec::new());
         let mut pieces = pieces.iter();
-        let end = pieces.any(|piece| escape.handle(piece.as_bytes(), &mut out));
+        let mut said = String::new();
+        let end = pieces.any(|piece| escape.handle(piece.as_bytes(), &mut out, &mut said));
         assert_eq!(
             (String::from_utf8(out).unwrap().as_str(), end),
             (sent, ended)
@@ -72,8 +86,17 @@ mod tests {
 
     #[test]
     fn without_a_terminal_nothing_is_special() {
-        let mut out = Vec::new();
-        assert!(!Escape::Off.handle(b"~.\n~.", &mut out));
-        assert_eq!(out, b"~.\n~.");
+        let (mut out, mut said) = (Vec::new(), String::new());
+        assert!(!Escape::Off.handle(b"~?~.\n~.", &mut out, &mut said));
+        assert_eq!((&out[..], said.as_str()), (&b"~?~.\n~."[..], ""));
+    }
+
+    #[test]
+    fn a_tilde_and_a_question_mark_tell_the_escapes_and_are_not_sent() {
+        let (mut escape, mut out, mut said) = (Escape::LineStart, Vec::new(), String::new());
+        assert!(!escape.handle(b"ls\r~?", &mut out, &mut said));
+        assert_eq!((&out[..], said.as_str()), (&b"ls\r"[..], HELP));
+        // The line is still empty.
+        assert!(escape.handle(b"~.", &mut out, &mut said));
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use os::terminal::{self, Raw};
+use os::terminal::{Raw, modes, size};
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Pty, client::Msg};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{Connection, escape::Escape};
-use crate::remedy::advise;
+use crate::{remedy::advise, terminal};
 
 /// What somebody wants at the far end.
 pub(in crate::ssh) struct Wanted {
@@ -43,6 +43,7 @@ const BUFFER: usize = 32 * 1024;
 
 /// What a request was about whose answer is awaited, in order.
 enum Request {
+    Agent,
     Terminal,
     Program,
 }
@@ -53,6 +54,10 @@ pub(in crate::ssh) async fn run(connection: &Connection, wanted: &Wanted) -> Res
     let channel = channel.context("SSH: open a session")?;
     let (read, write) = channel.split();
     let mut requests = VecDeque::new();
+    if connection.offers.has_agent() {
+        write.agent_forward(true).await?;
+        requests.push_back(Request::Agent);
+    }
     if wanted.terminal {
         ask_for_terminal(&write).await?;
         requests.push_back(Request::Terminal);
@@ -86,9 +91,8 @@ pub(in crate::ssh) async fn run(connection: &Connection, wanted: &Wanted) -> Res
 
 async fn ask_for_terminal(write: &ChannelWriteHalf<Msg>) -> Result<()> {
     let stdin = io::stdin();
-    let size = terminal::size(&stdin).unwrap_or_default();
-    let modes = terminal::modes(&stdin).unwrap_or_default();
-    let modes = modes.into_iter();
+    let size = size(&stdin).unwrap_or_default();
+    let modes = modes(&stdin).unwrap_or_default().into_iter();
     let modes: Vec<_> = modes
         .filter_map(|(code, value)| Some((Pty::from_u8(code)?, value)))
         .collect();
@@ -139,6 +143,10 @@ fn refused(request: Option<&Request>) -> Result<()> {
             "SSH: the server gives no terminal",
             "the certificate has to permit it (permit-pty); without one: -T",
         )),
+        Some(Request::Agent) => {
+            terminal::note("ginnel: SSH: the server does not forward the agent\r");
+            Ok(())
+        }
         None => Ok(()),
     }
 }
@@ -156,7 +164,11 @@ async fn speak(write: &ChannelWriteHalf<Msg>, mut escape: Escape) {
             break;
         }
         let mut out = Vec::with_capacity(length);
-        let left = escape.handle(&buffer[..length], &mut out);
+        let mut said = String::new();
+        let left = escape.handle(&buffer[..length], &mut out, &mut said);
+        if !said.is_empty() {
+            terminal::note(said.trim_end_matches('\n'));
+        }
         if !out.is_empty() && write.data_bytes(out).await.is_err() {
             break;
         }
@@ -170,7 +182,7 @@ async fn speak(write: &ChannelWriteHalf<Msg>, mut escape: Escape) {
 
 async fn resize(write: &ChannelWriteHalf<Msg>, mut resized: Signal) -> std::convert::Infallible {
     while resized.recv().await.is_some() {
-        if let Ok(size) = terminal::size(&io::stdin()) {
+        if let Ok(size) = size(&io::stdin()) {
             let [columns, rows, width, height] = size.numbers();
             // The far end may have closed.
             drop(write.window_change(columns, rows, width, height).await);

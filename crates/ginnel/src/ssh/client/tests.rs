@@ -74,7 +74,14 @@ async fn log_in(host: &str, certificate: Option<Certificate>, user_ca: u8) -> Re
         key: key(5),
         certificate: certify(&key(5), CertType::User, &user, user_ca),
     };
-    Connection::open(near, &user, credentials, Trust::new(host, &keys())).await
+    Connection::open(
+        near,
+        &user,
+        credentials,
+        Trust::new(host, &keys()),
+        Offers::default(),
+    )
+    .await
 }
 
 #[track_caller]
