@@ -1,6 +1,7 @@
 //! UDP sockets that read and write many datagrams with one system call (udp(7), UDP_SEGMENT).
 
 mod control;
+mod probe;
 mod receive;
 mod send;
 #[cfg(test)]
@@ -16,6 +17,7 @@ use std::{
 use socket2::{Domain, Protocol, Type};
 
 pub(crate) use control::set_option;
+pub use probe::{Runs, probe};
 pub use receive::{Arrival, Batch, Datagram};
 pub use send::SendError;
 

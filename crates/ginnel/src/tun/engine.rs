@@ -20,6 +20,7 @@ use os::{
     poll::{Interest, Poll},
     signal::Termination,
     tun::{Offload, Tun},
+    udp::{self, Runs},
 };
 
 use super::{
@@ -75,6 +76,7 @@ impl Engine {
             tracing::debug!("TUN: set queue length: {error}");
         }
         tracing::info!("{name}: TUN offload: {}", describe(tun.offload()));
+        let offload = offload && runs_work(name);
         let (tunnel, wakeups) = Tunnel::new(name, tun, offload, key_log)?;
         Ok(Self {
             control,
@@ -177,6 +179,23 @@ impl Engine {
         self.tunnel
             .with(|state, now| state.device.set_wall_clock(now, clock::wall()));
         (!self.control.is_reachable()).then_some(Ended::SocketGone)
+    }
+}
+
+/// Tries what the sockets are going to do, says it, and tells whether runs may be sent.
+fn runs_work(name: &str) -> bool {
+    match udp::probe() {
+        Ok(Runs { sent, joined }) => {
+            let word = |works| if works { "yes" } else { "no" };
+            let (sends, joins) = (word(sent), word(joined));
+            tracing::info!("{name}: UDP offload: sends runs: {sends}, receives runs: {joins}");
+            sent
+        }
+        // A namespace without loopback: what is refused is found out when it is sent.
+        Err(error) => {
+            tracing::debug!("{name}: UDP offload not tested: {error}");
+            true
+        }
     }
 }
 

@@ -111,6 +111,19 @@ fn refused_runs_are_sent_datagram_by_datagram_until_segmentation_is_given_up() {
 }
 
 #[test]
+fn a_self_test_tells_what_the_kernel_does_with_runs() {
+    let whole = Runs {
+        sent: true,
+        joined: true,
+    };
+    assert_eq!(probe().unwrap(), whole);
+    let (sender, receiver) = pair("127.0.0.1");
+    refuse_segmentation(&sender, true);
+    let runs = probe::probe_with(&sender, &receiver).unwrap();
+    assert!(!runs.sent);
+}
+
+#[test]
 fn one_success_forgets_the_refusals_before_it() {
     let (sender, receiver) = pair("127.0.0.1");
     for _ in 0..3 {
