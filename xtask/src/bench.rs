@@ -1,5 +1,6 @@
 //! Benches: each measures ours and a baseline in one run and prints their ratio.
 
+mod gateway;
 mod handshake;
 mod tcp;
 pub(crate) mod tunnel;
@@ -48,6 +49,13 @@ const WORLDS: &[World] = &[
                    tunnels",
         usage: handshake::USAGE,
         run: handshake::run,
+    },
+    World {
+        name: "gateway",
+        measures: "what forwarding between peers costs a gateway, against wireguard-go and the \
+                   kernel's forwarding",
+        usage: gateway::USAGE,
+        run: gateway::run,
     },
 ];
 
@@ -99,6 +107,28 @@ fn output(bench: &Bench) -> Result<String> {
     let output = output.with_context(|| format!("run bench `{}`", bench.name))?;
     ensure!(output.status.success(), "bench `{}` failed", bench.name);
     String::from_utf8(output.stdout).context("a bench prints UTF-8")
+}
+
+/// Builds a bench target and returns its program, to be run in another namespace.
+pub(crate) fn program(bench: &str) -> Result<String> {
+    let arguments = ["bench", "--package", "xtask", "--bench", bench, "--no-run"];
+    let mut command = step::cargo(&arguments);
+    command.arg("--message-format=json").stdin(Stdio::null());
+    let output = command.stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "building the bench failed");
+    let lines = String::from_utf8(output.stdout).context("cargo prints UTF-8")?;
+    for line in lines.lines() {
+        let message: serde_json::Value =
+            serde_json::from_str(line).context("parse cargo's word")?;
+        // Cargo names what else it has built, too.
+        let is_bench = message
+            .pointer("/target/name")
+            .is_some_and(|name| name == bench);
+        if let Some(program) = message["executable"].as_str().filter(|_| is_bench) {
+            return Ok(program.to_owned());
+        }
+    }
+    bail!("cargo named no program");
 }
 
 fn table(bench: &Bench, lines: &str) -> Result<String> {

@@ -15,7 +15,7 @@ pub(crate) const USAGE: &str = "\
 /// Runs the bench and prints its table.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let programs = parse(arguments)?;
-    let bench = build()?;
+    let bench = super::program("handshake")?;
     // A network of its own, so that it touches nobody's; it ends with the bench.
     let script = "ip link set lo up && exec \"$@\"";
     let mut command = if programs.is_empty() {
@@ -61,35 +61,6 @@ fn parse(arguments: &[&str]) -> Result<Vec<Peer>> {
         programs.extend(extra);
     }
     Ok(programs)
-}
-
-/// Builds the bench and returns its program.
-fn build() -> Result<String> {
-    let arguments = [
-        "bench",
-        "--package",
-        "xtask",
-        "--bench",
-        "handshake",
-        "--no-run",
-    ];
-    let mut command = step::cargo(&arguments);
-    command.arg("--message-format=json").stdin(Stdio::null());
-    let output = command.stderr(Stdio::inherit()).output()?;
-    ensure!(output.status.success(), "building the bench failed");
-    let lines = String::from_utf8(output.stdout).context("cargo prints UTF-8")?;
-    for line in lines.lines() {
-        let message: serde_json::Value =
-            serde_json::from_str(line).context("parse cargo's word")?;
-        // Cargo names what else it has built, too.
-        let is_bench = message
-            .pointer("/target/name")
-            .is_some_and(|name| name == "handshake");
-        if let Some(program) = message["executable"].as_str().filter(|_| is_bench) {
-            return Ok(program.to_owned());
-        }
-    }
-    bail!("cargo named no program");
 }
 
 fn table(lines: &str) -> Result<String> {
