@@ -6,10 +6,12 @@ use anyhow::{Result, ensure};
 
 use crate::{install, step};
 
-/// Runs the checks, and installs cargo-deny first if asked.
+/// Runs the checks, and fetches first what they need if asked: cargo-deny, and the sources of all
+/// dependencies, also of those that this platform never builds.
 pub(crate) fn run(install: bool) -> Result<()> {
     if install {
         install::cargo_deny()?;
+        step::must(step::cargo(&["fetch", "--locked", "--quiet"]))?;
     }
     ensure!(
         install::is_in_path("cargo-deny"),
