@@ -148,6 +148,9 @@ impl Host {
             }
             Event::Writable(_)
             | Event::UdpFailed(..)
+            | Event::FlowOpened(_)
+            | Event::FlowExpired(_)
+            | Event::EchoRequested(_)
             | Event::EchoReply { .. }
             | Event::EchoFailed { .. } => (),
         }
@@ -494,6 +497,9 @@ impl World {
             | Event::Writable(_)
             | Event::Closed(..)
             | Event::UdpFailed(..)
+            | Event::FlowOpened(_)
+            | Event::FlowExpired(_)
+            | Event::EchoRequested(_)
             | Event::EchoReply { .. }
             | Event::EchoFailed { .. } => (),
         }

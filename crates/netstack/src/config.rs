@@ -44,9 +44,17 @@ pub struct Limits {
     pub udp_receive_bytes_max: usize,
     /// UDP datagrams of all sockets that wait to be transmitted; at the bound `send_to` fails.
     pub udp_transmit_datagrams_max: usize,
+    /// Flows of prefixes and echo requests to them, of which one peer has at most as many as are
+    /// free; at the bound the first datagram of a further one is discarded.
+    pub flows_max: usize,
+    /// Bytes that wait in all flows and echo requests to prefixes, of which one peer holds at most
+    /// as much as is free; at the bound further datagrams are discarded.
+    pub flow_bytes_max: usize,
+    /// How long a flow of a prefix lives without a datagram either way.
+    pub flow_timeout: Duration,
     /// Echo requests without an answer; at the bound `ping` fails.
     pub echoes_max: usize,
-    /// How long an echo request waits for its reply; then it fails.
+    /// How long an echo request waits for its reply; then it fails. One to a prefix is forgotten.
     pub echo_timeout: Duration,
     /// Answers (RST, echo replies, ICMP errors) that wait to be transmitted; at the bound further
     /// ones are not made.
@@ -73,6 +81,10 @@ impl Default for Limits {
             udp_sockets_max: 4_096,
             udp_receive_bytes_max: 256 << 10,
             udp_transmit_datagrams_max: 512,
+            flows_max: 8_192,
+            flow_bytes_max: 16 << 20,
+            // What RFC 4787, 4.3 recommends.
+            flow_timeout: Duration::from_secs(300),
             echoes_max: 1_024,
             echo_timeout: Duration::from_secs(10),
             answers_max: 512,

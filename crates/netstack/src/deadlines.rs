@@ -50,6 +50,13 @@ impl<K: Copy + Ord> Deadlines<K> {
         *armed = wanted;
     }
 
+    /// Forgets the deadline of `key`, whose owner goes.
+    pub(crate) fn disarm(&mut self, key: K, armed: &mut Option<Instant>) {
+        if let Some(old) = armed.take() {
+            self.set.remove(&(old, key));
+        }
+    }
+
     /// Removes and returns one key that is due at `now`; its owner must forget what it has armed.
     pub(crate) fn pop_due(&mut self, now: Instant) -> Option<K> {
         let &(deadline, key) = self.set.first()?;

@@ -39,6 +39,9 @@ pub enum Discard {
     UdpNoSocket,
     /// The queue of the UDP socket is full.
     UdpQueueFull,
+    /// A first datagram or an echo request to a prefix that found its queue or the table of flows
+    /// full.
+    FlowsFull,
     /// Not an ICMP message.
     IcmpMalformed,
     /// The ICMP checksum is wrong.
@@ -51,7 +54,7 @@ pub enum Discard {
 
 impl Discard {
     /// All variants in order, for counters: `ALL[discard as usize] == discard`.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::IpMalformed,
         Self::IpChecksum,
         Self::IpAddress,
@@ -70,6 +73,7 @@ impl Discard {
         Self::UdpChecksum,
         Self::UdpNoSocket,
         Self::UdpQueueFull,
+        Self::FlowsFull,
         Self::IcmpMalformed,
         Self::IcmpChecksum,
         Self::IcmpUnrelated,
@@ -98,6 +102,7 @@ impl Discard {
             Self::UdpChecksum => "udp_checksum",
             Self::UdpNoSocket => "udp_no_socket",
             Self::UdpQueueFull => "udp_queue_full",
+            Self::FlowsFull => "flows_full",
             Self::IcmpMalformed => "icmp_malformed",
             Self::IcmpChecksum => "icmp_checksum",
             Self::IcmpUnrelated => "icmp_unrelated",

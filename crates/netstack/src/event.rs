@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use crate::{
     error::{EchoFailure, UdpFailure},
-    slab::{ConnectionId, EchoId, ListenerId, UdpId},
+    slab::{ConnectionId, EchoId, ListenerId, PrefixId, UdpId},
     tcp::CloseReason,
 };
 
@@ -28,6 +28,13 @@ pub enum Event {
     UdpReadable(UdpId),
     /// A datagram was not delivered; the latest failure since the event before.
     UdpFailed(UdpId, UdpFailure),
+    /// `accept_flow` has a flow of a prefix.
+    FlowOpened(PrefixId),
+    /// A flow was not used for [`Limits::flow_timeout`](crate::Limits::flow_timeout); the id is
+    /// released.
+    FlowExpired(UdpId),
+    /// `accept_echo` has an echo request to a host in a prefix.
+    EchoRequested(PrefixId),
     /// The reply to a `ping`; the id is released.
     EchoReply {
         /// What `ping` returned.

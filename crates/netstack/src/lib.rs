@@ -30,8 +30,8 @@ pub use error::{
 };
 pub use event::Event;
 pub use prefix::Prefix;
-pub use slab::{ConnectionId, EchoId, ListenerId, UdpId};
-pub use stack::{Received, Refusal, Stack};
+pub use slab::{ConnectionId, EchoId, EchoRequestId, ListenerId, PrefixId, UdpId};
+pub use stack::{EchoRequest, Received, Refusal, Stack};
 pub use tcp::{CloseReason, State};
 
 #[cfg(test)]

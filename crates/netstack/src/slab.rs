@@ -51,6 +51,14 @@ id!(
     pub EchoId
 );
 id!(
+    /// Names a prefix whose datagrams and echo requests the stack takes.
+    pub PrefixId
+);
+id!(
+    /// Names an echo request to a host in a prefix until its answer.
+    pub EchoRequestId
+);
+id!(
     /// Names what one peer holds.
     pub(crate) AccountId
 );
@@ -83,17 +91,24 @@ impl<I: Id, T> Slab<I, T> {
     }
 
     pub(crate) fn insert(&mut self, value: T) -> I {
+        self.insert_with(|_| value)
+    }
+
+    /// Inserts a value that knows its id.
+    pub(crate) fn insert_with(&mut self, value: impl FnOnce(I) -> T) -> I {
         if let Some(index) = self.free.pop() {
             let slot = self.slot(index).expect("the free list names slots");
-            slot.value = Some(value);
-            return I::new(index, slot.generation);
+            let id = I::new(index, slot.generation);
+            slot.value = Some(value(id));
+            return id;
         }
         let index = u32::try_from(self.slots.len()).expect("tables are bounded far below 2^32");
+        let id = I::new(index, 0);
         self.slots.push(Slot {
             generation: 0,
-            value: Some(value),
+            value: Some(value(id)),
         });
-        I::new(index, 0)
+        id
     }
 
     pub(crate) fn remove(&mut self, id: I) -> Option<T> {

@@ -1,5 +1,6 @@
 //! Sockets, demultiplexing and IP.
 
+mod flow;
 mod foreign;
 mod icmp;
 mod opening;
@@ -15,10 +16,10 @@ use std::{
 
 use packet::{icmp::Cause, ip};
 
-pub use self::foreign::Refusal;
 use self::reassembly::Reassembly;
+pub use self::{flow::EchoRequest, foreign::Refusal};
 use crate::{
-    Config, ConnectionId, Discard, EchoId, Event, ListenerId, UdpId,
+    Config, ConnectionId, Discard, EchoId, EchoRequestId, Event, ListenerId, PrefixId, UdpId,
     deadlines::Deadlines,
     secret::{Secret, TableKey},
     slab::Slab,
@@ -52,6 +53,7 @@ pub struct Stack {
     epoch: Option<Instant>,
     tcp: tcp::Sockets,
     udp: udp::Sockets,
+    flows: flow::Flows,
     echoes: Slab<EchoId, icmp::Request>,
     error_limit: icmp::ErrorLimit,
     reassembly: Reassembly,
@@ -69,6 +71,8 @@ pub struct Stack {
 enum Due {
     Connection(ConnectionId),
     Echo(EchoId),
+    Flow(UdpId),
+    Asked(EchoRequestId),
 }
 
 /// Who has events.
@@ -78,6 +82,9 @@ enum Pending {
     Listener(ListenerId),
     Udp(UdpId),
     Echo(EchoId),
+    Flows(PrefixId),
+    Echoes(PrefixId),
+    FlowExpired(UdpId),
 }
 
 impl Stack {
@@ -94,6 +101,7 @@ impl Stack {
             epoch: None,
             tcp: tcp::Sockets::new(key, config.limits.memory_bytes_max),
             udp: udp::Sockets::new(key),
+            flows: flow::Flows::new(key, config.limits.flow_bytes_max),
             echoes: Slab::new(),
             error_limit: icmp::ErrorLimit::default(),
             reassembly: Reassembly::new(config.limits.reassemblies_max),
@@ -204,7 +212,7 @@ impl Stack {
                 return Some(answer.len());
             }
         }
-        self.transmit_udp(out)
+        self.transmit_udp(now, out)
             .or_else(|| self.transmit_tcp(now, out))
     }
 
@@ -215,6 +223,8 @@ impl Stack {
             match due {
                 Due::Connection(id) => self.handle_connection_timeout(now, id),
                 Due::Echo(id) => self.handle_echo_timeout(now, id),
+                Due::Flow(id) => self.handle_flow_timeout(now, id),
+                Due::Asked(id) => self.handle_asked_timeout(id),
             }
         }
         self.reassembly.handle_timeout(now);
@@ -235,6 +245,9 @@ impl Stack {
                 Pending::Listener(id) => self.poll_listener_event(id),
                 Pending::Udp(id) => self.poll_udp_event(id),
                 Pending::Echo(id) => self.poll_echo_event(id),
+                Pending::Flows(id) => self.poll_flows_event(id),
+                Pending::Echoes(id) => self.poll_echoes_event(id),
+                Pending::FlowExpired(id) => self.poll_flow_expired(id),
             };
             if event.is_some() {
                 return event;

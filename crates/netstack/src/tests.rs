@@ -3,6 +3,7 @@
 mod datagram;
 mod fairness;
 mod flood;
+mod flow;
 mod foreign;
 mod golden;
 pub(crate) mod pair;

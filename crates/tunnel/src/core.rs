@@ -190,7 +190,10 @@ impl Core {
                 // A published port.
                 None => self.publish(node::Event::Stack(event)),
             },
-            Event::UdpReadable(id) | Event::UdpFailed(id, _) => {
+            Event::FlowOpened(_) | Event::EchoRequested(_) => {
+                self.publish(node::Event::Stack(event));
+            }
+            Event::UdpReadable(id) | Event::UdpFailed(id, _) | Event::FlowExpired(id) => {
                 wakers.extend(self.datagrams.get_mut(&id).and_then(Option::take));
             }
             Event::EchoReply { id, round_trip, .. } => self.answer(id, Ok(round_trip)),

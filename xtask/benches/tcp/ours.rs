@@ -154,6 +154,9 @@ impl Driver<'_> {
                 | Event::Accepted(_)
                 | Event::UdpReadable(_)
                 | Event::UdpFailed(..)
+                | Event::FlowOpened(_)
+                | Event::FlowExpired(_)
+                | Event::EchoRequested(_)
                 | Event::EchoReply { .. }
                 | Event::EchoFailed { .. } => {}
             }

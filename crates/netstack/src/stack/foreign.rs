@@ -1,4 +1,4 @@
-//! Connections to addresses that are not the stack's own, as a gateway accepts them for the hosts
+//! What comes to addresses that are not the stack's own, as a gateway accepts them for the hosts
 //! behind it.
 
 use std::{net::IpAddr, time::Instant};
@@ -93,7 +93,7 @@ impl Stack {
 
     /// Tells whether some socket accepts packets to `address`, which is not the stack's own.
     pub(super) fn is_accepted(&self, address: IpAddr) -> bool {
-        self.tcp.by_prefix.find(address).is_some()
+        self.tcp.by_prefix.find(address).is_some() || self.flows.is_bound(address)
     }
 
     /// A packet for an address that is not the stack's own. Only what somebody asked for counts:
@@ -106,7 +106,10 @@ impl Stack {
     ) -> Result<(), Discard> {
         let (from, to) = (header.source, header.destination);
         match header.next_header {
-            ip::TCP => self.handle_tcp(now, header, payload),
+            ip::TCP if self.tcp.by_prefix.find(to).is_some() => {
+                self.handle_tcp(now, header, payload)
+            }
+            ip::UDP => self.handle_flow(now, header, payload),
             ip::ICMP | ip::ICMPV6 if (header.next_header == ip::ICMP) == from.is_ipv4() => {
                 let message = icmp::parse(from, to, payload).map_err(|why| match why {
                     icmp::Malformed::Truncated => Discard::IcmpMalformed,
@@ -117,9 +120,8 @@ impl Stack {
                     Message::Error { cause, quote } => {
                         self.handle_icmp_error(now, from, to, cause, quote)
                     }
-                    Message::EchoRequest(_) | Message::EchoReply(_) | Message::Other { .. } => {
-                        Err(Discard::NotForUs)
-                    }
+                    Message::EchoRequest(echo) => self.hold_echo(now, header, &echo),
+                    Message::EchoReply(_) | Message::Other { .. } => Err(Discard::NotForUs),
                 }
             }
             _ => Err(Discard::NotForUs),

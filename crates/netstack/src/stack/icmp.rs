@@ -316,7 +316,12 @@ impl Stack {
         self.answer_icmp(header.destination, header.source, &message);
     }
 
-    fn answer_icmp(&mut self, source: IpAddr, destination: IpAddr, message: &Message<'_>) {
+    pub(super) fn answer_icmp(
+        &mut self,
+        source: IpAddr,
+        destination: IpAddr,
+        message: &Message<'_>,
+    ) {
         let next_header = if source.is_ipv4() {
             ip::ICMP
         } else {

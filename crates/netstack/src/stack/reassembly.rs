@@ -31,6 +31,8 @@ struct Partial {
     /// By offset; disjoint.
     pieces: BTreeMap<usize, Vec<u8>>,
     octets: usize,
+    /// Fragments overlapped: nothing more of this packet is taken (RFC 5722, 4).
+    refused: bool,
     /// Known once the last fragment has come.
     length: Option<usize>,
 }
@@ -55,7 +57,8 @@ impl Reassembly {
 
     /// Takes a fragment and returns the payload of the whole packet once nothing is missing.
     ///
-    /// A fragment that overlaps another discards its whole packet (RFC 5722, 4).
+    /// A fragment that overlaps another discards its whole packet, also what of it has not come
+    /// yet (RFC 5722, 4). An exact duplicate only goes itself (RFC 8200, 4.5).
     pub(super) fn insert(
         &mut self,
         now: Instant,
@@ -73,16 +76,20 @@ impl Reassembly {
         let end = start + payload.len();
         let ragged = fragment.more && !payload.len().is_multiple_of(8);
         if payload.is_empty() || ragged || end > PAYLOAD_MAX {
-            self.partials.remove(&key);
-            return Err(Discard::Fragment);
+            return Err(self.refuse(key));
         }
         self.make_room(now, key);
         let partial = self.partials.entry(key).or_insert_with(|| Partial {
             began: now,
             pieces: BTreeMap::new(),
             octets: 0,
+            refused: false,
             length: None,
         });
+        let known = partial.pieces.get(&start);
+        if partial.refused || known.is_some_and(|known| known == payload) {
+            return Err(Discard::Fragment);
+        }
         let before = partial.pieces.range(..end).next_back();
         let overlaps = before.is_some_and(|(&at, piece)| at + piece.len() > start);
         let past_end = partial
@@ -93,8 +100,7 @@ impl Reassembly {
         let before_end = !fragment.more && highest > end;
         let many = partial.pieces.len() >= FRAGMENTS_MAX;
         if overlaps || past_end || before_end || many {
-            self.partials.remove(&key);
-            return Err(Discard::Fragment);
+            return Err(self.refuse(key));
         }
         if !fragment.more {
             partial.length = Some(end);
@@ -106,6 +112,15 @@ impl Reassembly {
         }
         let partial = self.partials.remove(&key).expect("it was just filled");
         Ok(Some(partial.pieces.into_values().flatten().collect()))
+    }
+
+    /// Takes nothing more of a packet, for as long as its fragments would have waited.
+    fn refuse(&mut self, key: Key) -> Discard {
+        if let Some(partial) = self.partials.get_mut(&key) {
+            partial.pieces = BTreeMap::new();
+            partial.refused = true;
+        }
+        Discard::Fragment
     }
 
     fn make_room(&mut self, now: Instant, key: Key) {

@@ -245,10 +245,12 @@ impl Stack {
     /// Assigns remote addresses to peers, in place of what was assigned before: all addresses in
     /// prefixes of one number share one account, an address in no prefix has its own.
     ///
-    /// A peer may hold as much buffer memory, and as many connections that it has opened, as are
-    /// free beside its own; so a greedy one starves no other. Connections keep their account.
+    /// A peer may hold as much buffer memory, as many connections that it has opened and as many
+    /// flows of prefixes as are free beside its own; so a greedy one starves no other. Connections
+    /// and flows keep their account.
     pub fn set_accounts(&mut self, accounts: &[(Prefix, u64)]) {
         self.tcp.accounts.assign(accounts);
+        self.flows.accounts.assign(accounts);
     }
 
     fn end_oldest_time_wait(&mut self, now: Instant) -> bool {

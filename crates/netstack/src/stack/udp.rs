@@ -11,34 +11,42 @@ use packet::{
     ip, udp,
 };
 
-use super::{PORTS_FIRST, PORTS_TRIED, Pending, Stack, is_unicast};
+use super::{
+    PORTS_FIRST, PORTS_TRIED, Pending, Stack,
+    flow::{DATAGRAM_OVERHEAD, Flow},
+    is_unicast,
+};
 use crate::{
     BindError, Discard, Event, SendToError, UdpFailure, UdpId, secret::TableKey, slab::Slab,
+    tcp::buffer::Budget,
 };
 
 /// All UDP sockets of a stack.
 pub(super) struct Sockets {
-    sockets: Slab<UdpId, Socket>,
+    pub(super) sockets: Slab<UdpId, Socket>,
     by_local: HashMap<SocketAddr, UdpId, TableKey>,
     transmit: VecDeque<Outgoing>,
 }
 
-struct Socket {
-    local: SocketAddr,
-    queue: VecDeque<Incoming>,
-    queued_bytes: usize,
-    readable: bool,
+pub(super) struct Socket {
+    pub(super) local: SocketAddr,
+    pub(super) queue: VecDeque<Incoming>,
+    pub(super) queued_bytes: usize,
+    pub(super) readable: bool,
     failure: Option<UdpFailure>,
     pending: bool,
+    /// Of a socket that stands for one flow of a prefix.
+    pub(super) flow: Option<Box<Flow>>,
 }
 
-struct Incoming {
-    from: SocketAddr,
-    to: IpAddr,
-    payload: Vec<u8>,
+pub(super) struct Incoming {
+    pub(super) from: SocketAddr,
+    pub(super) to: IpAddr,
+    pub(super) payload: Vec<u8>,
 }
 
 struct Outgoing {
+    socket: UdpId,
     source: SocketAddr,
     destination: SocketAddr,
     payload: Vec<u8>,
@@ -62,6 +70,20 @@ impl Sockets {
     }
 }
 
+impl Socket {
+    pub(super) fn new(local: SocketAddr) -> Self {
+        Self {
+            local,
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            readable: false,
+            failure: None,
+            pending: false,
+            flow: None,
+        }
+    }
+}
+
 impl Stack {
     /// Makes a UDP socket; port zero draws an ephemeral port, an unspecified address stands for
     /// every own address of its family.
@@ -69,7 +91,8 @@ impl Stack {
         if !local.ip().is_unspecified() && !self.is_own(local.ip()) {
             return Err(BindError::Address);
         }
-        if self.udp.sockets.len() >= self.config.limits.udp_sockets_max {
+        let bound = self.config.limits.udp_sockets_max;
+        if self.udp.sockets.len() - self.flows.sockets() >= bound {
             return Err(BindError::TooMany);
         }
         let local = if local.port() == 0 {
@@ -80,14 +103,7 @@ impl Stack {
         if self.udp.by_local.contains_key(&local) {
             return Err(BindError::InUse);
         }
-        let id = self.udp.sockets.insert(Socket {
-            local,
-            queue: VecDeque::new(),
-            queued_bytes: 0,
-            readable: false,
-            failure: None,
-            pending: false,
-        });
+        let id = self.udp.sockets.insert(Socket::new(local));
         self.udp.by_local.insert(local, id);
         Ok(id)
     }
@@ -106,7 +122,8 @@ impl Stack {
         self.udp.sockets.get(id).map(|socket| socket.local)
     }
 
-    /// Sends one datagram from the socket's address, or for an unspecified one from the best.
+    /// Sends one datagram from the socket's address, or for an unspecified one from the best. The
+    /// socket of a flow sends to its peer only.
     pub fn send_to(
         &mut self,
         id: UdpId,
@@ -128,7 +145,8 @@ impl Stack {
     ) -> Result<(), SendToError> {
         let local = self.udp_local(id).ok_or(SendToError::Stale)?;
         let other_family = local.is_ipv4() != remote.is_ipv4();
-        if !is_unicast(remote.ip()) || remote.port() == 0 || other_family {
+        let other_peer = self.udp_remote(id).is_some_and(|peer| peer != remote);
+        if !is_unicast(remote.ip()) || remote.port() == 0 || other_family || other_peer {
             return Err(SendToError::Address);
         }
         let address = if local.ip().is_unspecified() {
@@ -147,6 +165,7 @@ impl Stack {
             return Err(SendToError::QueueFull);
         }
         self.udp.transmit.push_back(Outgoing {
+            socket: id,
             source: SocketAddr::new(address, local.port()),
             destination: remote,
             payload: payload.to_vec(),
@@ -159,9 +178,15 @@ impl Stack {
     pub fn recv_from(&mut self, id: UdpId, out: &mut [u8]) -> Option<(usize, SocketAddr, IpAddr)> {
         let socket = self.udp.sockets.get_mut(id)?;
         let datagram = socket.queue.pop_front()?;
-        socket.queued_bytes -= datagram.payload.len();
+        let cost = datagram.payload.len() + DATAGRAM_OVERHEAD;
+        socket.queued_bytes -= cost;
         if socket.queue.is_empty() {
             socket.queue = VecDeque::new();
+        }
+        if let Some(flow) = &socket.flow {
+            let account = flow.account();
+            let give_back = |budget: &mut Budget| budget.used -= cost;
+            self.flows.accounts.charge(account, give_back);
         }
         let length = datagram.payload.len().min(out.len());
         out[..length].copy_from_slice(&datagram.payload[..length]);
@@ -170,8 +195,12 @@ impl Stack {
 
     /// Gives a UDP socket back; datagrams in its queue are dropped.
     pub fn release_udp(&mut self, id: UdpId) {
-        if let Some(socket) = self.udp.sockets.remove(id) {
-            self.udp.by_local.remove(&socket.local);
+        if let Some(mut socket) = self.udp.sockets.remove(id) {
+            if socket.flow.is_some() {
+                self.close_flow(id, &mut socket);
+            } else {
+                self.udp.by_local.remove(&socket.local);
+            }
         }
     }
 
@@ -183,11 +212,7 @@ impl Stack {
         payload: &[u8],
         packet: Option<&[u8]>,
     ) -> Result<(), Discard> {
-        let datagram =
-            udp::parse(header.source, header.destination, payload).map_err(|why| match why {
-                udp::Malformed::Truncated => Discard::UdpMalformed,
-                udp::Malformed::Checksum => Discard::UdpChecksum,
-            })?;
+        let datagram = parse(header, payload)?;
         let local = SocketAddr::new(header.destination, datagram.destination_port);
         let Some(id) = self.udp.find(local) else {
             let cause = Cause::Unreachable(Unreachable::Port);
@@ -200,12 +225,11 @@ impl Stack {
             .sockets
             .get_mut(id)
             .expect("`by_local` names sockets");
-        // Each datagram counts a little more than its data, so that empty ones are bounded too.
-        let length = datagram.payload.len();
-        if socket.queued_bytes + length > bound || socket.queue.len() >= bound / 64 {
+        let cost = datagram.payload.len() + DATAGRAM_OVERHEAD;
+        if socket.queued_bytes + cost > bound {
             return Err(Discard::UdpQueueFull);
         }
-        socket.queued_bytes += length;
+        socket.queued_bytes += cost;
         socket.queue.push_back(Incoming {
             from: SocketAddr::new(header.source, datagram.source_port),
             to: header.destination,
@@ -223,18 +247,21 @@ impl Stack {
         remote: SocketAddr,
         cause: Cause,
     ) -> Result<(), Discard> {
-        let id = self.udp.find(local).ok_or(Discard::IcmpUnrelated)?;
+        let own = self.is_own(local.ip()).then(|| self.udp.find(local));
+        let id = own
+            .unwrap_or_else(|| self.flows.find(local, remote))
+            .ok_or(Discard::IcmpUnrelated)?;
         let socket = self
             .udp
             .sockets
             .get_mut(id)
-            .expect("`by_local` names sockets");
+            .expect("tables of ends name sockets");
         socket.failure = Some(UdpFailure { remote, cause });
         self.tell_udp(id);
         Ok(())
     }
 
-    fn tell_udp(&mut self, id: UdpId) {
+    pub(super) fn tell_udp(&mut self, id: UdpId) {
         if let Some(socket) = self.udp.sockets.get_mut(id)
             && !std::mem::replace(&mut socket.pending, true)
         {
@@ -254,8 +281,13 @@ impl Stack {
         std::mem::take(&mut socket.readable).then_some(Event::UdpReadable(id))
     }
 
-    pub(super) fn transmit_udp(&mut self, out: &mut [u8]) -> Option<usize> {
+    pub(super) fn transmit_udp(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
         let datagram = self.udp.transmit.pop_front()?;
+        if let Some(socket) = self.udp.sockets.get_mut(datagram.socket)
+            && let Some(flow) = &mut socket.flow
+        {
+            flow.touch(now);
+        }
         let (source, destination) = (datagram.source, datagram.destination);
         let header = super::header(source.ip(), destination.ip(), ip::UDP);
         let length = udp::HEADER + datagram.payload.len();
@@ -267,4 +299,14 @@ impl Stack {
         };
         Some(at + udp::emit(source.ip(), destination.ip(), &datagram, &mut out[at..]))
     }
+}
+
+pub(super) fn parse<'a>(
+    header: &ip::Header,
+    payload: &'a [u8],
+) -> Result<udp::Datagram<'a>, Discard> {
+    udp::parse(header.source, header.destination, payload).map_err(|why| match why {
+        udp::Malformed::Truncated => Discard::UdpMalformed,
+        udp::Malformed::Checksum => Discard::UdpChecksum,
+    })
 }

@@ -129,6 +129,9 @@ impl Server {
             | netstack::Event::Writable(_)
             | netstack::Event::Connected(_)
             | netstack::Event::Closed(..)
+            | netstack::Event::FlowOpened(_)
+            | netstack::Event::FlowExpired(_)
+            | netstack::Event::EchoRequested(_)
             | netstack::Event::EchoReply { .. }
             | netstack::Event::EchoFailed { .. } => return Some(event),
         }
