@@ -10,4 +10,5 @@ pub(crate) mod pair;
 mod recovery;
 mod scale;
 mod scenario;
+mod trace;
 mod transfer;

@@ -6,19 +6,19 @@ use packet::tcp::{Options, Timestamps};
 
 use super::scenario::{ACK, MSS, Wire, millis};
 
-const RTT: Duration = Duration::from_millis(100);
+pub(super) const RTT: Duration = Duration::from_millis(100);
 
 /// A connection with SACK over 100 ms, whose segments carry `length` octets.
-struct Path {
-    wire: Wire,
+pub(super) struct Path {
+    pub(super) wire: Wire,
     length: usize,
     stamps: bool,
     /// The timestamp of our latest transmission that the peer has acknowledged in order.
-    echo: u32,
+    pub(super) echo: u32,
 }
 
 impl Path {
-    fn new(stamps: bool) -> Self {
+    pub(super) fn new(stamps: bool) -> Self {
         let mut wire = Wire::opening();
         wire.wait(RTT);
         wire.establish(Options {
@@ -36,19 +36,19 @@ impl Path {
     }
 
     /// Sends ten segments, and `more` that wait for the window.
-    fn flight(stamps: bool, more: usize) -> Self {
+    pub(super) fn flight(stamps: bool, more: usize) -> Self {
         let mut path = Self::new(stamps);
         path.wire.send((10 + more) * path.length);
         assert_eq!(path.sent(), (0..10).collect::<Vec<_>>());
         path
     }
 
-    fn at(&self, segment: usize) -> u32 {
+    pub(super) fn at(&self, segment: usize) -> u32 {
         1 + u32::try_from(segment * self.length).unwrap()
     }
 
     /// Numbers of the segments that go out now; the last timestamp among them is the next echo.
-    fn sent(&mut self) -> Vec<usize> {
+    pub(super) fn sent(&mut self) -> Vec<usize> {
         let sent = self.wire.sent();
         let iss = self.wire.iss;
         let number = |sequence: u32| usize::try_from(sequence.wrapping_sub(iss + 1)).unwrap();
@@ -64,7 +64,7 @@ impl Path {
     }
 
     /// An acknowledgement of all segments before `ack`, with SACK blocks of segments.
-    fn ack(&mut self, ack: usize, echo: u32, blocks: &[(usize, usize)]) {
+    pub(super) fn ack(&mut self, ack: usize, echo: u32, blocks: &[(usize, usize)]) {
         let mut header = self.wire.header(ACK, 1, self.at(ack));
         header.options.timestamps = self.stamps.then_some(Timestamps { value: 2, echo });
         for &(from, to) in blocks {
@@ -74,7 +74,7 @@ impl Path {
         self.wire.write(header, &[]).unwrap();
     }
 
-    fn cwnd(&self) -> u32 {
+    pub(super) fn cwnd(&self) -> u32 {
         self.wire.stack.cwnd(self.wire.id)
     }
 }

@@ -14,11 +14,11 @@ use packet::{
 use super::pair::{A, B, address, base, config};
 use crate::{CloseReason, Config, ConnectionId, Discard, Event, Received, Stack, State};
 
-const SYN: Flags = Flags::SYN;
+pub(super) const SYN: Flags = Flags::SYN;
 pub(super) const ACK: Flags = Flags::ACK;
-const SYN_ACK: Flags = Flags::SYN.with(Flags::ACK);
-const FIN_ACK: Flags = Flags::FIN.with(Flags::ACK);
-const RST: Flags = Flags::RST;
+pub(super) const SYN_ACK: Flags = Flags::SYN.with(Flags::ACK);
+pub(super) const FIN_ACK: Flags = Flags::FIN.with(Flags::ACK);
+pub(super) const RST: Flags = Flags::RST;
 /// The initial sequence number of the peer.
 pub(super) const IRS: u32 = 5_000;
 /// What our stack puts into a full segment at an MTU of 1420 without options.
@@ -36,7 +36,7 @@ pub(super) struct Wire {
     pub(super) window: u16,
 }
 
-fn listening() -> (Stack, Instant, SocketAddr) {
+pub(super) fn listening() -> (Stack, Instant, SocketAddr) {
     let mut stack = Stack::new(config(A, 7));
     let local = SocketAddr::new(address(A, false), 80);
     stack.listen(local, 10).unwrap();
@@ -197,7 +197,7 @@ impl Wire {
     }
 }
 
-fn packet(from: SocketAddr, to: SocketAddr, header: Header, payload: &[u8]) -> Vec<u8> {
+pub(super) fn packet(from: SocketAddr, to: SocketAddr, header: Header, payload: &[u8]) -> Vec<u8> {
     let mut out = vec![0; 2_000];
     let length = tcp::HEADER + header.options.length() + payload.len();
     let ip = crate::stack::header(from.ip(), to.ip(), ip::TCP);
@@ -212,7 +212,7 @@ fn packet(from: SocketAddr, to: SocketAddr, header: Header, payload: &[u8]) -> V
     out
 }
 
-fn sent(stack: &mut Stack, now: Instant) -> Vec<(Header, Vec<u8>)> {
+pub(super) fn sent(stack: &mut Stack, now: Instant) -> Vec<(Header, Vec<u8>)> {
     let mut out = [0; 1_500];
     let mut sent = Vec::new();
     while let Some(length) = stack.poll_transmit(now, &mut out) {
@@ -966,7 +966,7 @@ fn a_segment_for_nobody_is_reset_and_a_reset_is_not() {
 }
 
 /// An ICMP error about the segment of ours that began at `sequence`.
-fn quote(wire: &Wire, cause: Cause, sequence: u32) -> Vec<u8> {
+pub(super) fn quote(wire: &Wire, cause: Cause, sequence: u32) -> Vec<u8> {
     let header = Header {
         source_port: wire.local.port(),
         destination_port: wire.remote.port(),
