@@ -36,6 +36,7 @@ const PACKAGES: &[&str] = &[
     "rsync",
     "socat",
     "ssh-audit",
+    "vim",
     "xauth",
     "xclip",
     "xvfb",

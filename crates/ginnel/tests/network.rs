@@ -9,6 +9,8 @@
 
 #[path = "network/agent.rs"]
 mod agent;
+#[path = "network/clipboard.rs"]
+mod clipboard;
 #[path = "network/demo.rs"]
 mod demo;
 #[path = "network/fault.rs"]

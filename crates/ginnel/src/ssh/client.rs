@@ -1,5 +1,6 @@
 //! The SSH client: any byte stream, a certificate of our own, and a host that proves who it is.
 
+mod display;
 mod escape;
 pub(super) mod forward;
 mod offer;
@@ -217,6 +218,19 @@ impl client::Handler for Events {
         Ok(())
     }
 
+    async fn server_channel_open_x11(
+        &mut self,
+        channel: Channel<Msg>,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), Self::Error> {
+        let offers = Arc::clone(&self.offers);
+        tokio::spawn(async move { offers.x11(channel, reply).await });
+        Ok(())
+    }
+
     // Every other channel that a server may want to open is one that we did not offer; russh would
     // accept them.
 
@@ -259,18 +273,6 @@ impl client::Handler for Events {
         &mut self,
         _: Channel<Msg>,
         _: &str,
-        reply: ChannelOpenHandle,
-        _: &mut Session,
-    ) -> Result<(), Self::Error> {
-        prohibit(reply).await;
-        Ok(())
-    }
-
-    async fn server_channel_open_x11(
-        &mut self,
-        _: Channel<Msg>,
-        _: &str,
-        _: u32,
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {

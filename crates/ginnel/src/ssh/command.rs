@@ -72,6 +72,11 @@ pub(crate) struct Args {
     #[arg(short = 'A')]
     agent: bool,
 
+    /// Let programs there use the X display of this machine, and its clipboard, while the session
+    /// lasts, as fully as your own programs do; whoever is root there can too
+    #[arg(short = 'X')]
+    display: bool,
+
     /// Give up after this many seconds without a connection
     #[arg(long, default_value_t = 20, value_name = "SECONDS",
           value_parser = clap::value_parser!(u16).range(1..=300))]
@@ -85,6 +90,7 @@ Examples:
   ginnel ssh -N -L 8080:localhost:80 web      port 80 of web here at port 8080
   ginnel ssh -N -R 8080:localhost:80 web      port 80 of this machine at port 8080 of web
   ginnel ssh -N -D 1080 web                   a SOCKS5 proxy out of web
+  ginnel ssh -X db vim notes                  a copy there fills the clipboard here
 
 Exit codes: that of COMMAND; 255 when there was no login or the connection broke.";
 
@@ -129,6 +135,9 @@ async fn session(args: Args, global: &Global) -> Result<Ended> {
     let mut offers = Offers::default();
     if args.agent {
         offers = offers.with_agent()?;
+    }
+    if args.display {
+        offers = offers.with_display().await?;
     }
     let (port, timeout) = (args.port, args.timeout);
     let mut connection = log_in(&args.target, Way { port, timeout }, offers, global).await?;

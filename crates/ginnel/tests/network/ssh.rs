@@ -12,8 +12,9 @@ use crate::world::{
     Ended, Process, WAIT_MAX, World, echoes, files_below, finish, note, serve_echo, wait_for,
 };
 
-/// A machine that serves SSH; `None` where no certificate names the account of this process.
-fn world() -> Option<(World, Process, Process)> {
+/// A laptop, and a machine that serves SSH; `None` where no certificate names the account of this
+/// process.
+pub(crate) fn world() -> Option<(World, Process, Process)> {
     let own = finish(Command::new("id").arg("-un")).stdout;
     if own.trim() != "root" {
         note("skipped: the first administrator may log in as `root` and `admin` only");
@@ -29,7 +30,7 @@ fn world() -> Option<(World, Process, Process)> {
     Some((world, laptop, shed))
 }
 
-fn log_in(world: &World, target: &str, command: &str) -> Ended {
+pub(crate) fn log_in(world: &World, target: &str, command: &str) -> Ended {
     world.try_run("laptop", &["ssh", target, command])
 }
 

@@ -1,5 +1,5 @@
-//! What the person lets the server open: ports of the node that lead here (`-R`), and the agent
-//! (`-A`).
+//! What the person lets the server open: ports of the node that lead here (`-R`), the agent
+//! (`-A`), and the display (`-X`).
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -9,13 +9,13 @@ use russh::{
     client::{ChannelOpenHandle, Handle, Msg},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, copy_bidirectional},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy_bidirectional},
     net::{TcpStream, UnixStream},
     sync::Mutex,
     time,
 };
 
-use super::Events;
+use super::{Events, display::Display};
 use crate::remedy::{Advise as _, advise};
 
 /// How long the near end of a forward may take to accept.
@@ -26,6 +26,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 pub(in crate::ssh) struct Offers {
     /// The socket of the person's agent.
     agent: Option<PathBuf>,
+    /// The person's display.
+    display: Option<Display>,
     /// Where ports of the node lead; bounded by the command line. Held while the node is asked,
     /// so that a connection which comes at once finds its port.
     ports: Mutex<BTreeMap<u32, (String, u16)>>,
@@ -42,9 +44,20 @@ impl Offers {
         Ok(self)
     }
 
+    /// Offers the display of this session as well.
+    pub(in crate::ssh) async fn with_display(mut self) -> Result<Self> {
+        self.display = Some(Display::own().await?);
+        Ok(self)
+    }
+
     /// Whether the agent is offered.
     pub(super) fn has_agent(&self) -> bool {
         self.agent.is_some()
+    }
+
+    /// Returns the display that is offered.
+    pub(super) fn display(&self) -> Option<&Display> {
+        self.display.as_ref()
     }
 
     /// Asks the node to listen at `port` of `address` and leads what comes there to `target`;
@@ -100,6 +113,32 @@ impl Offers {
         match time::timeout(CONNECT_TIMEOUT, UnixStream::connect(path)).await {
             Ok(Ok(stream)) => join(channel, stream, reply).await,
             Ok(Err(_)) | Err(_) => reply.reject(ChannelOpenFailure::ConnectFailed).await,
+        }
+    }
+
+    /// Answers a program at the node that wants the display.
+    pub(super) async fn x11(&self, channel: Channel<Msg>, reply: ChannelOpenHandle) {
+        let Some(display) = &self.display else {
+            return prohibit(reply).await;
+        };
+        let connected = time::timeout(CONNECT_TIMEOUT, display.connect()).await;
+        let Ok(Ok(mut near)) = connected else {
+            tracing::warn!("the X server of this session does not answer");
+            return reply.reject(ChannelOpenFailure::ConnectFailed).await;
+        };
+        reply.accept().await;
+        let mut far = channel.into_stream();
+        match display.introduce(&mut far).await {
+            // Either end may break off; both see it.
+            Ok(setup) => {
+                if near.write_all(&setup).await.is_ok() {
+                    drop(copy_bidirectional(&mut near, &mut far).await);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a program at the node does not show the display's cookie");
+                drop(far.shutdown().await);
+            }
         }
     }
 }

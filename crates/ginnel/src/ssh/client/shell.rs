@@ -44,6 +44,7 @@ const BUFFER: usize = 32 * 1024;
 /// What a request was about whose answer is awaited, in order.
 enum Request {
     Agent,
+    Display,
     Terminal,
     Program,
 }
@@ -57,6 +58,13 @@ pub(in crate::ssh) async fn run(connection: &Connection, wanted: &Wanted) -> Res
     if connection.offers.has_agent() {
         write.agent_forward(true).await?;
         requests.push_back(Request::Agent);
+    }
+    if let Some(display) = connection.offers.display() {
+        let asked = display.request();
+        let cookie = asked.cookie.as_str();
+        let asked = write.request_x11(true, false, asked.protocol, cookie, asked.screen);
+        asked.await?;
+        requests.push_back(Request::Display);
     }
     if wanted.terminal {
         ask_for_terminal(&write).await?;
@@ -145,6 +153,13 @@ fn refused(request: Option<&Request>) -> Result<()> {
         )),
         Some(Request::Agent) => {
             terminal::note("ginnel: SSH: the server does not forward the agent\r");
+            Ok(())
+        }
+        Some(Request::Display) => {
+            terminal::note(
+                "ginnel: SSH: the server does not forward the display: xauth may be missing there, \
+                 or the certificate does not permit it (permit-X11-forwarding)\r",
+            );
             Ok(())
         }
         None => Ok(()),
