@@ -105,7 +105,7 @@ fn describe(name: &str, moved: u64, total: u64, elapsed: Duration) -> String {
 /// Writes bytes for a person.
 pub(in crate::ssh) fn amount(bytes: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
-    let mut tenths = bytes.saturating_mul(10) / 1024;
+    let mut tenths = u128::from(bytes) * 10 / 1024;
     if tenths < 10 {
         return format!("{bytes} B");
     }
@@ -134,7 +134,7 @@ mod tests {
             (102, "102 B"),
             (1_536, "1.5 KiB"),
             (5 * 1024 * 1024, "5.0 MiB"),
-            (u64::MAX, "1638.3 TiB"),
+            (u64::MAX, "16777215.9 TiB"),
         ] {
             assert_eq!(amount(bytes), text, "{bytes}");
         }
