@@ -139,9 +139,14 @@ impl Tun {
         Ok(())
     }
 
-    /// Returns the MTU in bytes.
+    /// Returns the MTU in bytes; `NotFound` while the interface is in another namespace.
     pub fn mtu(&self) -> io::Result<usize> {
-        link::mtu(&self.name()?)
+        let name = self.name()?;
+        link::mtu(&name).map_err(|error| match error.raw_os_error() {
+            // Whoever asks the queue itself learns whether the interface is gone.
+            Some(libc::ENODEV) => io::ErrorKind::NotFound.into(),
+            Some(_) | None => error,
+        })
     }
 
     /// Sets the MTU in bytes.

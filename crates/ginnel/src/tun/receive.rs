@@ -42,7 +42,6 @@ pub(crate) struct Share {
 /// The thread's state.
 pub(crate) struct Receiver {
     tunnel: Arc<Tunnel>,
-    sockets: Arc<Sockets>,
     share: Share,
     clock: Clock,
     pace: Pace,
@@ -80,10 +79,21 @@ enum Entry {
     },
 }
 
+impl Share {
+    fn socket_of(self, sockets: &Sockets) -> Option<&Socket> {
+        let pair = if self.handshakes {
+            sockets.handshakes.as_ref()?
+        } else {
+            &sockets.data
+        };
+        let socket = if self.v6 { &pair.v6 } else { &pair.v4 };
+        socket.as_ref()
+    }
+}
+
 impl Receiver {
     pub(crate) fn new(tunnel: &Arc<Tunnel>, share: Share) -> Self {
         Self {
-            sockets: tunnel.sockets(),
             share,
             clock: Clock::start(),
             pace: Pace::start(),
@@ -102,13 +112,18 @@ impl Receiver {
         let _watchdog = Watchdog(Arc::clone(&self.tunnel));
         let mut batch = udp::Batch::default();
         let mut busy = false;
+        let mut sockets = self.tunnel.sockets();
         loop {
-            match self.wait(&mut batch, busy) {
+            match self.wait(&sockets, &mut batch, busy) {
                 Ok(true) => {
                     busy = self.pace.is_busy();
                     self.handle(&mut batch);
                 }
-                Ok(false) => self.sockets = self.tunnel.wait_for_sockets(&self.sockets),
+                Ok(false) => {
+                    let known = Arc::downgrade(&sockets);
+                    drop(sockets);
+                    sockets = self.tunnel.wait_for_sockets(&known);
+                }
                 Err(error) => {
                     tracing::debug!("UDP: receive: {error}");
                     thread::sleep(PAUSE);
@@ -118,8 +133,8 @@ impl Receiver {
     }
 
     /// Waits for datagrams; false when the socket is retired or absent.
-    fn wait(&self, batch: &mut udp::Batch, busy: bool) -> io::Result<bool> {
-        match self.socket() {
+    fn wait(&self, sockets: &Sockets, batch: &mut udp::Batch, busy: bool) -> io::Result<bool> {
+        match self.share.socket_of(sockets) {
             Some(socket) => {
                 if busy {
                     socket.wait_batch(batch)?;
@@ -130,16 +145,6 @@ impl Receiver {
             }
             None => Ok(false),
         }
-    }
-
-    fn socket(&self) -> Option<&Socket> {
-        let pair = if self.share.handshakes {
-            self.sockets.handshakes.as_ref()?
-        } else {
-            &self.sockets.data
-        };
-        let socket = if self.share.v6 { &pair.v6 } else { &pair.v4 };
-        socket.as_ref()
     }
 
     /// Handles long runs by themselves, so that what was opened is written while it is in cache.

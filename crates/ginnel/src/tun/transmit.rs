@@ -42,7 +42,8 @@ pub(crate) struct Transmitter {
 /// Seals batches and sends them.
 struct Sealer {
     tunnel: Arc<Tunnel>,
-    sockets: Arc<Sockets>,
+    /// Only while a batch is sent: whoever changes the port waits for those who hold it.
+    sockets: Option<Arc<Sockets>>,
     groups: Vec<Group>,
     mtu: usize,
 }
@@ -68,7 +69,7 @@ impl Transmitter {
             pace: Pace::start(),
             sealer: Sealer {
                 tunnel: Arc::clone(tunnel),
-                sockets: tunnel.sockets(),
+                sockets: None,
                 groups: Vec::new(),
                 mtu: tunnel.mtu(),
             },
@@ -183,8 +184,10 @@ impl Sealer {
             now
         });
         let groups = std::mem::take(&mut self.groups);
+        let sockets = self.sockets.take();
         for group in &groups {
-            self.send_group(now, group, batch);
+            let sockets = sockets.as_ref().expect("`route` has set it");
+            self.send_group(now, group, sockets, batch);
         }
         // Empty groups keep no keys, only their room.
         self.groups = groups;
@@ -194,9 +197,7 @@ impl Sealer {
 
     /// Finds the way of each packet; what has none yet goes to the device.
     fn route(&mut self, state: &mut State, now: Instant, batch: &mut Batch) {
-        if !Arc::ptr_eq(&self.sockets, state.wire.sockets()) {
-            self.sockets = Arc::clone(state.wire.sockets());
-        }
+        self.sockets = Some(Arc::clone(state.wire.sockets()));
         let mut last = None;
         for place in 0..batch.len() {
             let Ok(addresses) = ip::addresses(batch.packet(place)) else {
@@ -237,7 +238,7 @@ impl Sealer {
         }
     }
 
-    fn send_group(&self, now: Instant, group: &Group, batch: &mut Batch) {
+    fn send_group(&self, now: Instant, group: &Group, sockets: &Sockets, batch: &mut Batch) {
         let count = u64::try_from(group.packets.len()).expect("a batch is small");
         let Some(mut nonces) = group.path.sealing.reserve(now, count) else {
             // Its peer was removed or its session ended in between.
@@ -261,7 +262,7 @@ impl Sealer {
                 segment,
             };
             let had = from;
-            let result = wire::send(&self.sockets.data, &mut from, &run);
+            let result = wire::send(&sockets.data, &mut from, &run);
             if had != from || result.is_err() {
                 self.note_trouble(&run, had != from, result.err());
             }

@@ -8,7 +8,7 @@ use std::{
         unix::net::UnixStream,
     },
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
@@ -199,12 +199,13 @@ impl Tunnel {
         due.saturating_duration_since(now)
     }
 
-    /// Waits until the sockets are others than `known`, and returns them.
-    pub(crate) fn wait_for_sockets(&self, known: &Arc<Sockets>) -> Arc<Sockets> {
+    /// Waits until the sockets are others than `known`, and returns them. It does not keep the
+    /// known ones open.
+    pub(crate) fn wait_for_sockets(&self, known: &Weak<Sockets>) -> Arc<Sockets> {
         let state = self
             .rebound
             .wait_while(self.lock(), |state| {
-                Arc::ptr_eq(state.wire.sockets(), known)
+                Weak::ptr_eq(&Arc::downgrade(state.wire.sockets()), known)
             })
             .unwrap_or_else(PoisonError::into_inner);
         Arc::clone(state.wire.sockets())
@@ -229,8 +230,12 @@ impl Tunnel {
                 self.mtu.store(mtu, Ordering::Relaxed);
             }
         });
-        if let Err(error) = mtu {
-            self.note_tun_error(&error);
+        match mtu {
+            Ok(_) => {}
+            // Moved to another namespace, where its last MTU is a good guess: it only bounds how
+            // packets are padded.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => self.note_tun_error(&error),
         }
     }
 
@@ -386,6 +391,9 @@ impl Answer for &Tunnel {
             }
         };
         self.rebound.notify_all();
+        if let Some(closing) = self.with(|state, _| state.wire.take_closing()) {
+            closing.wait();
+        }
         answer
     }
 }

@@ -2,10 +2,11 @@
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     io,
     net::{IpAddr, SocketAddr},
     os::fd::AsFd as _,
-    sync::Arc,
+    sync::{Arc, mpsc},
     time::Duration,
 };
 
@@ -23,11 +24,19 @@ pub(crate) struct Sockets {
     /// Handshake messages arrive here, so that a flood of them fills no queue of data; without
     /// these, on old kernels, all arrive together.
     pub(crate) handshakes: Option<Pair>,
+    /// Goes behind the sockets, and so tells that they are closed.
+    _closed: mpsc::Sender<Infallible>,
 }
+
+/// Tells when the sockets that were exchanged are closed.
+pub(crate) struct Closing(mpsc::Receiver<Infallible>);
 
 /// The sockets and what belongs to them.
 pub(crate) struct Wire {
     sockets: Arc<Sockets>,
+    closing: mpsc::Receiver<Infallible>,
+    /// Sockets that were exchanged and that nobody has waited for yet.
+    former: Option<Closing>,
     fwmark: u32,
     /// Runs may leave as one.
     offload: bool,
@@ -41,8 +50,11 @@ pub(crate) struct Wire {
 impl Wire {
     /// Listens on a free port.
     pub(crate) fn open(offload: bool) -> io::Result<Self> {
+        let (sockets, closing) = bind(0, 0, offload)?;
         Ok(Self {
-            sockets: Arc::new(bind(0, 0, offload)?),
+            sockets: Arc::new(sockets),
+            closing,
+            former: None,
             fwmark: 0,
             offload,
             sources: BTreeMap::new(),
@@ -54,14 +66,20 @@ impl Wire {
     /// Listens on `port` instead; on failure everything stays as it was.
     pub(crate) fn listen(&mut self, port: u16) -> Result<(), Errno> {
         if port != self.port() {
-            let sockets = bind(port, self.fwmark, self.offload)?;
+            let (sockets, closing) = bind(port, self.fwmark, self.offload)?;
             let former = std::mem::replace(&mut self.sockets, Arc::new(sockets));
+            self.former = Some(Closing(std::mem::replace(&mut self.closing, closing)));
             // Their readers wake and find the new ones.
             former.data.sockets().for_each(Socket::retire);
             let handshakes = former.handshakes.iter();
             handshakes.flat_map(Pair::sockets).for_each(Socket::retire);
         }
         Ok(())
+    }
+
+    /// Returns what waits until the port that was left is free, once for each port.
+    pub(crate) fn take_closing(&mut self) -> Option<Closing> {
+        self.former.take()
     }
 
     /// Marks outgoing datagrams.
@@ -171,6 +189,14 @@ impl Wire {
     }
 }
 
+impl Closing {
+    /// Waits until whoever still reads or sends by the sockets is done with them.
+    pub(crate) fn wait(self) {
+        // Longer than a send waits for room. Whatever comes, the new sockets are in use.
+        self.0.recv_timeout(CLOSE_MAX).ok();
+    }
+}
+
 /// Sends a run from our address `from`, which is cleared when it is no longer ours; fails with the
 /// number of datagrams that were not sent.
 ///
@@ -209,7 +235,7 @@ fn send_within(
     Ok(())
 }
 
-fn bind(port: u16, mark: u32, offload: bool) -> io::Result<Sockets> {
+fn bind(port: u16, mark: u32, offload: bool) -> io::Result<(Sockets, mpsc::Receiver<Infallible>)> {
     let options = |buffer_bytes| Options { mark, buffer_bytes };
     let data = Pair::bind(port, &options(BUFFER_BYTES))?;
     for socket in data.sockets() {
@@ -224,10 +250,13 @@ fn bind(port: u16, mark: u32, offload: bool) -> io::Result<Sockets> {
     if let Err(error) = &handshakes {
         tracing::debug!("UDP: handshake messages share the sockets of data: {error}");
     }
-    Ok(Sockets {
+    let (closed, closing) = mpsc::channel();
+    let sockets = Sockets {
         data,
         handshakes: handshakes.ok(),
-    })
+        _closed: closed,
+    };
+    Ok((sockets, closing))
 }
 
 /// The message type that all datagrams but those of a handshake begin with (whitepaper 5.4.6).
@@ -241,3 +270,4 @@ const HANDSHAKE_BUFFER_BYTES: usize = 256 << 10;
 /// A socket that has no room for so long is not going to have it.
 const WAITS_MAX: u32 = 3;
 const WAIT: Duration = Duration::from_millis(20);
+const CLOSE_MAX: Duration = Duration::from_secs(1);

@@ -5,5 +5,7 @@
 mod attachment;
 mod flood;
 mod interface;
+mod mangled;
 mod trouble;
+mod underlay;
 mod world;

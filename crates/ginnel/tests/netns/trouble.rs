@@ -3,7 +3,7 @@
 use super::world::{Program, SHORT, Tunnel, World, inner, socket_path, within};
 
 /// Two of us, joined over IPv4, that reach each other.
-fn joined() -> Option<(World, [Tunnel; 2])> {
+pub(crate) fn joined() -> Option<(World, [Tunnel; 2])> {
     let world = World::new()?;
     let tunnels = [0, 1].map(|number| world.tunnel(number, Program::Ginnel));
     let [Some(one), Some(other)] = tunnels else {

@@ -21,6 +21,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::Signal;
+
 /// Two namespaces that reach each other.
 pub(crate) struct World {
     pub(crate) spaces: [Space; 2],
@@ -32,6 +34,9 @@ pub(crate) struct Space {
     /// The outer interface.
     pub(crate) link: String,
 }
+
+/// A namespace beside the two, with nothing in it; goes with the value.
+pub(crate) struct Apart(pub(crate) Space);
 
 /// A userspace WireGuard interface with its process.
 pub(crate) struct Tunnel {
@@ -162,6 +167,25 @@ impl Drop for World {
                 .status()
                 .expect("ip runs");
         }
+    }
+}
+
+impl Apart {
+    pub(crate) fn new() -> Self {
+        let name = unique("a");
+        ip(&["netns", "add", &name]);
+        let link = "lo".to_owned();
+        let space = Space { name, link };
+        space.ip(&["link", "set", "lo", "up"]);
+        Self(space)
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        let mut ip = Command::new("ip");
+        ip.args(["netns", "delete", &self.0.name]);
+        ip.status().expect("ip runs");
     }
 }
 
@@ -348,9 +372,13 @@ impl Tunnel {
 
     /// Asks the process to end.
     pub(crate) fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("a process id");
         let pid = nix::unistd::Pid::from_raw(pid);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("our child");
+        nix::sys::signal::kill(pid, signal).expect("our child");
     }
 }
 

@@ -232,7 +232,7 @@ impl Refusal {
     }
 }
 
-fn classify(errno: i32, from: Option<IpAddr>) -> SendError {
+pub(super) fn classify(errno: i32, from: Option<IpAddr>) -> SendError {
     match errno {
         libc::EAGAIN => SendError::WouldBlock,
         libc::ENOBUFS | libc::ENOMEM => SendError::NoBuffers,

@@ -2,7 +2,12 @@
 
 use std::{net::SocketAddr, os::fd::AsFd as _, time::Duration};
 
-use super::{control::Beside, receive::Run, send::Refusal, *};
+use super::{
+    control::Beside,
+    receive::Run,
+    send::{Refusal, classify},
+    *,
+};
 use crate::{
     poll::{Interest, wait_for},
     reactor::Watched,
@@ -145,6 +150,29 @@ fn only_the_errors_of_segmentation_count_as_refusals() {
     assert_eq!(Refusal::of(libc::EMSGSIZE), Some(Refusal::PathTooSmall));
     assert_eq!(Refusal::of(libc::EAGAIN), None);
     assert_eq!(Refusal::of(libc::ENETUNREACH), None);
+}
+
+#[test]
+fn each_error_of_sending_says_what_to_do_about_it() {
+    let from = Some("192.0.2.1".parse().unwrap());
+    for (errno, from, expected) in [
+        (libc::EAGAIN, None, SendError::WouldBlock),
+        (libc::ENOBUFS, None, SendError::NoBuffers),
+        (libc::ENOMEM, from, SendError::NoBuffers),
+        (libc::EMSGSIZE, None, SendError::TooLong),
+        (libc::ENETUNREACH, None, SendError::Unreachable),
+        (libc::EHOSTUNREACH, None, SendError::Unreachable),
+        (libc::ENETDOWN, None, SendError::Unreachable),
+        (libc::ENETUNREACH, from, SendError::SourceGone),
+        (libc::EINVAL, from, SendError::SourceGone),
+        (libc::EADDRNOTAVAIL, from, SendError::SourceGone),
+        (libc::EINVAL, None, SendError::Failed(libc::EINVAL)),
+        (libc::EPERM, from, SendError::Denied),
+        (libc::EACCES, None, SendError::Denied),
+        (libc::ECONNREFUSED, None, SendError::Refused),
+    ] {
+        assert_eq!(classify(errno, from), expected, "{errno} {from:?}");
+    }
 }
 
 #[test]
