@@ -32,7 +32,7 @@ pub use event::Event;
 pub use prefix::Prefix;
 pub use slab::{ConnectionId, EchoId, EchoRequestId, ListenerId, PrefixId, UdpId};
 pub use stack::{EchoRequest, Received, Refusal, Stack};
-pub use tcp::{CloseReason, State};
+pub use tcp::{CloseReason, CongestionControl, State};
 
 #[cfg(test)]
 mod tests;

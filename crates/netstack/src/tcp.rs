@@ -4,6 +4,7 @@ pub(crate) mod buffer;
 mod congestion;
 pub(crate) mod connection;
 pub(crate) mod cookie;
+mod delivery;
 mod pacing;
 mod rtt;
 mod scoreboard;
@@ -11,6 +12,8 @@ pub(crate) mod sequence;
 
 use packet::icmp::Unreachable;
 use thiserror::Error;
+
+pub use self::congestion::CongestionControl;
 
 /// The state of a connection (RFC 9293, 3.3.2); LISTEN belongs to listeners.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

@@ -1,5 +1,6 @@
 //! Stories in virtual time: two stacks and a link, or one stack and single segments.
 
+mod algorithm;
 mod datagram;
 mod fairness;
 mod flood;

@@ -19,6 +19,7 @@ pub mod process;
 pub mod random;
 pub mod reactor;
 pub mod signal;
+pub mod tcp;
 pub mod terminal;
 pub mod tun;
 pub mod udp;

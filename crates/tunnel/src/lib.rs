@@ -39,6 +39,8 @@ use netstack::{EchoFailure, ListenerId};
 use node::Node;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+pub use netstack::CongestionControl;
+
 pub use self::{
     advised::Advised,
     endpoint::Endpoints,

@@ -10,6 +10,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use netstack::CongestionControl;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net,
@@ -117,6 +118,22 @@ impl TcpStream {
         match &self.0 {
             Stream::Stack(stream) => stream.send_all(bytes).await,
             Stream::System(system) => system.send_all(bytes).await,
+        }
+    }
+
+    /// Chooses how the connection finds out what it may send; it is CUBIC when new.
+    ///
+    /// Where the system speaks TCP, it decides what it offers; a failure changes nothing.
+    pub fn set_congestion_control(&self, control: CongestionControl) -> io::Result<()> {
+        match &self.0 {
+            Stream::Stack(stream) => stream.set_congestion_control(control),
+            Stream::System(system) => os::tcp::set_congestion_control(
+                system.stream.as_fd(),
+                match control {
+                    CongestionControl::Cubic => "cubic",
+                    CongestionControl::Bbr => "bbr",
+                },
+            ),
         }
     }
 

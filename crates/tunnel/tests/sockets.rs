@@ -9,7 +9,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use model::config::Config;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tunnel::{Code, Network, TcpListener, Tunnel, UdpSocket};
+use tunnel::{Code, CongestionControl, Network, TcpListener, Tunnel, UdpSocket};
 use wireguard::StaticSecret;
 
 /// More than a handshake, a retransmission and a slow machine need together.
@@ -73,6 +73,8 @@ async fn a_listener_accepts_what_the_other_program_dials() {
         stream.remote()
     });
     let mut stream = client.dial("10.0.0.2", 80, TIMEOUT).await.expect("reached");
+    let bbr = CongestionControl::Bbr;
+    stream.set_congestion_control(bbr).expect("still connected");
     stream.write_all(b"ginnel").await.expect("room");
     stream.shutdown().await.expect("half-closed");
     let mut answer = String::new();

@@ -14,8 +14,8 @@ use packet::{
 
 use super::{Due, PORTS_FIRST, PORTS_TRIED, Pending, Received, Stack, is_unicast, unspecified};
 use crate::{
-    CloseReason, ConnectError, ConnectionId, Discard, Event, ListenError, ListenerId, Prefix,
-    RecvError, SendError, Stale, State,
+    CloseReason, CongestionControl, ConnectError, ConnectionId, Discard, Event, ListenError,
+    ListenerId, Prefix, RecvError, SendError, Stale, State,
     account::Accounts,
     prefix::Prefixes,
     secret::TableKey,
@@ -44,6 +44,8 @@ pub(super) struct Sockets {
     pub(super) accounts: Accounts,
     /// When a SYN was last answered by a cookie.
     pub(super) cookies_at: Option<Instant>,
+    /// Of connections that are opened from now on.
+    congestion_control: CongestionControl,
 }
 
 /// A connection and its place in the queues.
@@ -90,6 +92,7 @@ impl Sockets {
             ready: VecDeque::new(),
             accounts: Accounts::new(key, memory_bytes_max),
             cookies_at: None,
+            congestion_control: CongestionControl::default(),
         }
     }
 
@@ -189,6 +192,7 @@ impl Stack {
             receive_bytes_max: limits.receive_bytes_max,
             user_timeout: limits.user_timeout,
             connect_timeout: limits.connect_timeout,
+            congestion_control: self.tcp.congestion_control,
         }
     }
 
@@ -356,7 +360,7 @@ impl Stack {
             return Err(SendError::ShutDown);
         }
         let send =
-            |connection: &mut Connection, budget: &mut Budget| connection.send(bytes, budget);
+            |connection: &mut Connection, budget: &mut Budget| connection.send(now, bytes, budget);
         let taken = self.tcp.act(id, send).ok_or(SendError::Stale)?;
         self.settle(now, id);
         Ok(taken)
@@ -447,6 +451,26 @@ impl Stack {
             .set_nagle(on);
         self.settle(now, id);
         Ok(())
+    }
+
+    /// Chooses the congestion control of a connection, also while data is on its way.
+    pub fn set_congestion_control(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        control: CongestionControl,
+    ) -> Result<(), Stale> {
+        owned(&mut self.tcp.connections, id)
+            .ok_or(Stale)?
+            .set_congestion_control(now, control);
+        self.settle(now, id);
+        Ok(())
+    }
+
+    /// Chooses the congestion control of all connections that are opened or accepted from now on;
+    /// it is [`CongestionControl::Cubic`] in a new stack.
+    pub fn set_default_congestion_control(&mut self, control: CongestionControl) {
+        self.tcp.congestion_control = control;
     }
 
     /// Asks the peer of an idle connection for a sign of life every `interval`; after three

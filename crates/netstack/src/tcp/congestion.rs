@@ -1,26 +1,35 @@
-//! Congestion control: CUBIC (RFC 9438) with HyStart++ (RFC 9406).
+//! Congestion control: how much may be in flight, and how fast it may leave.
+
+mod bbr;
+mod cubic;
 
 use std::time::{Duration, Instant};
 
-use super::sequence::Seq;
+use self::{
+    bbr::{Bbr, Turn},
+    cubic::{Cubic, Curve, Window},
+};
+use super::{
+    delivery::{Loss, Sample},
+    pacing::Pace,
+    sequence::Seq,
+};
 
-/// RFC 9438, 4.6: multiplicative decrease.
-const BETA: f64 = 0.7;
-/// RFC 9438, 5: aggressiveness in segments per second cubed.
-const C: f64 = 0.4;
-/// RFC 9438, 4.3: additive increase that is as fair as Reno with that decrease.
-const ALPHA: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
 /// RFC 6928: initial window in segments.
 const INITIAL_SEGMENTS: u32 = 10;
-/// RFC 9406, 4.3: bounds of the delay that ends slow start, samples per round, rounds and growth
-/// of conservative slow start.
-const DELAY_MIN: Duration = Duration::from_millis(4);
-const DELAY_MAX: Duration = Duration::from_millis(16);
-const SAMPLES: u32 = 8;
-const CSS_GROWTH_DIVISOR: u32 = 4;
-const CSS_ROUNDS: u32 = 5;
 
-/// The congestion window of one connection, in bytes.
+/// How a connection finds out what it may send.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum CongestionControl {
+    /// CUBIC (RFC 9438) with HyStart++ (RFC 9406): a loss is a sign of congestion.
+    #[default]
+    Cubic,
+    /// BBR, version 3 (draft-ietf-ccwg-bbr-06): the rate is the one at which the path delivers.
+    /// Many times faster where packets are lost for other reasons than congestion.
+    Bbr,
+}
+
+/// The congestion window of one connection, in octets, and what decides on it.
 #[derive(Debug)]
 pub(crate) struct Congestion {
     pub(crate) cwnd: u32,
@@ -28,21 +37,13 @@ pub(crate) struct Congestion {
     /// The largest window that is of use: more is never in flight.
     cwnd_max: u32,
     mss: u32,
-    w_max: f64,
-    w_est: f64,
-    k: f64,
-    epoch: Option<Instant>,
-    hystart: HyStart,
+    control: Control,
 }
 
-#[derive(Debug, Default)]
-struct HyStart {
-    round_end: Option<Seq>,
-    last_min: Option<Duration>,
-    current_min: Option<Duration>,
-    samples: u32,
-    /// In conservative slow start: the minimum it began with, and rounds that it lasted.
-    conservative: Option<(Duration, u32)>,
+#[derive(Debug)]
+enum Control {
+    Cubic(Cubic),
+    Bbr(Box<Bbr>),
 }
 
 /// The window before a reduction, with the curve that led there (RFC 9438, 4.9.2).
@@ -50,10 +51,7 @@ struct HyStart {
 pub(crate) struct Reduction {
     cwnd: u32,
     ssthresh: u32,
-    w_max: f64,
-    w_est: f64,
-    k: f64,
-    epoch: Option<Instant>,
+    curve: Option<Curve>,
 }
 
 /// What an acknowledgement brought.
@@ -66,6 +64,40 @@ pub(crate) struct Acknowledged {
     pub(crate) snd_nxt: Seq,
 }
 
+/// What is on its way at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flight {
+    pub(crate) now: Instant,
+    /// Octets in flight.
+    pub(crate) in_flight: u32,
+    /// Octets that have been delivered since delivery is measured.
+    pub(crate) delivered: u64,
+}
+
+/// What an acknowledgement told about the path.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Delivered {
+    pub(crate) sample: Option<Sample>,
+    pub(crate) rtt: Option<Duration>,
+    pub(crate) smoothed_rtt: Option<Duration>,
+    /// The window has held data back.
+    pub(crate) cwnd_limited: bool,
+    /// Losses are being repaired.
+    pub(crate) recovering: bool,
+    /// Every loss is found, not only the first in a round.
+    pub(crate) sack: bool,
+}
+
+/// A time in which nothing was in flight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pause {
+    pub(crate) idle: Duration,
+    /// The RTO.
+    pub(crate) timeout: Duration,
+    /// The sender had run out of data.
+    pub(crate) application_limited: bool,
+}
+
 impl Congestion {
     pub(crate) fn new(mss: u32, cwnd_max: u32) -> Self {
         Self {
@@ -73,12 +105,25 @@ impl Congestion {
             ssthresh: u32::MAX,
             cwnd_max,
             mss,
-            w_max: 0.0,
-            w_est: 0.0,
-            k: 0.0,
-            epoch: None,
-            hystart: HyStart::default(),
+            control: Control::Cubic(Cubic::default()),
         }
+    }
+
+    /// Changes what decides; `seed` is the chance that BBR takes.
+    pub(crate) fn set_control(&mut self, now: Instant, control: CongestionControl, seed: u64) {
+        self.control = match (control, &self.control) {
+            (CongestionControl::Cubic, Control::Cubic(_))
+            | (CongestionControl::Bbr, Control::Bbr(_)) => return,
+            (CongestionControl::Bbr, Control::Cubic(_)) => {
+                self.ssthresh = u32::MAX;
+                Control::Bbr(Box::new(Bbr::new(now, seed)))
+            }
+            (CongestionControl::Cubic, Control::Bbr(_)) => {
+                // What is in flight by now is no beginning.
+                self.ssthresh = self.cwnd;
+                Control::Cubic(Cubic::default())
+            }
+        };
     }
 
     /// Follows a change of the segment size; the window in segments stays.
@@ -88,72 +133,113 @@ impl Congestion {
         self.mss = mss;
     }
 
-    /// Grows the window; called only while it is what limits the sender (RFC 7661, 4.3).
+    /// Tells whether the window follows a model of the path: then losses are repaired without
+    /// rate reduction, and retransmissions are paced as well.
+    pub(crate) fn has_model(&self) -> bool {
+        matches!(self.control, Control::Bbr(_))
+    }
+
+    /// Tells whether the window still doubles in a round-trip time.
+    pub(crate) fn in_slow_start(&self) -> bool {
+        self.cwnd < self.ssthresh
+    }
+
+    /// Returns how fast data may leave while `in_flight` octets are on their way.
+    pub(crate) fn pace(&self, in_flight: u32, smoothed_rtt: Duration) -> Pace {
+        match &self.control {
+            Control::Cubic(_) => {
+                let window = self.cwnd.max(in_flight);
+                Pace::of_window(window, smoothed_rtt, self.in_slow_start())
+            }
+            Control::Bbr(bbr) => Pace::of_rate(bbr.pacing_rate(self.mss, smoothed_rtt)),
+        }
+    }
+
+    /// Grows the window of CUBIC; called only while it is what limits the sender (RFC 7661, 4.3).
     pub(crate) fn handle_ack(&mut self, now: Instant, ack: Acknowledged) {
-        if self.cwnd < self.ssthresh {
-            self.slow_start(ack);
-        } else {
-            self.avoid_congestion(now, ack);
-        }
-        self.cwnd = self.cwnd.min(self.cwnd_max);
-    }
-
-    fn slow_start(&mut self, ack: Acknowledged) {
-        let growth = match self.hystart.conservative {
-            Some(_) => ack.bytes / CSS_GROWTH_DIVISOR,
-            None => ack.bytes,
-        };
-        self.cwnd = self.cwnd.saturating_add(growth);
-        if self.hystart.handle_ack(ack) {
-            self.ssthresh = self.cwnd;
+        let mut window = self.window();
+        if let Control::Cubic(cubic) = &mut self.control {
+            cubic.handle_ack(now, &mut window, ack);
+            self.set_window(window);
         }
     }
 
-    fn avoid_congestion(&mut self, now: Instant, ack: Acknowledged) {
-        let mss = f64::from(self.mss);
-        let cwnd = f64::from(self.cwnd) / mss;
-        let acked = f64::from(ack.bytes) / mss;
-        let epoch = *self.epoch.get_or_insert_with(|| {
-            self.w_est = cwnd;
-            self.w_max = self.w_max.max(cwnd);
-            self.k = ((self.w_max - cwnd) / C).cbrt();
-            now
-        });
-        let t = now.saturating_duration_since(epoch).as_secs_f64();
-        let cubic = |t: f64| C * (t - self.k).powi(3) + self.w_max;
-        self.w_est += if self.w_est < self.w_max { ALPHA } else { 1.0 } * acked / cwnd;
-        let target = if cubic(t) < self.w_est {
-            self.w_est
-        } else {
-            let target = cubic(t + ack.smoothed_rtt.as_secs_f64());
-            cwnd + (target.clamp(cwnd, 1.5 * cwnd) - cwnd) * acked / cwnd
+    /// Tells BBR what an acknowledgement has told about the path; returns whether samples say
+    /// nothing about it for a round-trip time.
+    pub(crate) fn handle_delivery(&mut self, flight: Flight, delivered: Delivered) -> bool {
+        let turn = self.turn(flight);
+        let Control::Bbr(bbr) = &mut self.control else {
+            return false;
         };
-        self.cwnd = to_bytes(target.max(cwnd) * mss);
+        self.cwnd = bbr.handle_ack(turn, delivered).min(self.cwnd_max);
+        bbr.probes_rtt()
     }
 
-    /// Reduces the window once for a loss that recovery can repair; returns the new ssthresh.
-    pub(crate) fn handle_loss(&mut self, flight: u32) -> u32 {
-        let mss = f64::from(self.mss);
-        let window = f64::from(self.cwnd.min(flight.max(self.mss))) / mss;
-        // Fast convergence (RFC 9438, 4.7).
-        self.w_max = if window < self.w_max {
-            window * (1.0 + BETA) / 2.0
-        } else {
-            window
-        };
-        self.ssthresh = to_bytes(window * BETA * mss).max(2 * self.mss);
-        self.epoch = None;
-        self.hystart = HyStart::default();
-        self.ssthresh
+    /// Tells BBR what was found lost.
+    pub(crate) fn handle_losses(&mut self, flight: Flight, recovering: bool, losses: &[Loss]) {
+        let turn = self.turn(flight);
+        if let Control::Bbr(bbr) = &mut self.control {
+            bbr.handle_losses(turn, recovering, losses);
+        }
+    }
+
+    /// Tells whether a round-trip time of BBR has ended with the latest acknowledgement.
+    pub(crate) fn begins_round(&self) -> bool {
+        match &self.control {
+            Control::Cubic(_) => false,
+            Control::Bbr(bbr) => bbr.begins_round(),
+        }
+    }
+
+    /// Begins fast recovery: CUBIC reduces ssthresh once for all losses in `flight`.
+    pub(crate) fn begin_recovery(&mut self, flight: u32) {
+        let mut window = self.window();
+        match &mut self.control {
+            Control::Cubic(cubic) => {
+                cubic.handle_loss(&mut window, flight);
+                self.set_window(window);
+            }
+            Control::Bbr(bbr) => bbr.save_cwnd(self.cwnd, false),
+        }
+    }
+
+    /// Answers a loss that is repaired already, or a mark of congestion, once.
+    pub(crate) fn reduce(&mut self, flight: Flight) {
+        let mut window = self.window();
+        let turn = self.turn(flight);
+        match &mut self.control {
+            Control::Cubic(cubic) => {
+                cubic.handle_loss(&mut window, flight.in_flight);
+                window.cwnd = window.ssthresh;
+                self.set_window(window);
+            }
+            Control::Bbr(bbr) => bbr.note_loss(turn, false),
+        }
+    }
+
+    /// Ends fast recovery, or the one after a timeout.
+    pub(crate) fn end_recovery(&mut self, fast: bool) {
+        match &mut self.control {
+            Control::Cubic(_) if fast => self.cwnd = self.ssthresh,
+            Control::Cubic(_) => {}
+            Control::Bbr(bbr) => self.cwnd = bbr.restored_cwnd(self.cwnd),
+        }
     }
 
     /// Begins again with one segment after a retransmission timeout; a repeated timeout reduces
     /// ssthresh no further (RFC 5681, 3.1).
     pub(crate) fn handle_timeout(&mut self, flight: u32, repeated: bool) {
-        if !repeated {
-            self.handle_loss(flight);
+        let mut window = self.window();
+        match &mut self.control {
+            Control::Cubic(cubic) => {
+                if !repeated {
+                    cubic.handle_loss(&mut window, flight);
+                    self.ssthresh = window.ssthresh;
+                }
+                cubic.restart();
+            }
+            Control::Bbr(bbr) => bbr.save_cwnd(self.cwnd, repeated),
         }
-        self.epoch = None;
         self.cwnd = self.mss;
     }
 
@@ -162,76 +248,61 @@ impl Congestion {
         Reduction {
             cwnd: self.cwnd,
             ssthresh: self.ssthresh,
-            w_max: self.w_max,
-            w_est: self.w_est,
-            k: self.k,
-            epoch: self.epoch,
+            curve: match &self.control {
+                Control::Cubic(cubic) => Some(cubic.curve),
+                Control::Bbr(_) => None,
+            },
         }
     }
 
     /// Takes back a reduction that proved needless (RFC 4015; RFC 9438, 4.9.2).
-    pub(crate) fn undo(&mut self, before: Reduction) {
+    pub(crate) fn undo(&mut self, flight: Flight, before: Reduction) {
+        let turn = self.turn(flight);
         self.cwnd = self.cwnd.max(before.cwnd);
         self.ssthresh = self.ssthresh.max(before.ssthresh);
-        self.w_max = before.w_max;
-        self.w_est = before.w_est;
-        self.k = before.k;
-        self.epoch = before.epoch;
-    }
-
-    /// Halves the window for each RTO of idleness, but not below the initial one: what it stood
-    /// for is no longer known (RFC 5681, 4.1, in the gentler form of RFC 2861).
-    pub(crate) fn handle_idle(&mut self, idle: Duration, timeout: Duration) {
-        let floor = (INITIAL_SEGMENTS * self.mss).min(self.cwnd);
-        let mut left = idle;
-        while left > timeout && self.cwnd > floor {
-            self.ssthresh = self.ssthresh.max(self.cwnd / 4 * 3);
-            self.cwnd = (self.cwnd / 2).max(floor);
-            left -= timeout;
+        match (&mut self.control, before.curve) {
+            (Control::Cubic(cubic), Some(curve)) => cubic.curve = curve,
+            (Control::Cubic(_), None) => {}
+            (Control::Bbr(bbr), _) => bbr.handle_needless_recovery(turn),
         }
-        self.epoch = None;
     }
-}
 
-impl HyStart {
-    /// Returns whether slow start has found the capacity of the path.
-    fn handle_ack(&mut self, ack: Acknowledged) -> bool {
-        let round_over = self.round_end.is_none_or(|end| !ack.snd_una.before(end));
-        if round_over {
-            self.round_end = Some(ack.snd_nxt);
-            self.last_min = self.current_min.take();
-            self.samples = 0;
-            if let Some((_, rounds)) = &mut self.conservative {
-                *rounds += 1;
-                if *rounds >= CSS_ROUNDS {
-                    return true;
-                }
+    /// Follows a pause of the sender, after which nothing is in flight.
+    pub(crate) fn handle_idle(&mut self, flight: Flight, pause: Pause) {
+        let mut window = self.window();
+        let turn = self.turn(flight);
+        match &mut self.control {
+            Control::Cubic(cubic) if pause.idle > pause.timeout => {
+                cubic.handle_idle(&mut window, pause.idle, pause.timeout);
+                self.set_window(window);
             }
-        }
-        let Some(rtt) = ack.rtt else { return false };
-        self.samples += 1;
-        let current = self.current_min.map_or(rtt, |min| min.min(rtt));
-        self.current_min = Some(current);
-        if self.samples < SAMPLES {
-            return false;
-        }
-        match (self.conservative, self.last_min) {
-            (Some((baseline, _)), _) if current < baseline => self.conservative = None,
-            (None, Some(last)) if current >= last + (last / 8).clamp(DELAY_MIN, DELAY_MAX) => {
-                self.conservative = Some((current, 0));
+            Control::Bbr(bbr) if pause.application_limited => {
+                self.cwnd = bbr.handle_restart(turn);
             }
-            (Some(_), _) | (None, _) => {}
+            Control::Cubic(_) | Control::Bbr(_) => {}
         }
-        false
     }
-}
 
-/// Rounds down; windows are far below 2^32 by `cwnd_max`.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a float casts to the nearest integer and saturates"
-)]
-fn to_bytes(bytes: f64) -> u32 {
-    bytes as u32
+    fn window(&self) -> Window {
+        Window {
+            cwnd: self.cwnd,
+            ssthresh: self.ssthresh,
+            mss: self.mss,
+        }
+    }
+
+    fn set_window(&mut self, window: Window) {
+        self.cwnd = window.cwnd.min(self.cwnd_max);
+        self.ssthresh = window.ssthresh;
+    }
+
+    fn turn(&self, flight: Flight) -> Turn {
+        Turn {
+            now: flight.now,
+            cwnd: self.cwnd,
+            mss: self.mss,
+            in_flight: flight.in_flight,
+            delivered: flight.delivered,
+        }
+    }
 }

@@ -15,8 +15,8 @@ use packet::{icmp::Unreachable, ip, tcp};
 use super::{
     CloseReason, State,
     buffer::{Budget, FLOOR, ReceiveBuffer, SendBuffer},
-    congestion::Congestion,
-    pacing::{Pace, Pacer},
+    congestion::{Congestion, CongestionControl, Flight, Pause},
+    pacing::Pacer,
     rtt::Rtt,
     scoreboard::Scoreboard,
     sequence::Seq,
@@ -69,6 +69,7 @@ pub(crate) struct Opening {
     pub(crate) receive_bytes_max: usize,
     pub(crate) user_timeout: Duration,
     pub(crate) connect_timeout: Duration,
+    pub(crate) congestion_control: CongestionControl,
 }
 
 impl Opening {
@@ -233,12 +234,10 @@ pub(crate) struct Connection {
 impl Connection {
     /// Makes an active open; the SYN comes out of [`Connection::poll_transmit`].
     pub(crate) fn connect(now: Instant, opening: Opening) -> Self {
-        let v4 = opening.remote.is_ipv4();
-        let peer_mss = if v4 { MSS_DEFAULT_V4 } else { MSS_DEFAULT_V6 };
+        let peer_mss = default_mss(opening.remote);
         let iss = opening.iss;
-        let rcv_limit = BUFFER_INITIAL.min(opening.receive_bytes_max);
         let cwnd_max = u32::try_from(opening.send_bytes_max.saturating_mul(2)).unwrap_or(u32::MAX);
-        Self {
+        let mut connection = Self {
             opening,
             state: State::SynSent,
             reason: None,
@@ -262,7 +261,7 @@ impl Connection {
             rcv_nxt: Seq(0),
             rcv_adv: Seq(0),
             rcv_scale: 0,
-            rcv_limit,
+            rcv_limit: BUFFER_INITIAL.min(opening.receive_bytes_max),
             peer_fin: None,
             receive_buffer: ReceiveBuffer::default(),
             read_round: (None, 0),
@@ -302,7 +301,9 @@ impl Connection {
             reset_due: false,
             soft_error: None,
             user_timeout: opening.user_timeout,
-        }
+        };
+        connection.set_congestion_control(now, opening.congestion_control);
+        connection
     }
 
     /// Makes a passive open from a SYN; the SYN-ACK comes out of [`Connection::poll_transmit`].
@@ -377,7 +378,8 @@ impl Connection {
     }
 
     /// Takes bytes to send and returns how many.
-    pub(crate) fn send(&mut self, bytes: &[u8], budget: &mut Budget) -> usize {
+    pub(crate) fn send(&mut self, now: Instant, bytes: &[u8], budget: &mut Budget) -> usize {
+        self.detect_limits(now);
         let taken = self.send_buffer.push(bytes, self.send_limit(), budget);
         self.wants_room |= taken < bytes.len();
         taken
@@ -515,6 +517,14 @@ impl Connection {
         self.nagle = enabled;
     }
 
+    pub(crate) fn set_congestion_control(&mut self, now: Instant, control: CongestionControl) {
+        // Nobody else has the same numbers, which is all that its chance is for.
+        let seed = u64::from(self.opening.iss.0) << 32 | u64::from(self.opening.stamp_base.1);
+        self.congestion.set_control(now, control, seed);
+        self.scoreboard
+            .measure_delivery(now, self.congestion.has_model());
+    }
+
     pub(crate) fn set_keepalive(&mut self, interval: Option<Duration>) {
         self.keepalive = interval;
     }
@@ -596,6 +606,28 @@ impl Connection {
         }
     }
 
+    /// What is on its way now.
+    fn flight(&self, now: Instant) -> Flight {
+        Flight {
+            now,
+            in_flight: self.pipe(),
+            delivered: self.scoreboard.delivered(),
+        }
+    }
+
+    /// Takes notice when window and pace would let data out and there is none
+    /// (draft-ietf-ccwg-bbr-06, 4.1.2.4).
+    fn detect_limits(&mut self, now: Instant) {
+        let idle = self.congestion.has_model()
+            && !self.owes_new()
+            && self.pipe() < self.congestion.cwnd
+            && !self.pacer.is_ahead(now)
+            && !self.scoreboard.has_lost();
+        if idle {
+            self.scoreboard.limit_delivery();
+        }
+    }
+
     fn stamp(&self, now: Instant) -> u32 {
         self.opening.stamp(now)
     }
@@ -660,6 +692,13 @@ impl Connection {
             | State::TimeWait
             | State::Closed => false,
         }
+    }
+}
+
+fn default_mss(remote: SocketAddr) -> u32 {
+    match remote {
+        SocketAddr::V4(_) => MSS_DEFAULT_V4,
+        SocketAddr::V6(_) => MSS_DEFAULT_V6,
     }
 }
 

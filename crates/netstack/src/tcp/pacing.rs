@@ -14,29 +14,38 @@ const AVOIDANCE_QUARTERS: u32 = 5;
 /// the initial window.
 const UNPACED_SEGMENTS: u8 = 10;
 
-/// The rate at which new data may leave.
+/// The rate at which data may leave: so many octets in so long a time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
-    /// Octets that are sent in one smoothed round-trip time, without the gain.
-    pub(crate) window: u32,
-    pub(crate) smoothed_rtt: Duration,
-    pub(crate) slow_start: bool,
+    window: u32,
+    round: Duration,
 }
 
 impl Pace {
-    /// How long a window takes.
-    fn round(self) -> Duration {
-        let quarters = if self.slow_start {
+    /// A window in each smoothed round-trip time, and a little more.
+    pub(crate) fn of_window(window: u32, smoothed_rtt: Duration, slow_start: bool) -> Self {
+        let quarters = if slow_start {
             SLOW_START_QUARTERS
         } else {
             AVOIDANCE_QUARTERS
         };
-        self.smoothed_rtt * 4 / quarters
+        Self {
+            window,
+            round: smoothed_rtt * 4 / quarters,
+        }
+    }
+
+    /// So many octets in a second.
+    pub(crate) fn of_rate(octets: u64) -> Self {
+        Self {
+            window: u32::try_from(octets).unwrap_or(u32::MAX),
+            round: Duration::from_secs(1),
+        }
     }
 
     /// How long `octets` take.
     fn time(self, octets: u32) -> Duration {
-        let round = u64::try_from(self.round().as_nanos()).unwrap_or(u64::MAX);
+        let round = u64::try_from(self.round.as_nanos()).unwrap_or(u64::MAX);
         let nanos = round.saturating_mul(u64::from(octets)) / u64::from(self.window.max(1));
         Duration::from_nanos(nanos)
     }
@@ -79,6 +88,11 @@ impl Pacer {
         }
     }
 
+    /// Tells whether what was sent has not taken its time yet.
+    pub(crate) fn is_ahead(&self, now: Instant) -> bool {
+        self.next.is_some_and(|next| next > now)
+    }
+
     /// Forgets a release that is due; who is still held back asks again.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if self.release().is_some_and(|at| at <= now) {
@@ -94,7 +108,7 @@ impl Pacer {
     /// Tells whether `octets` have to wait, and arranges the release if so.
     pub(crate) fn holds(&mut self, now: Instant, pace: Pace, octets: u32) -> bool {
         // A window that is one burst is not worth a timer.
-        let held = self.next.is_some_and(|next| next > now) && pace.round() > BURST;
+        let held = self.is_ahead(now) && pace.round > BURST;
         if held {
             // One timer for each burst, not for each segment.
             let slack = BURST.saturating_sub(pace.time(octets));
@@ -130,11 +144,7 @@ mod tests {
     const RTT: Duration = Duration::from_millis(100);
 
     fn pace(window: u32) -> Pace {
-        Pace {
-            window,
-            smoothed_rtt: RTT,
-            slow_start: false,
-        }
+        Pace::of_window(window, RTT, false)
     }
 
     /// A pacer after the initial window.
@@ -206,10 +216,7 @@ mod tests {
     #[test]
     fn a_path_of_a_millisecond_is_not_paced() {
         let now = base();
-        let near = Pace {
-            smoothed_rtt: Duration::from_millis(1),
-            ..pace(100_000)
-        };
+        let near = Pace::of_window(100_000, Duration::from_millis(1), false);
         let mut pacer = paced();
         pacer.count(now, near, 100_000);
         assert!(!pacer.holds(now, near, 1_000));

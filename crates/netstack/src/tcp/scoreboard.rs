@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::sequence::Seq;
+use super::{
+    delivery::{Delivery, Loss, Sample, Snapshot},
+    sequence::Seq,
+};
 
 /// A run of sequence numbers that was transmitted at once.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +20,7 @@ struct Sent {
     retransmitted: bool,
     sacked: bool,
     lost: bool,
+    snapshot: Snapshot,
 }
 
 impl Sent {
@@ -59,6 +63,8 @@ pub(crate) struct Scoreboard {
     /// SACK blocks of the segment before; what they covered is marked already.
     seen: Vec<(Seq, Seq)>,
     rack: Rack,
+    /// Measures the delivery rate where somebody wants it.
+    delivery: Option<Box<Delivery>>,
 }
 
 #[derive(Debug, Default)]
@@ -113,6 +119,7 @@ impl Scoreboard {
 
     /// Records the first transmission of a segment.
     pub(crate) fn push(&mut self, now: Instant, start: Seq, end: Seq) {
+        let snapshot = self.snapshot(now, end - start);
         self.records.push_back(Sent {
             start,
             end,
@@ -120,9 +127,62 @@ impl Scoreboard {
             retransmitted: false,
             sacked: false,
             lost: false,
+            snapshot,
         });
         self.order.push_back((now, start, end));
         self.in_flight += end - start;
+    }
+
+    /// What is known when `octets` are transmitted beside what is in flight.
+    fn snapshot(&mut self, now: Instant, octets: u32) -> Snapshot {
+        let in_flight = self.in_flight;
+        let delivery = self.delivery.as_mut();
+        delivery.map_or(Snapshot::default(), |delivery| {
+            delivery.transmit(now, in_flight, octets)
+        })
+    }
+
+    /// Begins or ends to measure the delivery rate.
+    pub(crate) fn measure_delivery(&mut self, now: Instant, on: bool) {
+        if on != self.delivery.is_some() {
+            self.delivery = on.then(|| Box::new(Delivery::new(now)));
+        }
+    }
+
+    /// Octets that have been delivered since that is measured.
+    pub(crate) fn delivered(&self) -> u64 {
+        let delivery = self.delivery.as_ref();
+        delivery.map_or(0, |delivery| delivery.delivered())
+    }
+
+    /// Takes notice that the sender has run out of data.
+    pub(crate) fn limit_delivery(&mut self) {
+        if let Some(delivery) = &mut self.delivery {
+            delivery.limit(self.in_flight);
+        }
+    }
+
+    /// Tells whether the sender has been running out of data of late.
+    pub(crate) fn is_application_limited(&self) -> bool {
+        let delivery = self.delivery.as_ref();
+        delivery.is_some_and(|delivery| delivery.is_application_limited())
+    }
+
+    /// Ends an acknowledgement: returns its sample of the delivery rate.
+    pub(crate) fn sample_delivery(&mut self, now: Instant) -> Option<Sample> {
+        let min_rtt = self.rack.min_rtt;
+        self.delivery.as_mut()?.sample(now, min_rtt)
+    }
+
+    /// Takes what was found lost since the last call, where delivery is measured.
+    pub(crate) fn take_losses(&mut self) -> Vec<Loss> {
+        let delivery = self.delivery.as_mut();
+        delivery.map_or(Vec::new(), |delivery| delivery.take_losses())
+    }
+
+    /// Tells whether something lost waits to be transmitted again.
+    pub(crate) fn has_lost(&mut self) -> bool {
+        self.first_lost().is_some()
     }
 
     /// Returns the next lost run of at most `limit` octets as one that is transmitted again now.
@@ -169,13 +229,15 @@ impl Scoreboard {
     }
 
     fn retransmit(&mut self, now: Instant, index: usize) -> (Seq, Seq) {
+        let Sent { start, end, .. } = self.records[index];
+        self.in_flight -= self.records[index].in_flight();
+        let snapshot = self.snapshot(now, end - start);
         let record = &mut self.records[index];
-        self.in_flight -= record.in_flight();
+        record.snapshot = snapshot;
         record.lost = false;
         record.retransmitted = true;
         record.sent_at = now;
         self.in_flight += record.in_flight();
-        let (start, end) = (record.start, record.end);
         self.order.push_back((now, start, end));
         (start, end)
     }
@@ -279,6 +341,10 @@ impl Scoreboard {
     /// RFC 8985, 6.2, steps 2 and 3.
     fn deliver(&mut self, now: Instant, record: Sent, delivered: &mut Delivered) {
         delivered.octets += record.end - record.start;
+        if let Some(delivery) = &mut self.delivery {
+            let run = (record.start, record.end);
+            delivery.deliver(now, record.sent_at, run, record.snapshot);
+        }
         delivered.retransmitted |= record.retransmitted;
         let rtt = now.saturating_duration_since(record.sent_at);
         if !record.retransmitted {
@@ -391,6 +457,9 @@ impl Scoreboard {
                 record.sacked = false;
             }
             if !record.sacked {
+                if let (Some(delivery), false) = (&mut self.delivery, record.lost) {
+                    delivery.lose(record.end - record.start, record.snapshot);
+                }
                 record.lost = true;
                 self.lost.push_back(record.start);
             }
@@ -439,6 +508,9 @@ impl Scoreboard {
             }
             if record.sent_at == sent_at && record.in_flight() > 0 {
                 self.in_flight -= record.in_flight();
+                if let Some(delivery) = &mut self.delivery {
+                    delivery.lose(record.end - record.start, record.snapshot);
+                }
                 record.lost = true;
                 self.lost.push_back(record.start);
                 found = true;
@@ -487,6 +559,7 @@ impl Scoreboard {
             *self = Self {
                 rack,
                 fack: self.fack,
+                delivery: self.delivery.take(),
                 ..Self::default()
             };
             return;

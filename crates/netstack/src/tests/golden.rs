@@ -41,7 +41,7 @@ fn throughput(link: Link) -> String {
     two_digits(rates[rates.len() / 2])
 }
 
-fn two_digits(value: f64) -> String {
+pub(super) fn two_digits(value: f64) -> String {
     let decimals = match value {
         10.0.. => 0,
         1.0.. => 1,

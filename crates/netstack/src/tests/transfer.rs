@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::pair::{A, B, Link, Pair, Seeded};
-use crate::{CloseReason, ConnectionId, Event, Limits, Received, State};
+use crate::{CloseReason, CongestionControl, ConnectionId, Event, Limits, Received, State};
 
 /// One direction: what is sent is a function of the position.
 struct Stream {
@@ -170,17 +170,21 @@ fn a_thousand_seeds_of_bad_links_deliver_every_byte_in_order_and_once() {
         let lengths = lengths.map(|length| usize::try_from(length).unwrap());
         let v6 = random.chance(500);
         let pauses = if random.chance(300) { 900 } else { 0 };
+        let control = if random.chance(500) {
+            CongestionControl::Bbr
+        } else {
+            CongestionControl::Cubic
+        };
         let outcome = std::panic::catch_unwind(|| {
-            transfer(
-                &mut Pair::with_limits(seed, link, patient),
-                lengths,
-                v6,
-                pauses,
-            );
+            let mut pair = Pair::with_limits(seed, link, patient);
+            for stack in &mut pair.stacks {
+                stack.set_default_congestion_control(control);
+            }
+            transfer(&mut pair, lengths, v6, pauses);
         });
         assert!(
             outcome.is_ok(),
-            "seed {seed}: {link:?} {lengths:?} v6 {v6} pauses {pauses}"
+            "seed {seed}: {link:?} {lengths:?} v6 {v6} pauses {pauses} {control:?}"
         );
     }
 }

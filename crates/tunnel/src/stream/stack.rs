@@ -8,7 +8,9 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use netstack::{CloseReason, ConnectionId, Received, RecvError, SendError, State};
+use netstack::{
+    CloseReason, CongestionControl, ConnectionId, Received, RecvError, SendError, State,
+};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{Tunnel, core};
@@ -80,6 +82,14 @@ impl TcpStream {
             bytes = &bytes[sent..];
         }
         Ok(())
+    }
+
+    /// Chooses how the connection finds out what it may send.
+    pub(super) fn set_congestion_control(&self, control: CongestionControl) -> io::Result<()> {
+        let mut turn = self.tunnel.turn();
+        let now = turn.now;
+        let set = turn.stack().set_congestion_control(now, self.id, control);
+        set.map_err(|_| io::ErrorKind::NotConnected.into())
     }
 
     /// Ends the connection at once with a RST.

@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 use packet::tcp::{Flags, Header, Segment};
 
 use super::{
-    ACK_DELAY, Ack, Budget, CloseReason, Connection, FIN_WAIT_2, Hold, MSS_MIN, Recovery, Seq,
-    Stamps, State, TIME_WAIT, Undo, WINDOW_SHIFT, signal, undo,
+    ACK_DELAY, Ack, Budget, CloseReason, Connection, FIN_WAIT_2, Flight, Hold, MSS_MIN, Recovery,
+    Seq, Stamps, State, TIME_WAIT, Undo, WINDOW_SHIFT, signal, undo,
 };
 use crate::{
     Discard,
     tcp::{
         buffer::Inserted,
-        congestion::Acknowledged,
+        congestion::{self, Acknowledged},
         scoreboard::{Delivered, RackTime},
     },
 };
@@ -340,6 +340,7 @@ impl Connection {
         let window = u32::from(header.window) << self.snd_scale;
         let same_window = window == self.snd_wnd;
         self.update_window(header, window);
+        self.detect_limits(now);
         let flight = self.snd_nxt - self.snd_una;
         let pipe = self.pipe();
         self.probe_due = false;
@@ -362,16 +363,20 @@ impl Connection {
             delivered.retransmitted |= above.retransmitted;
             delivered.once = delivered.once.or(above.once);
         }
-        self.detect_by_duplicate(header);
-        self.detect_by_forwarding(&delivered, advanced);
+        self.detect_by_duplicate(now, header);
+        self.detect_by_forwarding(now, &delivered, advanced);
         self.take_rtt_sample(now, header, &delivered, advanced);
         let duplicate = !advanced
             && !self.scoreboard.is_empty()
             && segment.sequence_length() == 0
             && same_window;
-        self.end_probe(ack, header);
+        self.end_probe(now, ack, header);
         self.recover(now, &delivered, advanced, duplicate, flight);
-        self.grow(now, &delivered, pipe);
+        if self.congestion.has_model() {
+            self.follow_model(now, &delivered);
+        } else {
+            self.grow(now, &delivered, pipe);
+        }
     }
 
     /// RFC 9293, 3.10.7.4: SND.WND follows the latest segment.
@@ -456,7 +461,7 @@ impl Connection {
     }
 
     /// RFC 8985, 7.4: a probe that repaired a loss counts as one.
-    fn end_probe(&mut self, ack: Seq, header: &Header) {
+    fn end_probe(&mut self, now: Instant, ack: Seq, header: &Header) {
         let Some(probe) = self.probe_end else { return };
         if ack.before(probe.end) {
             return;
@@ -465,10 +470,12 @@ impl Connection {
         // A DSACK tells that the original had arrived as well (RFC 2883, 4).
         let arrived_twice = undo::duplicate(header).is_some();
         if probe.retransmits && !arrived_twice && self.recovery == Recovery::Open {
-            let flight = self.congestion.cwnd;
             self.undo = None;
-            let ssthresh = self.congestion.handle_loss(flight);
-            self.congestion.cwnd = ssthresh;
+            let flight = Flight {
+                in_flight: self.congestion.cwnd,
+                ..self.flight(now)
+            };
+            self.congestion.reduce(flight);
         }
     }
 
@@ -515,18 +522,20 @@ impl Connection {
                 Some(_) | None => 0,
             };
         }
+        self.report_losses(now, self.recovery != Recovery::Open);
         match self.recovery {
             Recovery::Open if lost => self.enter_recovery(flight),
             Recovery::Open => {}
             Recovery::Fast { point, .. } if !self.snd_una.before(point) => {
                 self.recovery = Recovery::Open;
-                self.congestion.cwnd = self.congestion.ssthresh;
+                self.congestion.end_recovery(true);
                 self.scoreboard.end_recovery();
             }
             Recovery::Fast { .. } => {}
             Recovery::Loss { point, .. } => {
                 if !self.snd_una.before(point) {
                     self.recovery = Recovery::Open;
+                    self.congestion.end_recovery(false);
                     self.scoreboard.end_recovery();
                 }
             }
@@ -549,7 +558,7 @@ impl Connection {
     /// Reduces the window once for all that was in flight.
     pub(super) fn enter_recovery(&mut self, flight: u32) {
         self.undo = Some(Undo::new(self.congestion.before_reduction()));
-        self.congestion.handle_loss(flight);
+        self.congestion.begin_recovery(flight);
         self.recovery = Recovery::Fast {
             point: self.snd_nxt,
             flight,
@@ -562,6 +571,9 @@ impl Connection {
 
     /// Proportional rate reduction with its slow-start bound (RFC 9937, 6).
     fn reduce_rate(&mut self, octets: u32, safe: bool) {
+        if self.congestion.has_model() {
+            return;
+        }
         let mss = self.segment_size();
         let pipe = self.pipe();
         let ssthresh = self.congestion.ssthresh;
@@ -589,6 +601,33 @@ impl Connection {
             limit.min(ssthresh - pipe)
         };
         self.congestion.cwnd = (pipe + allowed).max(mss);
+    }
+
+    /// Tells the model of the path what was found lost.
+    pub(super) fn report_losses(&mut self, now: Instant, recovering: bool) {
+        let losses = self.scoreboard.take_losses();
+        let flight = self.flight(now);
+        self.congestion.handle_losses(flight, recovering, &losses);
+    }
+
+    /// Tells the model of the path what was delivered.
+    fn follow_model(&mut self, now: Instant, delivered: &Delivered) {
+        let sample = self.scoreboard.sample_delivery(now);
+        let told = congestion::Delivered {
+            sample,
+            rtt: delivered.rtt,
+            smoothed_rtt: self.rtt.smoothed(),
+            cwnd_limited: self.cwnd_limited,
+            recovering: self.recovery != Recovery::Open,
+            sack: self.sack,
+        };
+        let flight = self.flight(now);
+        if self.congestion.handle_delivery(flight, told) {
+            self.scoreboard.limit_delivery();
+        }
+        if self.congestion.begins_round() {
+            self.cwnd_limited = false;
+        }
     }
 
     fn grow(&mut self, now: Instant, delivered: &Delivered, pipe: u32) {

@@ -52,6 +52,7 @@ impl Connection {
             // The peer pauses; its next burst shall not wait again.
             self.quick_acks = self.quick_acks.max(2);
         }
+        self.detect_limits(now);
         self.pacer.handle_timeout(now);
         if self.linger.is_some_and(|at| at <= now) {
             self.close(CloseReason::Finished, budget);
@@ -160,6 +161,7 @@ impl Connection {
             };
         }
         self.scoreboard.mark_all_lost();
+        self.report_losses(now, true);
         self.duplicate_acks = 0;
         self.probe_due = false;
         self.probe_end = None;
@@ -174,6 +176,7 @@ impl Connection {
         let lost = self
             .scoreboard
             .detect_losses(self.rack_time(now, recovering));
+        self.report_losses(now, recovering);
         if lost && !recovering {
             self.enter_recovery(flight);
         }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use packet::tcp::{self, Flags, Header, Options, Timestamps};
 
-use super::{Ack, Budget, Connection, MSS_MIN, Pace, Probe, Recovery, Seq, State, WINDOW_SHIFT};
+use super::{Ack, Budget, Connection, MSS_MIN, Pause, Probe, Recovery, Seq, State, WINDOW_SHIFT};
 
 impl Connection {
     /// Writes the next segment that may go out now to the front of `out`, with a checksum of
@@ -95,6 +95,13 @@ impl Connection {
         if lost > 0 {
             let pipe = self.pipe();
             if !self.force && pipe > 0 && pipe + lost > self.congestion.cwnd {
+                if self.congestion.has_model() {
+                    self.cwnd_limited = true;
+                    self.pacer.rest();
+                }
+                return None;
+            }
+            if self.congestion.has_model() && !self.keeps_pace(now, lost, self.force) {
                 return None;
             }
             self.force = false;
@@ -170,9 +177,12 @@ impl Connection {
         self.blocked_probes = 0;
         if self.scoreboard.is_empty() {
             let idle = now.saturating_duration_since(self.last_sent);
-            if idle > self.rtt.timeout() {
-                self.congestion.handle_idle(idle, self.rtt.timeout());
-            }
+            let pause = Pause {
+                idle,
+                timeout: self.rtt.timeout(),
+                application_limited: self.scoreboard.is_application_limited(),
+            };
+            self.congestion.handle_idle(self.flight(now), pause);
             self.rto_base = now;
             self.una_since = now;
         }
@@ -188,23 +198,20 @@ impl Connection {
         Some((start, end))
     }
 
-    /// Counts `octets` of new data, or holds them back until the pace lets them go.
+    /// Counts `octets`, or holds them back until the pace lets them go.
     ///
-    /// Held back is only what follows something in flight on a path without losses: what is lost,
-    /// a probe, limited transmit (RFC 3042) and the first segment after silence go at once, and
-    /// recovery has its own clock.
+    /// Held back is only what follows something in flight on a path without losses: a probe,
+    /// limited transmit (RFC 3042) and the first segment after silence go at once, and recovery has
+    /// its own clock. A rate that a model of the path gives holds also for what is lost.
     fn keeps_pace(&mut self, now: Instant, octets: u32, probe: bool) -> bool {
         let Some(smoothed_rtt) = self.rtt.smoothed() else {
             return true;
         };
-        let pace = Pace {
-            window: self.congestion.cwnd.max(self.scoreboard.in_flight()),
-            smoothed_rtt,
-            slow_start: self.congestion.cwnd < self.congestion.ssthresh,
-        };
+        let in_flight = self.scoreboard.in_flight();
+        let pace = self.congestion.pace(in_flight, smoothed_rtt);
         // A duplicate acknowledgement lets out one segment, to tell loss from reordering.
-        let limited = self.duplicate_acks > 0;
-        let free = probe || limited || self.recovery != Recovery::Open || self.pipe() == 0;
+        let clocked = self.duplicate_acks > 0 || self.recovery != Recovery::Open;
+        let free = probe || (clocked && !self.congestion.has_model()) || self.pipe() == 0;
         if !free && self.pacer.holds(now, pace, octets) {
             return false;
         }

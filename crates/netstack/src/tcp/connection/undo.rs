@@ -99,11 +99,11 @@ impl Connection {
             self.rtt
                 .handle_needless_timeout(Duration::from_millis(millis.into()));
         }
-        self.take_back();
+        self.take_back(now);
     }
 
     /// Takes notice of what arrived twice.
-    pub(super) fn detect_by_duplicate(&mut self, header: &Header) {
+    pub(super) fn detect_by_duplicate(&mut self, now: Instant, header: &Header) {
         let Some((left, right)) = duplicate(header).filter(|_| self.sack) else {
             return;
         };
@@ -119,13 +119,18 @@ impl Connection {
             !reported
         });
         if undo.retransmissions > 0 && undo.unreported.is_empty() {
-            self.take_back();
+            self.take_back(now);
         }
     }
 
     /// F-RTO, for peers without timestamps: after a timeout two segments of new data go out, and
     /// if the next acknowledgement covers what was sent once, nothing was lost (RFC 5682, 3.1).
-    pub(super) fn detect_by_forwarding(&mut self, delivered: &Delivered, advanced: bool) {
+    pub(super) fn detect_by_forwarding(
+        &mut self,
+        now: Instant,
+        delivered: &Delivered,
+        advanced: bool,
+    ) {
         let Recovery::Loss { point, forward } = self.recovery else {
             return;
         };
@@ -134,7 +139,7 @@ impl Connection {
                 Forward::Second { sent: self.snd_nxt }
             }
             Forward::Second { .. } if delivered.once.is_some_and(|once| once.before(point)) => {
-                self.take_back();
+                self.take_back(now);
                 return;
             }
             Forward::First | Forward::Second { .. } | Forward::Over => Forward::Over,
@@ -175,9 +180,10 @@ impl Connection {
     }
 
     /// Ends recovery as if nothing had been lost; what really was is found again by RACK.
-    fn take_back(&mut self) {
+    fn take_back(&mut self, now: Instant) {
         if let Some(undo) = self.undo.take() {
-            self.congestion.undo(undo.before);
+            let flight = self.flight(now);
+            self.congestion.undo(flight, undo.before);
         }
         if self.recovery != Recovery::Open {
             if matches!(self.recovery, Recovery::Fast { .. }) {
