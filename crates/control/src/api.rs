@@ -34,6 +34,7 @@ mod map;
 mod node;
 mod org;
 pub(crate) mod permission;
+mod policy;
 mod service;
 mod ssh;
 mod token;
@@ -87,11 +88,14 @@ fn routes() -> OpenApiRouter<Server> {
         .routes(routes!(org::list, org::add))
         .routes(routes!(org::show, org::remove))
         .routes(routes!(node::list))
-        .routes(routes!(node::show, node::rename, node::remove))
+        .routes(routes!(node::show, node::set, node::remove))
         .routes(routes!(token::list, token::add))
         .routes(routes!(token::show, token::remove))
         .routes(routes!(service::list, service::add))
         .routes(routes!(service::show, service::remove))
+        .routes(routes!(policy::list, policy::add))
+        .routes(routes!(policy::show, policy::set, policy::remove))
+        .routes(routes!(policy::answer))
         .routes(routes!(ssh::user_certificate))
         .routes(routes!(ssh::host_certificate))
         .routes(routes!(ssh::certificates))

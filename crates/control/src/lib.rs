@@ -43,6 +43,7 @@ use crate::{
 mod api;
 mod ca;
 mod map;
+mod policy;
 mod publish;
 mod secret;
 mod ssh;
@@ -387,14 +388,14 @@ impl Server {
     async fn node_with_key(&self, key: PublicKey) -> Result<Option<NodeByKey>, storage::Error> {
         let mut read = self.inner.store.read().await?;
         let node = storage::node::node_with_key(&mut read, key).await?;
-        Ok(node.and_then(|node| {
-            let others = map::for_others(&node)?;
-            Some(NodeByKey {
-                org: node.org()?,
-                id: node.id,
-                node: others,
-            })
-        }))
+        let Some(node) = node else {
+            return Ok(None);
+        };
+        let others = map::client(&mut read, &node).await?;
+        let (id, org) = (node.id, node.org());
+        Ok(others
+            .zip(org)
+            .map(|(node, org)| NodeByKey { org, id, node }))
     }
 
     async fn change(&self) -> Result<Change, storage::Error> {

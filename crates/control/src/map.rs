@@ -8,9 +8,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::storage::{self, Error, node::Node, node::Part, org::Org};
+use crate::{
+    policy::{self, Lists, Parties},
+    storage::{self, Error, node::Node, node::Part, org::Org, policy::Rule},
+};
 use model::{
-    id::{NodeId, OrgId},
+    id::{NodeId, OrgId, RuleId},
     map::{self, NetworkMap, Own},
 };
 
@@ -86,7 +89,8 @@ impl Maps {
         Ok(Some(NetworkMap { serial, own, orgs }))
     }
 
-    async fn org(
+    /// Returns what the members of an organisation share, at the serial of `org`.
+    pub(crate) async fn org(
         &self,
         connection: &mut storage::Connection,
         now: i64,
@@ -123,12 +127,21 @@ async fn build(
     now: i64,
     org: &Org,
 ) -> Result<map::Org, Error> {
+    let offers = storage::service::services_of(connection, org.id).await?;
+    let mut offers_of: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for offer in &offers {
+        offers_of.entry(offer.node).or_default().push(offer);
+    }
+    let rules = storage::policy::rules(connection, Some(org.id), 0, u32::MAX).await?;
+    let parties = Parties::of(connection, org.id).await?;
     let mut nodes = BTreeMap::new();
     for node in storage::node::nodes_of(connection, org.id).await? {
-        nodes.extend(for_others(&node).map(|others| (node.id, others)));
+        let offers = offers_of.get(&node.id).map_or(&[][..], Vec::as_slice);
+        let lists = policy::lists(&rules, &parties.party(&node), offers);
+        nodes.extend(for_others(&node, lists).map(|others| (node.id, others)));
     }
     let mut services: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for service in storage::service::services_of(connection, org.id).await? {
+    for service in offers {
         let offer = map::Service {
             node: service.node,
             port: service.port,
@@ -155,20 +168,41 @@ async fn build(
         gateway,
         nodes,
         services,
-        rules: None,
+        rules: Some(rules.into_iter().map(numbered).collect()),
         ssh: storage::ssh::published(connection, now, org.id).await?,
     })
 }
 
+/// Builds the one client `node` as it stands in the maps of its organisation.
+pub(crate) async fn client(
+    connection: &mut storage::Connection,
+    node: &Node,
+) -> Result<Option<map::Node>, Error> {
+    let rules = match node.org() {
+        Some(org) => storage::policy::rules(connection, Some(org), 0, u32::MAX).await?,
+        None => return Ok(None),
+    };
+    let offers = storage::service::services_of_node(connection, node.id).await?;
+    let parties = Parties::of_node(connection, node).await?;
+    let offers: Vec<_> = offers.iter().collect();
+    let lists = policy::lists(&rules, &parties.party(node), &offers);
+    Ok(for_others(node, lists))
+}
+
+fn numbered(rule: Rule) -> (RuleId, model::policy::Rule) {
+    let traffic = rule.terms.traffic;
+    (rule.id, model::policy::Rule { traffic })
+}
+
 /// Returns a client as others see it; a gateway has no place among them.
-pub(crate) fn for_others(node: &Node) -> Option<map::Node> {
+fn for_others(node: &Node, lists: Lists) -> Option<map::Node> {
     match &node.part {
         Part::Client { address, .. } => Some(map::Node {
             name: node.name.clone(),
             public_key: node.public_key,
             address: *address,
-            may_reach: Vec::new(),
-            reached_by: Vec::new(),
+            may_reach: lists.may_reach,
+            reached_by: lists.reached_by,
         }),
         Part::Gateway { .. } => None,
     }

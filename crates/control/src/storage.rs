@@ -20,6 +20,7 @@ pub(crate) mod audit;
 pub(crate) mod installation;
 pub(crate) mod node;
 pub(crate) mod org;
+pub(crate) mod policy;
 pub(crate) mod service;
 pub(crate) mod ssh;
 pub(crate) mod token;
@@ -96,13 +97,18 @@ pub(crate) struct Committed {
     pub(crate) touched: Touched,
 }
 
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 3] = [
     (
         1,
         "first",
         include_str!("../migrations/sqlite/0001_first.sql"),
     ),
     (2, "ssh", include_str!("../migrations/sqlite/0002_ssh.sql")),
+    (
+        3,
+        "policy",
+        include_str!("../migrations/sqlite/0003_policy.sql"),
+    ),
 ];
 
 impl Store {

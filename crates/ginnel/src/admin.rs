@@ -3,6 +3,7 @@
 pub(crate) mod audit;
 pub(crate) mod node;
 pub(crate) mod org;
+pub(crate) mod policy;
 pub(crate) mod service;
 pub(crate) mod ssh_ca;
 pub(crate) mod token;

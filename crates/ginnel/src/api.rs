@@ -15,11 +15,12 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use model::{
     api::{
-        AuditEntry, CreatedToken, EnrolRequest, Enrolled, ErrorBody, ErrorCode, GatewayEnrolled,
-        GatewayRequest, ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX, NewOrg, NewService, NewToken,
-        Node, NodeByKey, NodeChange, Org, Page, Service, TokenEntry, User, WhoAmI,
+        Answers, AuditEntry, CreatedToken, EnrolRequest, Enrolled, ErrorBody, ErrorCode,
+        GatewayEnrolled, GatewayRequest, ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX, NewOrg,
+        NewRule, NewService, NewToken, Node, NodeByKey, NodeChange, Org, Page, Questions, Rule,
+        RuleChange, Service, TokenEntry, User, WhoAmI,
     },
-    id::{NodeId, ServiceId, TokenId},
+    id::{NodeId, RuleId, ServiceId, TokenId},
     key::PublicKey,
     map::NetworkMap,
     name::Label,
@@ -306,8 +307,8 @@ impl Client {
         self.list("/v1/nodes", query).await
     }
 
-    /// Renames a node.
-    pub(crate) async fn rename_node(
+    /// Changes a node's name or tags.
+    pub(crate) async fn change_node(
         &self,
         id: NodeId,
         request: &NodeChange,
@@ -357,6 +358,43 @@ impl Client {
     pub(crate) async fn remove_service(&self, id: ServiceId) -> Result<(), Error> {
         let path = format!("/v1/services/{id}");
         self.send_for_nothing(Method::DELETE, &path).await
+    }
+
+    /// Lists rules.
+    pub(crate) async fn rules(&self, query: &ListQuery) -> Result<Page<Rule>, Error> {
+        self.list("/v1/rules", query).await
+    }
+
+    /// Shows a rule.
+    pub(crate) async fn rule(&self, id: RuleId) -> Result<Rule, Error> {
+        self.get(&format!("/v1/rules/{id}")).await
+    }
+
+    /// Adds a rule.
+    pub(crate) async fn add_rule(&self, request: &NewRule) -> Result<Rule, Error> {
+        self.send(Method::POST, "/v1/rules", request).await
+    }
+
+    /// Changes a rule.
+    pub(crate) async fn change_rule(
+        &self,
+        id: RuleId,
+        request: &RuleChange,
+    ) -> Result<Rule, Error> {
+        let path = format!("/v1/rules/{id}");
+        self.send(Method::PATCH, &path, request).await
+    }
+
+    /// Removes a rule.
+    pub(crate) async fn remove_rule(&self, id: RuleId) -> Result<(), Error> {
+        let path = format!("/v1/rules/{id}");
+        self.send_for_nothing(Method::DELETE, &path).await
+    }
+
+    /// Asks who may reach what.
+    pub(crate) async fn answers(&self, request: &Questions) -> Result<Answers, Error> {
+        self.send(Method::POST, "/v1/policy/questions", request)
+            .await
     }
 
     /// Lists changes, oldest first.

@@ -75,6 +75,8 @@ pub(crate) enum Reply {
     Succeeded,
     /// Something else went wrong.
     GeneralFailure,
+    /// A rule forbids the connection.
+    NotAllowed,
     /// No route leads to the network.
     NetworkUnreachable,
     /// Nobody has the name or answers at the address.
@@ -252,6 +254,7 @@ impl Reply {
         match self {
             Self::Succeeded => 0,
             Self::GeneralFailure => 1,
+            Self::NotAllowed => 2,
             Self::NetworkUnreachable => 3,
             Self::HostUnreachable => 4,
             Self::ConnectionRefused => 5,

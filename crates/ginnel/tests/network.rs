@@ -23,6 +23,8 @@ mod limit;
 mod load;
 #[path = "network/outliving.rs"]
 mod outliving;
+#[path = "network/policy.rs"]
+mod policy;
 #[path = "network/reach.rs"]
 mod reach;
 #[path = "network/removal.rs"]

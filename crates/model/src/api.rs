@@ -16,6 +16,12 @@ use crate::{
     token::{self, Token},
 };
 
+mod policy;
+
+pub use policy::{
+    Answer, Answers, Example, NewRule, QUESTIONS_MAX, Questions, Rule, RuleChange, Verdict,
+};
+
 /// The longest that `GET /v1/map` waits for a change, in seconds.
 pub const MAP_WAIT_SECONDS_MAX: u64 = 55;
 
@@ -324,18 +330,26 @@ pub struct Node {
     pub endpoint: Option<String>,
     /// Whose device it is; a machine has no person.
     pub user: Option<UserId>,
+    /// Its tags, by which rules of the policy find it.
+    #[schema(value_type = Vec<String>)]
+    pub tags: Vec<Label>,
     /// When it was enrolled.
     pub created: Timestamp,
     /// When it last asked for its map since the server started.
     pub seen: Option<Timestamp>,
 }
 
-/// Renames a node.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+/// Changes a node; what is absent stays.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct NodeChange {
     /// The new name.
-    #[schema(value_type = String)]
-    pub name: Label,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub name: Option<Label>,
+    /// All tags that it has from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>)]
+    pub tags: Option<Vec<Label>>,
 }
 
 /// Makes a token.

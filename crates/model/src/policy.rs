@@ -3,6 +3,8 @@
 //! Administrators write rules about users, roles, tags, nodes and services. Nodes get them as
 //! [`crate::map`] has them: numbered, and each node tells under which numbers it may reach others
 //! and be reached. What no rule allows is refused.
+//!
+//! Whoever writes rules asks [`Question`]s about them and keeps [`Assertion`]s to hold them to.
 
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -106,7 +108,7 @@ pub struct Reach {
 }
 
 /// What somebody wants to send to a node.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub enum Wanted {
     /// A TCP connection to a port.
     Tcp(u16),
@@ -116,6 +118,82 @@ pub enum Wanted {
     Ping,
     /// Another protocol.
     Other,
+}
+
+/// What rules can know of a node.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Party {
+    /// Its name.
+    pub name: Label,
+    /// Whose device it is; a machine is nobody's.
+    pub owner: Option<Owner>,
+    /// Its tags.
+    pub tags: Vec<Label>,
+}
+
+/// What rules can know of a person.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Owner {
+    /// The person's name.
+    pub name: Label,
+    /// What the person may be.
+    pub role: Role,
+    /// The person's groups at the sign-in provider.
+    pub groups: Vec<Label>,
+}
+
+/// Whether some nodes may reach others.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct Question {
+    /// Who sends.
+    #[schema(value_type = String)]
+    pub from: Whom,
+    /// Who is reached.
+    #[schema(value_type = String)]
+    pub to: Whom,
+    /// With what, such as `22/tcp` or `ping`; for a service its own port, else a ping, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub wanted: Option<Wanted>,
+}
+
+/// The nodes that a question is about.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Whom {
+    /// Those that it selects.
+    Selector(Selector),
+    /// The node of that name; without one the devices of the person of that name.
+    Name(Label),
+}
+
+/// The text names no nodes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("a node or a person is given by name, others by a selector, such as `tag:web`")]
+pub struct MalformedWhom;
+
+/// The text names nothing that can be wanted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("what is wanted is `ping`, or `PORT` with `/tcp` or `/udp`")]
+pub struct MalformedWanted;
+
+/// What has to be true of the rules.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Assertion {
+    /// The question.
+    pub question: Question,
+    /// The answer: all may, or none.
+    pub may: bool,
+}
+
+/// The line asserts nothing.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum MalformedAssertion {
+    /// It has another form.
+    #[error("an assertion is `FROM may reach TO[:PORT[/udp]]` or `FROM may not reach TO...`")]
+    Form,
+    /// One of its ends cannot be read.
+    #[error("`{0}` names no node, no person and no selector such as `tag:web`")]
+    Whom(String),
 }
 
 /// Returns the first rule under which a node with `may_reach` may send `wanted` to a node with
@@ -178,6 +256,24 @@ impl Ports {
     #[must_use]
     pub fn contains(self, port: u16) -> bool {
         (self.first..=self.last).contains(&port)
+    }
+}
+
+impl Selector {
+    /// Tells whether it selects a node; a service selects none, because it is a port of some.
+    #[must_use]
+    pub fn selects(&self, party: &Party) -> bool {
+        let owner = party.owner.as_ref();
+        match self {
+            Self::Everything => true,
+            Self::Machines => owner.is_none(),
+            Self::User(name) => owner.is_some_and(|owner| owner.name == *name),
+            Self::Role(role) => owner.is_some_and(|owner| owner.role == *role),
+            Self::Group(name) => owner.is_some_and(|owner| owner.groups.contains(name)),
+            Self::Node(name) => party.name == *name,
+            Self::Tag(name) => party.tags.contains(name),
+            Self::Service(_) => false,
+        }
     }
 }
 
@@ -301,6 +397,95 @@ impl fmt::Display for Traffic {
     }
 }
 
+impl FromStr for Whom {
+    type Err = MalformedWhom;
+
+    fn from_str(text: &str) -> Result<Self, MalformedWhom> {
+        if let Ok(selector) = text.parse() {
+            return Ok(Self::Selector(selector));
+        }
+        text.parse().map(Self::Name).map_err(|_| MalformedWhom)
+    }
+}
+
+impl fmt::Display for Whom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Selector(selector) => selector.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Wanted {
+    type Err = MalformedWanted;
+
+    fn from_str(text: &str) -> Result<Self, MalformedWanted> {
+        if text == "ping" {
+            return Ok(Self::Ping);
+        }
+        let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let port = port(number).map_err(|_| MalformedWanted)?;
+        match protocol {
+            "tcp" => Ok(Self::Tcp(port)),
+            "udp" => Ok(Self::Udp(port)),
+            _ => Err(MalformedWanted),
+        }
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(port) => write!(f, "{port}/tcp"),
+            Self::Udp(port) => write!(f, "{port}/udp"),
+            Self::Ping => f.write_str("ping"),
+            Self::Other => f.write_str("another protocol"),
+        }
+    }
+}
+
+impl FromStr for Assertion {
+    type Err = MalformedAssertion;
+
+    fn from_str(line: &str) -> Result<Self, MalformedAssertion> {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let (from, may, to) = match *words {
+            [from, "may", "reach", to] => (from, true, to),
+            [from, "may", "not", "reach", to] => (from, false, to),
+            _ => return Err(MalformedAssertion::Form),
+        };
+        let whom = |text: &str| {
+            let malformed = |_| MalformedAssertion::Whom(text.to_owned());
+            text.parse::<Whom>().map_err(malformed)
+        };
+        let from = whom(from)?;
+        // `node:22` is port 22 of a node of that name, as it would be for any other name.
+        let split = to.rsplit_once(':');
+        let split = split.and_then(|(head, tail)| Some((head, tail.parse().ok()?)));
+        let (to, wanted) = match split {
+            Some((head, wanted)) => (whom(head)?, Some(wanted)),
+            None => (whom(to)?, None),
+        };
+        Ok(Self {
+            question: Question { from, to, wanted },
+            may,
+        })
+    }
+}
+
+impl fmt::Display for Assertion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Question { from, to, wanted } = &self.question;
+        let not = if self.may { "" } else { " not" };
+        write!(f, "{from} may{not} reach {to}")?;
+        match wanted {
+            Some(wanted) => write!(f, ":{wanted}"),
+            None => Ok(()),
+        }
+    }
+}
+
 macro_rules! as_text {
     ($($name:ident),*) => {$(
         impl Serialize for $name {
@@ -318,7 +503,7 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(Selector, Traffic);
+as_text!(Selector, Traffic, Whom, Wanted);
 
 #[cfg(test)]
 mod tests;

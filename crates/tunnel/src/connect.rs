@@ -8,6 +8,7 @@ use std::{
 
 use model::status::{self, Peer};
 use netstack::{CloseReason, ConnectError};
+use packet::icmp::Unreachable;
 use tokio::time;
 
 use super::{Code, Failure, TcpStream, Tunnel, at, stream::stack, system};
@@ -342,6 +343,12 @@ fn closed(remote: SocketAddr, reason: CloseReason) -> Failure {
             format!("no answer from {}", at(remote)),
             "the tunnel itself works: see whether the machine is up and a firewall there lets \
              the port through",
+        ),
+        CloseReason::Unreachable(Unreachable::Prohibited) => Failure::new(
+            Code::Prohibited,
+            format!("{} may not be reached from here", at(remote)),
+            "see which rules there are with `ginnel policy explain`, or ask an administrator for \
+             one; behind a site it may be a firewall's refusal",
         ),
         CloseReason::Unreachable(_) | CloseReason::Finished | CloseReason::Aborted => Failure::new(
             Code::Unreachable,

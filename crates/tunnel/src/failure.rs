@@ -38,6 +38,8 @@ pub enum Code {
     ConnectionReset,
     /// A router said that the address cannot be reached.
     Unreachable,
+    /// A rule of the network, or a firewall behind it, forbids it.
+    Prohibited,
     /// The tunnel works, the remote machine did not answer.
     RemoteSilent,
     /// Something that has a bound is full.
@@ -62,6 +64,7 @@ impl Code {
             Self::HandshakeUnanswered => "handshake",
             Self::ConnectionRefused | Self::ConnectionReset => "remote port",
             Self::Unreachable | Self::RemoteSilent => "remote machine",
+            Self::Prohibited => "policy",
             Self::TooMany | Self::Draining | Self::Misunderstood => "local agent",
             Self::ConfigurationChanged => "configuration",
         }

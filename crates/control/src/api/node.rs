@@ -2,8 +2,9 @@
 
 use axum::{Json, extract::State, http::StatusCode};
 use model::{
-    api::{self, ErrorBody, ListQuery, NodeChange, Page, Timestamp},
+    api::{self, ErrorBody, ErrorCode, ListQuery, NodeChange, Page, Timestamp},
     id::NodeId,
+    name::Label,
 };
 
 use super::{
@@ -17,12 +18,15 @@ use super::{
 use crate::{
     Server,
     storage::{
-        self, Touched,
+        self, Change, Touched,
         audit::Entry,
         node::{Node, Part},
         ssh::Selection,
     },
 };
+
+/// Most tags of one node.
+const TAGS_MAX: usize = 32;
 
 /// Lists the nodes that the asker may know.
 #[utoipa::path(get, path = "/v1/nodes", params(ListQuery),
@@ -60,11 +64,11 @@ pub(super) async fn show(
     Ok(Json(described(&server, &mut read, node).await?))
 }
 
-/// Renames a node; its address stays.
+/// Renames a node or gives it other tags; its address stays.
 #[utoipa::path(patch, path = "/v1/nodes/{node}", params(("node" = i64, Path)),
     request_body = NodeChange,
     responses((status = 200, body = api::Node), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn rename(
+pub(super) async fn set(
     State(server): State<Server>,
     access: Access,
     Named(id): Named<NodeId>,
@@ -76,27 +80,55 @@ pub(super) async fn rename(
         .filter(|node| node.removed.is_none())
         .ok_or_else(ApiError::not_found)?;
     access.reaches(node.org(), Some(id))?;
+    let mut done = Vec::new();
+    if let Some(name) = request.name {
+        rename(&mut change, &node, &name).await?;
+        done.push(format!("name {name}"));
+        node.name = name;
+    }
+    if let Some(mut tags) = request.tags {
+        if tags.len() > TAGS_MAX {
+            let message = format!("a node has at most {TAGS_MAX} tags");
+            return Err(ApiError::new(ErrorCode::LimitReached, message));
+        }
+        if matches!(node.part, Part::Gateway { .. }) {
+            let message = "a gateway has no tags: no rule is about it";
+            return Err(ApiError::new(ErrorCode::MalformedRequest, message));
+        }
+        tags.sort();
+        tags.dedup();
+        storage::policy::update_tags(change.connection(), id, &tags).await?;
+        let tags: Vec<_> = tags.iter().map(Label::as_str).collect();
+        done.push(format!("tags {}", tags.join(",")));
+    }
+    if done.is_empty() {
+        let message = "a change of a node has a name or tags";
+        return Err(ApiError::new(ErrorCode::MalformedRequest, message));
+    }
+    let entry = Entry {
+        actor: access.actor(),
+        action: "node_changed",
+        subject: format!("node:{id} {}", done.join(" ")),
+        org: node.org(),
+    };
+    let touched = node.org().map_or(Touched::Everybody, Touched::Org);
+    server.commit(change, entry, touched).await?;
+    let mut read = server.inner.store.read().await?;
+    Ok(Json(described(&server, &mut read, node).await?))
+}
+
+async fn rename(change: &mut Change, node: &Node, name: &Label) -> Result<(), ApiError> {
     let connection = change.connection();
     let org = match node.org() {
         Some(org) => storage::org::org(connection, org).await?,
         None => None,
     };
     let key = node.public_key;
-    enrol::is_free(connection, org.as_ref(), &request.name, key, Some(id)).await?;
-    storage::node::update_name(connection, id, &request.name).await?;
+    enrol::is_free(connection, org.as_ref(), name, key, Some(node.id)).await?;
+    storage::node::update_name(connection, node.id, name).await?;
     // Another node may bear the old name soon.
-    ssh::revoke_in(&mut change, Selection::Host(id)).await?;
-    let entry = Entry {
-        actor: access.actor(),
-        action: "node_renamed",
-        subject: format!("node:{id} {} {}", node.name, request.name),
-        org: node.org(),
-    };
-    let touched = node.org().map_or(Touched::Everybody, Touched::Org);
-    server.commit(change, entry, touched).await?;
-    node.name = request.name;
-    let mut read = server.inner.store.read().await?;
-    Ok(Json(described(&server, &mut read, node).await?))
+    ssh::revoke_in(change, Selection::Host(node.id)).await?;
+    Ok(())
 }
 
 /// Removes a node everywhere.
@@ -120,6 +152,7 @@ async fn described(
         Some(org) => storage::org::org(connection, org).await?,
         None => None,
     };
+    let tags = storage::policy::tags_of_node(connection, node.id).await?;
     let role = node.role();
     let (address, user, endpoint) = match node.part {
         Part::Client { address, user, .. } => (Some(address), user, None),
@@ -134,6 +167,7 @@ async fn described(
         public_key: node.public_key,
         endpoint,
         user,
+        tags,
         created: Timestamp(node.enrolled),
         seen: server.seen(node.id).map(Timestamp),
     })

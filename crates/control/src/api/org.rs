@@ -15,7 +15,7 @@ use super::{
     rows_of_page,
 };
 use crate::{
-    Server,
+    Server, policy,
     storage::{self, Touched, audit::Entry, org::Org},
 };
 
@@ -116,6 +116,7 @@ pub(super) async fn remove(
     let now = change.now();
     storage::org::delete(change.connection(), now, org.id).await?;
     storage::ssh::delete_authority(change.connection(), org.id).await?;
+    storage::policy::delete_of(change.connection(), org.id).await?;
     let entry = Entry {
         actor: access.actor(),
         action: "org_removed",
@@ -137,6 +138,8 @@ impl Server {
         let prefix = self.draw_prefix(change).await?;
         let org = storage::org::insert(change.connection(), now, name, prefix).await?;
         self.insert_ssh_authority(change, org).await?;
+        let rule = policy::first_rule();
+        storage::policy::insert(change.connection(), now, org, &rule).await?;
         Ok(org)
     }
 

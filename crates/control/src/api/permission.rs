@@ -35,6 +35,8 @@ pub(crate) enum Action {
     ChangeToken,
     ReadService,
     ChangeService,
+    ReadPolicy,
+    ChangePolicy,
     ReadAudit,
     CertifyUser,
     CertifyHost,
@@ -88,7 +90,7 @@ const fn rule(method: Method, path: &'static str, action: Action) -> Rule {
 }
 
 /// Every route.
-pub(crate) static RULES: [Rule; 34] = [
+pub(crate) static RULES: [Rule; 40] = [
     rule(Method::GET, "/v1/health", Action::ReadHealth),
     rule(Method::GET, "/v1/openapi.json", Action::ReadDescription),
     rule(Method::GET, "/v1/whoami", Action::ReadSelf),
@@ -119,6 +121,12 @@ pub(crate) static RULES: [Rule; 34] = [
         "/v1/services/{service}",
         Action::ChangeService,
     ),
+    rule(Method::GET, "/v1/rules", Action::ReadPolicy),
+    rule(Method::POST, "/v1/rules", Action::ChangePolicy),
+    rule(Method::GET, "/v1/rules/{rule}", Action::ReadPolicy),
+    rule(Method::PATCH, "/v1/rules/{rule}", Action::ChangePolicy),
+    rule(Method::DELETE, "/v1/rules/{rule}", Action::ChangePolicy),
+    rule(Method::POST, "/v1/policy/questions", Action::ReadPolicy),
     rule(Method::GET, "/v1/audit", Action::ReadAudit),
     rule(
         Method::POST,
@@ -173,15 +181,18 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
         // A certificate speaks for the person or the node of the token, whoever else may do more.
         Action::CertifyUser => own(who, Who::Session),
         Action::CertifyHost => own(who, Who::Client),
-        Action::ReadOrg | Action::ReadNode | Action::ReadService | Action::ReadSshAuthority => {
-            client(who, Reach::OwnOrg)
-        }
+        Action::ReadOrg
+        | Action::ReadNode
+        | Action::ReadService
+        | Action::ReadPolicy
+        | Action::ReadSshAuthority => client(who, Reach::OwnOrg),
         Action::ChangeService => client(who, Reach::OwnNode),
         Action::ChangeOrg
         | Action::ReadUser
         | Action::ChangeNode
         | Action::ReadToken
         | Action::ChangeToken
+        | Action::ChangePolicy
         | Action::ReadCertificate
         | Action::ChangeSsh
         | Action::ReadAudit => only(who, Who::Session),
@@ -208,6 +219,8 @@ pub(crate) fn needed(action: Action) -> Kind {
         | Action::ChangeToken
         | Action::ReadService
         | Action::ChangeService
+        | Action::ReadPolicy
+        | Action::ChangePolicy
         | Action::CertifyUser
         | Action::ReadSshAuthority
         | Action::ReadCertificate

@@ -97,7 +97,10 @@ async fn names_and_keys_are_unique_among_live_nodes() {
     let other = world.join(&admin, Some("other"), "web", 3).await;
     assert_ne!(other.address, web.address);
 
-    let rename = NodeChange { name: label("db") };
+    let rename = NodeChange {
+        name: Some(label("db")),
+        tags: None,
+    };
     let body = serde_json::to_string(&rename).unwrap();
     let path = format!("/v1/nodes/{}", web.id);
     let bearer = admin.emit();

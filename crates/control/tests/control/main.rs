@@ -4,6 +4,7 @@ mod disk;
 mod enrol;
 mod map;
 mod permission;
+mod policy;
 mod ssh;
 mod token;
 mod world;

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use axum::http::Method;
 use model::{
-    api::{Enrolled, ErrorCode, NewService, Service},
+    api::{Enrolled, ErrorCode, NewService, Page, Rule, Service},
+    id::RuleId,
     key::PublicKey,
     token::{Kind, Token},
 };
@@ -19,6 +20,7 @@ struct Stage {
     web: Enrolled,
     service: Service,
     token: i64,
+    rule: RuleId,
 }
 
 /// An Ed25519 public key.
@@ -156,6 +158,8 @@ impl Stage {
             .entry
             .id
             .0;
+        let rules = world.get("/v1/rules?org=default", &session).await;
+        let rule = rules.parse::<Page<Rule>>().items[0].id;
         let admin = world.server.admin_token().await;
         let askers = vec![
             ("anyone", None),
@@ -181,6 +185,7 @@ impl Stage {
             web,
             service,
             token,
+            rule,
         }
     }
 
@@ -196,6 +201,7 @@ impl Stage {
             .replace("{node}", &self.web.id.to_string())
             .replace("{service}", &self.service.id.to_string())
             .replace("{token}", &self.token.to_string())
+            .replace("{rule}", &self.rule.to_string())
             .replace("{key}", &key);
         let key = PublicKey([100; 32]);
         let body = match path {
@@ -208,6 +214,9 @@ impl Stage {
             "/v1/ssh/rotation" => json!({}),
             "/v1/ssh/revocations" => json!({"node": self.web.id}),
             "/v1/ssh/recording" => json!({"recording": "all"}),
+            "/v1/rules" => json!({"from": ["*"], "to": ["*"]}),
+            "/v1/rules/{rule}" => json!({"traffic": ["22"]}),
+            "/v1/policy/questions" => json!({"questions": [{"from": "*", "to": "*"}]}),
             "/v1/services" => json!({"name": "new", "port": 81, "node": self.web.id}),
             _ => json!({"name": "new"}),
         };

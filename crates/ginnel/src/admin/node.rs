@@ -17,7 +17,7 @@ use crate::{
     terminal::{self, Column},
 };
 
-/// List, show, rename and remove nodes
+/// List, show, change and remove nodes
 ///
 /// Removing a node drops its session keys at every gateway at once: what it had open is cut, and
 /// its name is gone.
@@ -36,6 +36,7 @@ const EXAMPLES: &str = "\
 Examples:
   ginnel node list
   ginnel node set db --name old-db
+  ginnel node set db --tag production --tag postgres
   ginnel node remove db";
 
 #[derive(Debug, clap::Subcommand)]
@@ -47,13 +48,20 @@ enum Action {
         /// Its name
         name: Label,
     },
-    /// Rename a node; its address stays
+    /// Rename a node or change its tags; its address stays
+    #[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
     Set {
         /// Its name
         name: Label,
         /// The new name
-        #[arg(long = "name", value_name = "NEW")]
-        new: Label,
+        #[arg(long = "name", value_name = "NEW", group = "change")]
+        new: Option<Label>,
+        /// A tag to add, by which rules of the policy find the node; may be repeated
+        #[arg(long, group = "change")]
+        tag: Vec<Label>,
+        /// A tag to take away; may be repeated
+        #[arg(long, value_name = "TAG", group = "change")]
+        untag: Vec<Label>,
     },
     /// Remove a node: it is cut off everywhere at once
     Remove {
@@ -79,11 +87,18 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
             let node = find(&client, org, &name).await?;
             terminal::show(&node, COLUMNS, global.json)?;
         }
-        Action::Set { name, new } => {
+        Action::Set {
+            name,
+            new,
+            tag,
+            untag,
+        } => {
             let node = find(&client, org, &name).await?;
-            let node = client
-                .rename_node(node.id, &NodeChange { name: new })
-                .await?;
+            let change = NodeChange {
+                name: new,
+                tags: changed_tags(&node, tag, &untag)?,
+            };
+            let node = client.change_node(node.id, &change).await?;
             terminal::show(&node, COLUMNS, global.json)?;
         }
         Action::Remove { name } => {
@@ -118,12 +133,35 @@ pub(crate) async fn find(client: &Client, org: Option<Label>, name: &Label) -> R
         .remedy("see `ginnel node list`")
 }
 
+/// Returns the tags that `node` has with `added` and without `taken`; `None` when none is asked.
+fn changed_tags(node: &Node, added: Vec<Label>, taken: &[Label]) -> Result<Option<Vec<Label>>> {
+    if added.is_empty() && taken.is_empty() {
+        return Ok(None);
+    }
+    for tag in taken {
+        if !node.tags.contains(tag) {
+            return Err(advise(
+                format_args!("node `{}` has no tag `{tag}`", node.name),
+                "see `ginnel node show`",
+            ));
+        }
+    }
+    let mut tags = node.tags.clone();
+    tags.extend(added);
+    tags.retain(|tag| !taken.contains(tag));
+    Ok(Some(tags))
+}
+
 const COLUMNS: &[Column<Node>] = &[
     ("ID", |node| node.id.to_string()),
     ("NAME", |node| node.name.to_string()),
     ("ROLE", |node| role(node.role).to_owned()),
     ("ORG", |node| or_dash(node.org.as_ref())),
     ("ADDRESS", |node| or_dash(node.address)),
+    ("TAGS", |node| {
+        let tags: Vec<_> = node.tags.iter().map(Label::as_str).collect();
+        or_dash(Some(tags.join(",")).filter(|tags| !tags.is_empty()))
+    }),
     ("SEEN", |node| or_dash(node.seen.map(time))),
     ("CREATED", |node| time(node.created)),
 ];

@@ -190,6 +190,7 @@ fn status(code: Code) -> StatusCode {
         Code::TooMany | Code::Draining | Code::ConfigurationChanged | Code::Misunderstood => {
             StatusCode::SERVICE_UNAVAILABLE
         }
+        Code::Prohibited => StatusCode::FORBIDDEN,
         Code::NameUnknown
         | Code::NameRefused
         | Code::EndpointUnknown

@@ -206,6 +206,7 @@ fn reply(code: Code) -> Reply {
     match code {
         Code::NameUnknown | Code::Unreachable => Reply::HostUnreachable,
         Code::NoRoute | Code::EndpointUnknown | Code::NameRefused => Reply::NetworkUnreachable,
+        Code::Prohibited => Reply::NotAllowed,
         Code::ConnectionRefused | Code::ConnectionReset => Reply::ConnectionRefused,
         Code::HandshakeUnanswered | Code::RemoteSilent | Code::ResolverSilent => Reply::TtlExpired,
         Code::TooMany | Code::Draining | Code::ConfigurationChanged | Code::Misunderstood => {

@@ -96,6 +96,9 @@ impl Network {
         self.server = Some(server);
         let line = ["login", &url, "--token", &admin, "--name", "alpha"];
         self.run(At::Alpha, &line);
+        // Alpha is a person's device, and beta opens connections to it too.
+        let line = ["policy", "add", "--from", "*", "--to", "node:alpha"];
+        self.run(At::Alpha, &line);
         let made = self.run(At::Alpha, &["token", "add"]);
         let token = word(&made, "ginnel-join-");
         let line = ["join", &url, "--token", &token, "--name", "beta"];

@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 
-use crate::world::{World, finish, serve_echo, serve_page};
+use crate::world::{World, finish, serve_echo, serve_page, wait_for};
 
 const PAGE: &str = "hello from the shed";
 
@@ -20,8 +20,16 @@ fn a_machine_is_enrolled_named_and_reached_by_every_command() {
     }
     let ping = world.json("laptop", &["ping", "shed", "-c", "3", "-i", "0.05"]);
     assert_eq!((&ping["received"], &ping["address"]), (&3.into(), &address));
-    let back = world.json("shed", &["ping", "laptop", "-c", "1"]);
-    assert_eq!(back["received"], 1);
+    // Machines serve everybody; nobody reaches a person's device unless a rule says so.
+    let back = world.try_run("shed", &["ping", "laptop", "-c", "1"]);
+    assert_eq!(back.code, Some(1), "{back:?}");
+    world.run(
+        "laptop",
+        &["policy", "add", "--from", "*", "--to", "user:admin"],
+    );
+    wait_for("the rule", || {
+        world.try_run("shed", &["ping", "laptop", "-c", "1"]).code == Some(0)
+    });
 
     let mut dial = world.ginnel("laptop", &["dial", "shed", "7000"]);
     let answer = fed(&mut dial, b"by dial");

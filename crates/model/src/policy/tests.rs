@@ -180,3 +180,92 @@ proptest! {
         let _traffic = text.parse::<Traffic>();
     }
 }
+
+fn party(owner: Option<Role>) -> Party {
+    let owner = owner.map(|role| Owner {
+        name: "alice".parse().expect("a label"),
+        role,
+        groups: vec!["ops".parse().expect("a label")],
+    });
+    Party {
+        name: "db".parse().expect("a label"),
+        owner,
+        tags: vec!["blue".parse().expect("a label")],
+    }
+}
+
+#[test]
+fn a_selector_selects_by_what_it_names() {
+    let (machine, device) = (party(None), party(Some(Role::Guest)));
+    let cases = [
+        ("*", true, true),
+        ("machines", true, false),
+        ("user:alice", false, true),
+        ("user:bob", false, false),
+        ("role:guest", false, true),
+        ("role:admin", false, false),
+        ("group:ops", false, true),
+        ("group:dev", false, false),
+        ("node:db", true, true),
+        ("node:alice", false, false),
+        ("tag:blue", true, true),
+        ("tag:red", false, false),
+        // A service is a port, which a map names beside the rule.
+        ("service:db", false, false),
+    ];
+    for (text, of_machine, of_device) in cases {
+        let selector: Selector = text.parse().expect("a selector");
+        assert_eq!(selector.selects(&machine), of_machine, "{text}");
+        assert_eq!(selector.selects(&device), of_device, "{text}");
+    }
+}
+
+#[test]
+fn an_assertion_has_two_ends_and_perhaps_a_port() {
+    for text in [
+        "alice may reach db:5432/tcp",
+        "user:alice may reach service:web",
+        "* may not reach machines:ping",
+        "tag:a may not reach tag:b:53/udp",
+        "laptop may reach db",
+    ] {
+        let assertion: Assertion = text.parse().expect(text);
+        assert_eq!(assertion.to_string(), text);
+    }
+    let spaced: Assertion = "  a   may reach\tb:22 "
+        .parse()
+        .expect("white space is free");
+    assert_eq!(spaced.to_string(), "a may reach b:22/tcp");
+    for text in [
+        "",
+        "a",
+        "a may b",
+        "a may reach",
+        "a may reach b c",
+        "a must reach b",
+        "a may never reach b",
+        "a may reach b:0",
+        "a may reach b:65536",
+        "a may reach b:22/sctp",
+        "a b may reach c",
+        "a may reach tag:",
+        "-_ may reach b",
+        "a may reach b:",
+    ] {
+        assert!(text.parse::<Assertion>().is_err(), "{text}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_parses_as_an_assertion_prints_as_one(
+        text in "[a-z*:]{1,8} may (not )?reach .{0,20}|.{0,60}"
+    ) {
+        if let Ok(assertion) = text.parse::<Assertion>() {
+            prop_assert_eq!(assertion.to_string().parse(), Ok(assertion));
+        }
+        if let Ok(wanted) = text.parse::<Wanted>() {
+            prop_assert_eq!(wanted.to_string().parse(), Ok(wanted));
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! From rules to maps, and from questions to answers.
+
+use std::collections::BTreeMap;
+
+use model::{
+    api::{Answer, Example, Verdict},
+    id::{NodeId, OrgId, RuleId, UserId},
+    map,
+    name::Label,
+    policy::{Owner, Party, Question, Reach, Role, Selector, Traffic, Wanted, Whom, decide},
+};
+
+use crate::storage::{
+    self, Error,
+    node::{Node, Part},
+    policy::{Rule, Terms},
+    service::Service,
+    user,
+};
+
+/// The rule that a new organisation begins with: every machine serves everybody, and the devices
+/// of people are reached by nobody.
+pub(crate) fn first_rule() -> Terms {
+    Terms {
+        from: vec![Selector::Everything],
+        to: vec![Selector::Machines],
+        traffic: vec![Traffic::All],
+        comment: "machines serve everybody".to_owned(),
+    }
+}
+
+/// Under which rules a node may reach others and be reached.
+pub(crate) struct Lists {
+    pub(crate) may_reach: Vec<RuleId>,
+    pub(crate) reached_by: Vec<Reach>,
+}
+
+/// Returns what the rules say of one node that offers `services`.
+pub(crate) fn lists(rules: &[Rule], party: &Party, services: &[&Service]) -> Lists {
+    let mut lists = Lists {
+        may_reach: Vec::new(),
+        reached_by: Vec::new(),
+    };
+    for Rule { id, terms, .. } in rules {
+        if terms.from.iter().any(|from| from.selects(party)) {
+            lists.may_reach.push(*id);
+        }
+        if terms.to.iter().any(|to| to.selects(party)) {
+            lists.reached_by.push(Reach {
+                rule: *id,
+                port: None,
+            });
+            continue;
+        }
+        let named = |service: &&&Service| {
+            let names =
+                |to: &Selector| matches!(to, Selector::Service(name) if *name == service.name);
+            terms.to.iter().any(names)
+        };
+        let reaches = services.iter().filter(named).map(|service| Reach {
+            rule: *id,
+            port: Some(service.port),
+        });
+        lists.reached_by.extend(reaches);
+    }
+    lists
+}
+
+/// What rules know of the nodes of an organisation.
+pub(crate) struct Parties {
+    tags: BTreeMap<NodeId, Vec<Label>>,
+    owners: BTreeMap<UserId, Owner>,
+}
+
+impl Parties {
+    /// Reads what rules know of every node of `org`.
+    pub(crate) async fn of(
+        connection: &mut storage::Connection,
+        org: OrgId,
+    ) -> Result<Self, Error> {
+        let users = user::users(connection, 0, u32::MAX).await?;
+        Ok(Self {
+            tags: storage::policy::tags_of(connection, org).await?,
+            owners: users.into_iter().map(owner).collect(),
+        })
+    }
+
+    /// Reads what rules know of one node.
+    pub(crate) async fn of_node(
+        connection: &mut storage::Connection,
+        node: &Node,
+    ) -> Result<Self, Error> {
+        let tags = storage::policy::tags_of_node(connection, node.id).await?;
+        let user = match &node.part {
+            Part::Client {
+                user: Some(user), ..
+            } => user::user(connection, *user).await?,
+            Part::Client { user: None, .. } | Part::Gateway { .. } => None,
+        };
+        Ok(Self {
+            tags: BTreeMap::from([(node.id, tags)]),
+            owners: user.into_iter().map(owner).collect(),
+        })
+    }
+
+    /// Returns what rules know of `node`.
+    pub(crate) fn party(&self, node: &Node) -> Party {
+        let owner = match &node.part {
+            Part::Client { user, .. } => user.and_then(|user| self.owners.get(&user).cloned()),
+            Part::Gateway { .. } => None,
+        };
+        Party {
+            name: node.name.clone(),
+            owner,
+            tags: self.tags.get(&node.id).cloned().unwrap_or_default(),
+        }
+    }
+}
+
+fn owner(user: user::User) -> (UserId, Owner) {
+    let role = match user.role {
+        user::Role::Admin => Role::Admin,
+    };
+    let owner = Owner {
+        name: user.name,
+        role,
+        groups: Vec::new(),
+    };
+    (user.id, owner)
+}
+
+/// Most pairs of unlike nodes that one question may be about.
+const PAIRS_MAX: usize = 1_000_000;
+
+/// One organisation as its questions are answered: by the very lists that its nodes hold.
+pub(crate) struct Judge<'a> {
+    pub(crate) org: &'a map::Org,
+    pub(crate) parties: BTreeMap<NodeId, Party>,
+}
+
+impl Judge<'_> {
+    /// Answers a question; `None` when it is about too many unlike nodes.
+    ///
+    /// Nodes of which the rules say the same are judged once, so that the cost grows with what
+    /// the rules tell apart and not with the square of the number of nodes.
+    pub(crate) fn answer(&self, question: &Question) -> Option<Answer> {
+        let senders: BTreeMap<&[RuleId], NodeId> = self
+            .nodes(&question.from)
+            .map(|(id, node)| (node.may_reach.as_slice(), id))
+            .collect();
+        if senders.is_empty() {
+            return Some(nobody(Verdict::NobodySends));
+        }
+        let reached = self.reached(question);
+        if reached.is_empty() {
+            return Some(nobody(Verdict::NobodyReached));
+        }
+        if senders.len().saturating_mul(reached.len()) > PAIRS_MAX {
+            return None;
+        }
+        let no_rules = BTreeMap::new();
+        let rules = self.org.rules.as_ref().unwrap_or(&no_rules);
+        let (mut allowed, mut refused) = (None, None);
+        for (may_reach, from) in &senders {
+            for ((reached_by, wanted), to) in &reached {
+                let rule = decide(rules, may_reach, reached_by, *wanted);
+                let example = match rule {
+                    Some(_) => &mut allowed,
+                    None => &mut refused,
+                };
+                example.get_or_insert_with(|| Example {
+                    from: self.org.nodes[from].name.clone(),
+                    to: self.org.nodes[to].name.clone(),
+                    wanted: *wanted,
+                    rule,
+                });
+            }
+        }
+        let verdict = match (&allowed, &refused) {
+            (Some(_), Some(_)) => Verdict::Partly,
+            (Some(_), None) => Verdict::Allowed,
+            (None, _) => Verdict::Refused,
+        };
+        Some(Answer {
+            verdict,
+            example: refused.or(allowed),
+        })
+    }
+
+    /// Returns one node for each way in which the nodes that are asked for can be reached.
+    fn reached(&self, question: &Question) -> BTreeMap<(&[Reach], Wanted), NodeId> {
+        if let Whom::Selector(Selector::Service(name)) = &question.to {
+            let offers = self.org.services.get(name).into_iter().flatten();
+            let offers = offers.filter_map(|offer| {
+                let node = self.org.nodes.get(&offer.node)?;
+                let wanted = question.wanted.unwrap_or(Wanted::Tcp(offer.port));
+                Some(((node.reached_by.as_slice(), wanted), offer.node))
+            });
+            return offers.collect();
+        }
+        let wanted = question.wanted.unwrap_or(Wanted::Ping);
+        self.nodes(&question.to)
+            .map(|(id, node)| ((node.reached_by.as_slice(), wanted), id))
+            .collect()
+    }
+
+    fn nodes<'a>(&'a self, whom: &Whom) -> impl Iterator<Item = (NodeId, &'a map::Node)> {
+        let selector = match whom {
+            Whom::Selector(selector) => selector.clone(),
+            Whom::Name(name) if self.parties.values().any(|party| party.name == *name) => {
+                Selector::Node(name.clone())
+            }
+            Whom::Name(name) => Selector::User(name.clone()),
+        };
+        self.parties
+            .iter()
+            .filter(move |(_, party)| selector.selects(party))
+            .filter_map(|(id, _)| Some((*id, self.org.nodes.get(id)?)))
+    }
+}
+
+fn nobody(verdict: Verdict) -> Answer {
+    Answer {
+        verdict,
+        example: None,
+    }
+}
