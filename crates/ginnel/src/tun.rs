@@ -1,8 +1,10 @@
 //! `ginnel tun`: a userspace WireGuard interface, driven by `wg` and `wg-quick` as wireguard-go is.
 
+mod allowance;
 mod configuration;
 mod control;
 mod engine;
+mod handshakes;
 mod keylog;
 mod outbound;
 mod receive;

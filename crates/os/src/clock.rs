@@ -54,6 +54,20 @@ impl Pace {
     }
 }
 
+/// Measures the CPU time of the thread that it is asked on.
+#[derive(Debug, Default)]
+pub struct Effort {
+    last: Duration,
+}
+
+impl Effort {
+    /// Returns the CPU time that this thread used since the last call, or since it began.
+    pub fn since_last(&mut self) -> Duration {
+        let now = thread_time();
+        now.saturating_sub(std::mem::replace(&mut self.last, now))
+    }
+}
+
 /// More than one small packet takes from one socket to the other, and less than its answer takes
 /// to come back through another tunnel: that wakes six threads.
 const SOON: Duration = Duration::from_micros(20);
@@ -68,6 +82,18 @@ pub fn wall() -> SystemTime {
 #[expect(clippy::disallowed_methods, reason = "this is the one place")]
 fn read() -> Instant {
     Instant::now()
+}
+
+/// Reads how much CPU time this thread has used (clock_gettime(2)); zero where that is unknown.
+fn thread_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to `time`, which lives through the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -98,5 +124,19 @@ mod tests {
             start += later;
             assert_eq!(pace.is_busy_at(start), expected, "{later:?}");
         }
+    }
+
+    #[test]
+    fn the_effort_of_a_thread_is_its_own() {
+        let mut effort = Effort::default();
+        effort.since_last();
+        let mut sum = 0_u64;
+        let mut used = Duration::ZERO;
+        while used < Duration::from_millis(2) {
+            sum = (0..10_000).fold(sum, |sum, n| std::hint::black_box(sum ^ n));
+            used += effort.since_last();
+        }
+        let idle = std::thread::spawn(|| Effort::default().since_last());
+        assert!(idle.join().unwrap() < used);
     }
 }

@@ -19,6 +19,7 @@ use crate::{
     cookie::{CookieSecret, MacKeys},
     discard::Discard,
     event::{Event, Received, Seal, Ticket, Transmit},
+    gate::Gate,
     key::{PresharedKey, PublicKey, StaticSecret},
     load::Load,
     noise::Identity,
@@ -38,8 +39,8 @@ pub struct Device {
     random: Box<dyn Random + Send>,
     clock: Clock,
     identity: Option<Arc<Identity>>,
-    /// The keys for messages to us; kept because each flooded datagram needs them.
-    mac_keys: Option<MacKeys>,
+    /// Kept because each flooded datagram needs its keys.
+    gate: Gate,
     cookie_secret: CookieSecret,
     load: Load,
     table: Table,
@@ -86,7 +87,7 @@ impl Device {
                 newest_sent: Tai64n::default(),
             },
             identity: None,
-            mac_keys: None,
+            gate: Gate::default(),
             cookie_secret: CookieSecret::new(),
             load: Load::default(),
             table: Table::default(),
@@ -137,7 +138,7 @@ impl Device {
             return;
         }
         self.identity = secret.map(|secret| Arc::new(Identity::new(secret)));
-        self.mac_keys = self.public_key().map(|key| MacKeys::new(&key));
+        self.gate = Gate::new(self.public_key().as_ref());
         self.unknown.clear();
         self.agreements.clear();
         if let Some(place) = self.public_key().and_then(|key| self.table.by_key(&key)) {
@@ -164,6 +165,13 @@ impl Device {
     #[must_use]
     pub fn public_key(&self) -> Option<PublicKey> {
         self.identity.as_ref().map(|identity| identity.public_key())
+    }
+
+    /// Returns what tells forged handshake messages on other threads, until the private key
+    /// changes.
+    #[must_use]
+    pub fn gate(&self) -> Gate {
+        self.gate.clone()
     }
 
     /// Returns our private key.

@@ -25,8 +25,9 @@ use os::{
 
 use super::{
     control::Control,
+    handshakes::Handshakes,
     keylog::Writer,
-    receive::{Receiver, Share},
+    receive::Receiver,
     transmit::Transmitter,
     tunnel::{Tunnel, Wakeups, Watchdog},
 };
@@ -114,14 +115,13 @@ impl Engine {
             thread.spawn(run).map(drop)
         };
         start("transmit", Box::new(move || transmitter.run()))?;
-        for (name, v6, handshakes) in [
-            ("receive-v4", false, false),
-            ("receive-v6", true, false),
-            ("handshakes-v4", false, true),
-            ("handshakes-v6", true, true),
-        ] {
-            let receiver = Receiver::new(&self.tunnel, Share { v6, handshakes });
+        for (name, v6) in [("receive-v4", false), ("receive-v6", true)] {
+            let receiver = Receiver::new(&self.tunnel, v6);
             start(name, Box::new(move || receiver.run()))?;
+        }
+        for (name, v6) in [("handshakes-v4", false), ("handshakes-v6", true)] {
+            let handshakes = Handshakes::new(&self.tunnel, v6);
+            start(name, Box::new(move || handshakes.run()))?;
         }
         let tunnel = Arc::clone(&self.tunnel);
         let agree = move || {

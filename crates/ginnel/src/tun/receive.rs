@@ -1,5 +1,4 @@
-//! From the network to the TUN, run to completion on one thread for each family; handshake
-//! messages come by a socket and a thread of their own.
+//! From the network to the TUN, run to completion on one thread for each family.
 //!
 //! ```text
 //! UDP ──► runs ──who is it?──► opened in place ──may it?──► joined ──► TUN
@@ -31,18 +30,10 @@ use super::{
     wire::Sockets,
 };
 
-/// What a thread receives.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Share {
-    pub(crate) v6: bool,
-    /// Handshake messages instead of data, where the kernel tells them apart.
-    pub(crate) handshakes: bool,
-}
-
 /// The thread's state.
 pub(crate) struct Receiver {
     tunnel: Arc<Tunnel>,
-    share: Share,
+    v6: bool,
     clock: Clock,
     pace: Pace,
     opener: Opener,
@@ -79,22 +70,10 @@ enum Entry {
     },
 }
 
-impl Share {
-    fn socket_of(self, sockets: &Sockets) -> Option<&Socket> {
-        let pair = if self.handshakes {
-            sockets.handshakes.as_ref()?
-        } else {
-            &sockets.data
-        };
-        let socket = if self.v6 { &pair.v6 } else { &pair.v4 };
-        socket.as_ref()
-    }
-}
-
 impl Receiver {
-    pub(crate) fn new(tunnel: &Arc<Tunnel>, share: Share) -> Self {
+    pub(crate) fn new(tunnel: &Arc<Tunnel>, v6: bool) -> Self {
         Self {
-            share,
+            v6,
             clock: Clock::start(),
             pace: Pace::start(),
             opener: Opener {
@@ -134,7 +113,7 @@ impl Receiver {
 
     /// Waits for datagrams; false when the socket is retired or absent.
     fn wait(&self, sockets: &Sockets, batch: &mut udp::Batch, busy: bool) -> io::Result<bool> {
-        match self.share.socket_of(sockets) {
+        match self.socket_of(sockets) {
             Some(socket) => {
                 if busy {
                     socket.wait_batch(batch)?;
@@ -145,6 +124,12 @@ impl Receiver {
             }
             None => Ok(false),
         }
+    }
+
+    fn socket_of<'s>(&self, sockets: &'s Sockets) -> Option<&'s Socket> {
+        let pair = &sockets.data;
+        let socket = if self.v6 { &pair.v6 } else { &pair.v4 };
+        socket.as_ref()
     }
 
     /// Handles long runs by themselves, so that what was opened is written while it is in cache.
@@ -178,6 +163,7 @@ impl Opener {
         if self.sessions.is_empty() {
             return;
         }
+        tunnel.note_data();
         for datagram in arrivals.iter_mut().flatten().flat_map(datagrams_mut) {
             let entry = self.open(now, datagram);
             self.entries.push(entry);

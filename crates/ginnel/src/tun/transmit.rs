@@ -179,6 +179,7 @@ impl Sealer {
             return;
         }
         let tunnel = Arc::clone(&self.tunnel);
+        tunnel.note_data();
         let now = tunnel.with(|state, now| {
             self.route(state, now, batch);
             now

@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr},
+    num::NonZero,
     os::{
         fd::{AsFd as _, BorrowedFd},
         unix::net::UnixStream,
@@ -11,24 +12,26 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    thread,
     time::Instant,
 };
 
 use anyhow::Context as _;
 use os::{
-    clock::{self, Clock},
+    clock::{self, Clock, Effort},
     tun::{self, Tun},
 };
-use wireguard::{Agreement, Device, Discard, Event, PeerId, Sealing};
+use wireguard::{Agreement, Device, Discard, Event, Gate, PeerId, Sealing};
 use zeroize::Zeroizing;
 
 use super::{
+    allowance::Allowance,
     configuration::{self, Changes},
     control::{Answer, refusal},
     keylog::Writer,
     outbound::Run,
     uapi::{DeviceStatus, Errno, Request, Status},
-    wire::{Sockets, Wire},
+    wire::{self, Sockets, Wire},
 };
 
 /// One interface with its peers.
@@ -41,6 +44,13 @@ pub(crate) struct Tunnel {
     rebound: Condvar,
     /// Told when the device has an agreement to compute.
     deferred: Condvar,
+    /// What the device's private key says, for threads that do not ask the device.
+    gate: Mutex<Gate>,
+    /// By `Discard::index`: what the gate refused.
+    turned_away: Vec<AtomicU64>,
+    allowance: Mutex<Allowance>,
+    /// Batches of data in both directions.
+    data: AtomicU64,
     /// Ends the sleep of the control thread.
     alarm: UnixStream,
     /// Beyond it packets are not padded; the device has the same figure.
@@ -63,6 +73,15 @@ pub(crate) struct State {
     /// By `Discard::index`.
     discards: Vec<u64>,
     key_log: Option<Writer>,
+    /// Answers to who may be one of a flood, sent once the lock is let go.
+    answers: Vec<Unproven>,
+}
+
+/// A datagram for who has not proven to be a peer.
+struct Unproven {
+    destination: SocketAddr,
+    from: Option<IpAddr>,
+    bytes: Vec<u8>,
 }
 
 /// How to send to a peer now, without the device.
@@ -103,13 +122,19 @@ impl Tunnel {
             armed: None,
             discards: vec![0; Discard::ALL.len()],
             key_log,
+            answers: Vec::new(),
         };
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
         let tunnel = Self {
             name: name.to_owned(),
             tun,
             state: Mutex::new(state),
             rebound: Condvar::new(),
             deferred: Condvar::new(),
+            gate: Mutex::default(),
+            turned_away: Discard::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
+            allowance: Mutex::new(Allowance::new(now, u32::try_from(cores).unwrap_or(1))),
+            data: AtomicU64::new(0),
             alarm,
             mtu: AtomicUsize::new(mtu),
             gone: AtomicBool::new(false),
@@ -135,18 +160,66 @@ impl Tunnel {
         if state.device.waiting_agreements() > 0 {
             self.deferred.notify_one();
         }
+        if !state.answers.is_empty() {
+            let answers = std::mem::take(&mut state.answers);
+            let sockets = Arc::clone(state.wire.sockets());
+            drop(state);
+            self.send_answers(&sockets, &answers);
+        }
         result
+    }
+
+    /// Sends what is not worth to be waited for.
+    fn send_answers(&self, sockets: &Sockets, answers: &[Unproven]) {
+        for answer in answers {
+            let run = Run {
+                destination: answer.destination,
+                bytes: &answer.bytes,
+                segment: answer.bytes.len(),
+            };
+            if let Err((error, datagrams)) = wire::send_at_once(&sockets.data, answer.from, &run) {
+                let wire = &mut self.lock().wire;
+                wire.count_lost(error, answer.destination, datagrams);
+            }
+        }
     }
 
     /// Computes what handshakes need as long as the process lives.
     pub(crate) fn agree(&self) {
+        let (mut clock, mut effort) = (Clock::start(), Effort::default());
         loop {
             let mut next = Some(self.wait_for_agreement());
             while let Some(mut agreement) = next {
                 agreement.compute();
                 next = self.with(|state, now| state.device.handle_agreement(now, agreement));
+                self.rest(clock.now(), &mut effort);
             }
         }
+    }
+
+    /// Pauses a thread of handshakes if data would suffer otherwise.
+    pub(crate) fn rest(&self, now: Instant, effort: &mut Effort) {
+        let used = effort.since_last();
+        let data = self.data.load(Ordering::Relaxed);
+        let pause = hold(&self.allowance).take(now, used, data);
+        if let Some(pause) = pause {
+            thread::sleep(pause);
+        }
+    }
+
+    /// Counts a batch of data.
+    pub(crate) fn note_data(&self) {
+        self.data.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns what tells forged handshake messages without the device.
+    pub(crate) fn gate(&self) -> Gate {
+        hold(&self.gate).clone()
+    }
+
+    /// Counts datagrams that the gate refused.
+    pub(crate) fn turn_away(&self, discard: Discard, count: u64) {
+        self.turned_away[discard.index()].fetch_add(count, Ordering::Relaxed);
     }
 
     fn wait_for_agreement(&self) -> Agreement {
@@ -275,7 +348,9 @@ impl Tunnel {
     pub(crate) fn log_losses(&self) {
         let (name, state) = (&self.name, self.lock());
         for discard in Discard::ALL {
-            let count = state.discards[discard.index()];
+            let place = discard.index();
+            let turned_away = self.turned_away[place].load(Ordering::Relaxed);
+            let count = state.discards[place] + turned_away;
             if count > 0 {
                 tracing::info!("{name}: {count} discarded: {}", discard.name());
             }
@@ -290,8 +365,7 @@ impl Tunnel {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A thread that panicked ends the process; until then the others do no harm.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        hold(&self.state)
     }
 
     fn wake(&self) {
@@ -328,6 +402,14 @@ impl State {
             self.note_event(&event);
         }
         while let Some(transmit) = self.device.poll_transmit() {
+            if transmit.peer.is_none() {
+                self.answers.push(Unproven {
+                    destination: transmit.destination,
+                    from: self.wire.source(transmit.destination),
+                    bytes: transmit.datagram,
+                });
+                continue;
+            }
             let bytes = &transmit.datagram[..];
             if is_initiation(bytes) {
                 // A handshake looks for a way anew, in case the old one leads nowhere.
@@ -338,11 +420,7 @@ impl State {
                 bytes,
                 segment: bytes.len(),
             };
-            if transmit.peer.is_some() {
-                self.wire.send(&run);
-            } else {
-                self.wire.send_at_once(&run);
-            }
+            self.wire.send(&run);
         }
     }
 
@@ -377,7 +455,9 @@ impl Answer for &Tunnel {
                 let mut changes = Changes::new(*settings);
                 let mut apply_part = || {
                     self.with(|state, now| {
-                        changes.apply_part(now, &mut state.device, &mut state.wire)
+                        let applied = changes.apply_part(now, &mut state.device, &mut state.wire);
+                        *hold(&self.gate) = state.device.gate();
+                        applied
                     })
                 };
                 let result = loop {
@@ -429,11 +509,16 @@ impl Wakeups {
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             self.0.failed.store(true, Ordering::Relaxed);
             self.0.wake();
         }
     }
+}
+
+fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A thread that panicked ends the process; until then the others do no harm.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Message type 1 (whitepaper section 5.4.2).

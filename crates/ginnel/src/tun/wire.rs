@@ -145,18 +145,9 @@ impl Wire {
 
     /// Sends a run; what cannot be sent is counted and lost, as on any network.
     pub(crate) fn send(&mut self, run: &Run<'_>) {
-        self.send_patiently(run, WAITS_MAX);
-    }
-
-    /// Sends a run unless the queue is full: for answers to who may be one of a flood.
-    pub(crate) fn send_at_once(&mut self, run: &Run<'_>) {
-        self.send_patiently(run, 0);
-    }
-
-    fn send_patiently(&mut self, run: &Run<'_>, waits: u32) {
         let mut from = self.source(run.destination);
         let had = from;
-        let result = send_within(&self.sockets.data, &mut from, run, waits);
+        let result = send(&self.sockets.data, &mut from, run);
         if had != from {
             self.forget_source(run.destination);
         }
@@ -207,6 +198,15 @@ pub(crate) fn send(
     run: &Run<'_>,
 ) -> Result<(), (SendError, usize)> {
     send_within(pair, from, run, WAITS_MAX)
+}
+
+/// Sends a run unless the queue is full: for answers to who may be one of a flood.
+pub(crate) fn send_at_once(
+    pair: &Pair,
+    mut from: Option<IpAddr>,
+    run: &Run<'_>,
+) -> Result<(), (SendError, usize)> {
+    send_within(pair, &mut from, run, 0)
 }
 
 fn send_within(

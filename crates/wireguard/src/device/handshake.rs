@@ -149,7 +149,7 @@ impl Device {
         source: SocketAddr,
         message: &[u8; INITIATION],
     ) -> Result<(), Discard> {
-        self.verify_mac1(message)?;
+        self.gate.verify(message)?;
         if self.answer_with_cookie(now, source, message)? {
             return Ok(());
         }
@@ -165,7 +165,7 @@ impl Device {
         source: SocketAddr,
         message: &[u8; RESPONSE],
     ) -> Result<(), Discard> {
-        self.verify_mac1(message)?;
+        self.gate.verify(message)?;
         let receiver = index(message, RESPONSE_RECEIVER);
         let place = self.table.by_index(receiver).ok_or(Discard::UnknownIndex)?;
         if !self.awaits(place, receiver) {
@@ -481,15 +481,6 @@ impl Device {
         self.push_transmit(Some(place), source, response.to_vec());
     }
 
-    fn verify_mac1(&self, message: &[u8]) -> Result<(), Discard> {
-        let keys = self.mac_keys.as_ref().ok_or(Discard::NoPrivateKey)?;
-        if keys.mac1_holds(message) {
-            Ok(())
-        } else {
-            Err(Discard::Mac1)
-        }
-    }
-
     /// Under load, answers a message without a right mac2 by a cookie and tells so.
     fn answer_with_cookie(
         &mut self,
@@ -502,7 +493,7 @@ impl Device {
         if !self.load.count(now) && !queued {
             return Ok(false);
         }
-        let keys = self.mac_keys.as_ref().ok_or(Discard::NoPrivateKey)?;
+        let keys = self.gate.keys()?;
         let random = &mut *self.random;
         if self.cookie_secret.mac2_holds(now, random, source, message) {
             return if self.load.admit(now, source) {

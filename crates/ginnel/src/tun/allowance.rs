@@ -1,0 +1,121 @@
+//! How much CPU time handshakes may take while data flows, so that a flood of them takes little
+//! from those who have a session.
+
+use std::time::{Duration, Instant};
+
+/// The CPU time of all threads that see to handshakes.
+///
+/// While data flows they may take a tenth of all cores, and after a pause `SAVED_MAX` at once.
+/// What they cannot handle then waits in the kernel's queue, and the rest of a flood is lost there,
+/// which costs little. Without data they may take all they want.
+#[derive(Debug)]
+pub(crate) struct Allowance {
+    cores: u32,
+    /// When what was used is paid for; ahead of now, the threads are in debt.
+    paid: Instant,
+    /// What is counted of the data, and when it last changed.
+    data: u64,
+    flowed: Option<Instant>,
+}
+
+impl Allowance {
+    pub(crate) fn new(now: Instant, cores: u32) -> Self {
+        Self {
+            cores: cores.max(1),
+            paid: now,
+            data: 0,
+            flowed: None,
+        }
+    }
+
+    /// Takes `used` at `now`, when `data` batches of data were counted so far; returns how long the
+    /// thread that used it is to pause.
+    pub(crate) fn take(&mut self, now: Instant, used: Duration, data: u64) -> Option<Duration> {
+        if data != self.data {
+            (self.data, self.flowed) = (data, Some(now));
+        }
+        let flows = self.flowed.is_some_and(|at| now < at + DATA_HOLD);
+        let earliest = now.checked_sub(SAVED_MAX * SHARE / self.cores);
+        self.paid = earliest.map_or(self.paid, |earliest| self.paid.max(earliest));
+        if !flows {
+            self.paid = self.paid.min(now);
+            return None;
+        }
+        self.paid += used * SHARE / self.cores;
+        let debt = self.paid.saturating_duration_since(now);
+        (debt >= PAUSE_MIN).then(|| debt.min(PAUSE_MAX))
+    }
+}
+
+/// One part in so many of the CPU time of all cores.
+const SHARE: u32 = 10;
+/// About a hundred handshakes.
+const SAVED_MAX: Duration = Duration::from_millis(10);
+/// Data flows until it has been silent for so long.
+const DATA_HOLD: Duration = Duration::from_millis(100);
+/// Shorter pauses cost more than they spare; the kernel's queue lasts for about as long when a
+/// hundred thousand messages come in a second.
+const PAUSE_MIN: Duration = Duration::from_millis(4);
+/// A single handshake, on a thread that was interrupted, does not delay others for longer.
+const PAUSE_MAX: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use os::clock::Clock;
+
+    use super::*;
+
+    /// Lets one thread use what it can for a second, in steps of `step`, and returns the sum.
+    fn used(cores: u32, step: Duration, flows: bool) -> Duration {
+        let start = Clock::start().now();
+        let mut allowance = Allowance::new(start, cores);
+        let (mut now, mut sum, mut data) = (start, Duration::ZERO, 0);
+        while now < start + Duration::from_secs(1) {
+            now += step;
+            sum += step;
+            data += u64::from(flows);
+            now += allowance.take(now, step, data).unwrap_or_default();
+        }
+        sum
+    }
+
+    #[test]
+    fn while_data_flows_a_tenth_of_all_cores_is_used_and_a_burst() {
+        for (cores, tenth) in [(1, 100), (2, 200), (4, 400)] {
+            for step in [10, 200, 1_000].map(Duration::from_micros) {
+                let used = used(cores, step, true);
+                let expected = Duration::from_millis(tenth);
+                assert!(used >= expected, "{cores} {step:?} {used:?}");
+                assert!(
+                    used <= expected + SAVED_MAX * 3,
+                    "{cores} {step:?} {used:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn without_data_there_is_no_pause_and_no_debt_for_later() {
+        let step = Duration::from_millis(1);
+        assert_eq!(used(1, step, false), Duration::from_secs(1));
+        let now = Clock::start().now();
+        let mut allowance = Allowance::new(now, 1);
+        for _ in 0..1_000 {
+            assert_eq!(allowance.take(now, step, 0), None);
+        }
+        assert_eq!(allowance.take(now, Duration::from_micros(100), 1), None);
+        let later = now + DATA_HOLD;
+        assert_eq!(allowance.take(later, Duration::from_secs(9), 1), None);
+    }
+
+    #[test]
+    fn a_pause_has_a_bound_and_what_is_saved_too() {
+        let now = Clock::start().now();
+        let mut allowance = Allowance::new(now, 2);
+        let pause = allowance.take(now, Duration::from_secs(9), 1);
+        assert_eq!(pause, Some(PAUSE_MAX));
+        let later = now + Duration::from_secs(1_000);
+        assert_eq!(allowance.take(later, SAVED_MAX, 2), None);
+        assert!(allowance.take(later, SAVED_MAX, 3).is_some());
+    }
+}
