@@ -19,7 +19,7 @@ use socket2::{Domain, Protocol, Type};
 pub(crate) use control::set_option;
 pub use probe::{Runs, probe};
 pub use receive::{Arrival, Batch, Datagram};
-pub use send::SendError;
+pub use send::{Parcel, SendError};
 
 /// How to set a socket up.
 #[derive(Clone, Copy, Debug, Default)]

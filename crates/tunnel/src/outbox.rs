@@ -1,8 +1,9 @@
-//! Sealed datagrams on their way to the kernel, gathered into runs that one call can send.
+//! Sealed datagrams on their way to the kernel, gathered by destination, so that few calls send
+//! them.
 
-use std::{collections::VecDeque, net::SocketAddr};
+use std::{collections::BTreeMap, io::IoSlice, net::SocketAddr};
 
-use os::udp::SendError;
+use os::udp::{self, SendError, Socket};
 
 use super::socket::Sockets;
 
@@ -13,18 +14,32 @@ use super::socket::Sockets;
 pub(super) struct Outbox {
     buffer: Box<[u8]>,
     used: usize,
-    runs: VecDeque<Run>,
+    datagrams: Vec<Datagram>,
+    /// In the order in which they are sent, which for each destination is that of its datagrams.
+    parcels: Vec<Parcel>,
+    /// Of `parcels`, how many the kernel has taken.
+    sent: usize,
+    /// The parcel that a datagram to this destination may join.
+    latest: BTreeMap<SocketAddr, usize>,
     /// The socket towards it has no room: the driver waits until there is some.
     pub(super) blocked: Option<SocketAddr>,
 }
 
-/// Datagrams to one destination, all of one length, the last one perhaps shorter.
-struct Run {
-    destination: SocketAddr,
+/// Where a datagram lies, and the place of its parcel.
+#[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
+struct Datagram {
+    parcel: usize,
     start: usize,
     length: usize,
+}
+
+/// Datagrams to one destination, all of one length, the last one perhaps shorter.
+struct Parcel {
+    destination: SocketAddr,
+    count: usize,
+    length: usize,
     segment: usize,
-    /// A shorter datagram ends a run (udp(7), `UDP_SEGMENT`).
+    /// A shorter datagram ends a parcel (udp(7), `UDP_SEGMENT`).
     ended: bool,
 }
 
@@ -33,16 +48,15 @@ const BUFFER: usize = 256 * 1024;
 /// No datagram is longer.
 const DATAGRAM_MAX: usize = 65_535;
 
-/// One call takes no more bytes and no more segments (Linux, `UDP_MAX_SEGMENTS`).
-const RUN_BYTES_MAX: usize = 65_000;
-const RUN_SEGMENTS_MAX: usize = 64;
-
 impl Outbox {
     pub(super) fn new() -> Self {
         Self {
             buffer: vec![0; BUFFER].into_boxed_slice(),
             used: 0,
-            runs: VecDeque::new(),
+            datagrams: Vec::new(),
+            parcels: Vec::new(),
+            sent: 0,
+            latest: BTreeMap::new(),
             blocked: None,
         }
     }
@@ -68,54 +82,99 @@ impl Outbox {
 
     /// Takes the datagram of `length` bytes that was written to `room`.
     pub(super) fn push(&mut self, destination: SocketAddr, length: usize) {
-        match self.runs.back_mut() {
-            Some(run) if run.accepts(destination, length) => {
-                run.ended = length < run.segment;
-                run.length += length;
-            }
-            Some(_) | None => self.runs.push_back(Run {
-                destination,
-                start: self.used,
-                length,
-                segment: length,
-                ended: false,
-            }),
-        }
+        let parcel = self.parcel_for(destination, length);
+        self.datagrams.push(Datagram {
+            parcel,
+            start: self.used,
+            length,
+        });
         self.used += length;
+    }
+
+    fn parcel_for(&mut self, destination: SocketAddr, length: usize) -> usize {
+        let newest = self.parcels.len().checked_sub(1);
+        let newest = newest.filter(|place| self.parcels[*place].destination == destination);
+        let known = newest.or_else(|| self.latest.get(&destination).copied());
+        if let Some(place) = known.filter(|place| *place >= self.sent)
+            && self.parcels[place].accepts(length)
+        {
+            self.parcels[place].add(length);
+            return place;
+        }
+        self.parcels.push(Parcel {
+            destination,
+            count: 1,
+            length,
+            segment: length,
+            ended: false,
+        });
+        let place = self.parcels.len() - 1;
+        self.latest.insert(destination, place);
+        place
     }
 
     /// Gives everything to the kernel, or stops as `blocked`.
     pub(super) fn send(&mut self, sockets: &Sockets) {
-        while let Some(run) = self.runs.front_mut() {
-            let bytes = &self.buffer[run.start..run.start + run.length];
-            match sockets.send(bytes, run.segment, run.destination) {
-                Ok(sent) if sent < run.length => {
-                    run.start += sent;
-                    run.length -= sent;
-                    continue;
-                }
+        // Those of one parcel come together, in their order.
+        self.datagrams.sort_unstable();
+        let sent = self.sent;
+        let waiting = self.datagrams.iter().filter(|one| one.parcel >= sent);
+        let slices: Vec<_> = waiting
+            .map(|one| IoSlice::new(&self.buffer[one.start..one.start + one.length]))
+            .collect();
+        let mut rest = &slices[..];
+        let parcels = self.parcels[sent..].iter().map(|parcel| {
+            let (datagrams, others) = rest.split_at(parcel.count);
+            rest = others;
+            udp::Parcel {
+                to: parcel.destination,
+                from: None,
+                datagrams,
+            }
+        });
+        let parcels: Vec<_> = parcels.collect();
+        let mut rest = &parcels[..];
+        while let Some(first) = rest.first() {
+            let sent = match sockets.send(rest) {
+                Ok(sent) => sent,
                 Err(SendError::WouldBlock) => {
-                    self.blocked = Some(run.destination);
+                    self.blocked = Some(first.to);
+                    self.sent += parcels.len() - rest.len();
                     return;
                 }
                 // The network is away for now, or a datagram is too long for it: as good as lost
                 // on the way, and repaired as any loss is.
-                Err(error) => tracing::debug!(%error, destination = %run.destination, "send"),
-                Ok(_) => {}
-            }
-            self.runs.pop_front();
+                Err(error) => {
+                    tracing::debug!(%error, destination = %first.to, "send");
+                    1
+                }
+            };
+            rest = &rest[sent..];
         }
+        self.clear();
+    }
+
+    fn clear(&mut self) {
         self.used = 0;
+        self.sent = 0;
+        self.datagrams.clear();
+        self.parcels.clear();
+        self.latest.clear();
     }
 }
 
-impl Run {
-    fn accepts(&self, destination: SocketAddr, length: usize) -> bool {
+impl Parcel {
+    fn accepts(&self, length: usize) -> bool {
         !self.ended
-            && self.destination == destination
             && length <= self.segment
-            && self.length + length <= RUN_BYTES_MAX
-            && self.length < self.segment * RUN_SEGMENTS_MAX
+            && self.length + length <= Socket::PARCEL_BYTES_MAX
+            && self.count < Socket::PARCEL_MAX
+    }
+
+    fn add(&mut self, length: usize) {
+        self.ended = length < self.segment;
+        self.length += length;
+        self.count += 1;
     }
 }
 
@@ -124,31 +183,68 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(datagrams: &[(u16, usize)], runs: &[(u16, usize, usize)]) {
+    fn check(datagrams: &[(u16, usize)], parcels: &[(u16, usize, usize)]) {
         let address = |port| SocketAddr::from(([192, 0, 2, 1], port));
         let mut outbox = Outbox::new();
         for (port, length) in datagrams {
             assert!(outbox.has_room());
             outbox.push(address(*port), *length);
         }
-        let made = outbox.runs.iter();
+        let made = outbox.parcels.iter();
         let made: Vec<_> = made
-            .map(|run| (run.destination.port(), run.length, run.segment))
+            .map(|parcel| (parcel.destination.port(), parcel.length, parcel.segment))
             .collect();
-        assert_eq!(made, runs);
+        assert_eq!(made, parcels);
     }
 
     #[test]
-    fn a_run_has_one_destination_and_one_length_and_a_shorter_datagram_ends_it() {
+    fn a_parcel_has_one_destination_and_one_length_and_a_shorter_datagram_ends_it() {
         check(
             &[(1, 100), (1, 100), (1, 60), (1, 60)],
             &[(1, 260, 100), (1, 60, 60)],
         );
         check(
             &[(1, 100), (2, 100), (1, 100)],
-            &[(1, 100, 100), (2, 100, 100), (1, 100, 100)],
+            &[(1, 200, 100), (2, 100, 100)],
+        );
+        check(
+            &[(1, 100), (2, 90), (1, 60), (2, 90), (1, 60), (2, 90)],
+            &[(1, 160, 100), (2, 270, 90), (1, 60, 60)],
         );
         check(&[(1, 60), (1, 100)], &[(1, 60, 60), (1, 100, 100)]);
+    }
+
+    /// Sends numbered datagrams to two receivers in turn, and sees that each gets its own in order.
+    #[tokio::test]
+    async fn datagrams_of_one_destination_arrive_in_their_order() {
+        let bind = || std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        let receivers = [bind(), bind()];
+        let to = receivers
+            .each_ref()
+            .map(|receiver| receiver.local_addr().expect("bound"));
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let sockets = Sockets::bind(any, None).expect("a free port");
+        let mut outbox = Outbox::new();
+        let datagram = |number: u8| vec![number; if number % 5 == 4 { 60 } else { 100 }];
+        for number in 0..100 {
+            for destination in to {
+                assert!(outbox.copy(destination, &datagram(number)));
+            }
+        }
+        outbox.send(&sockets);
+        // At first it is not known whether there is room.
+        while outbox.blocked.is_some() {
+            sockets.writable(outbox.blocked.take()).await;
+            outbox.send(&sockets);
+        }
+        assert_eq!(outbox.used, 0);
+        let mut buffer = [0; 200];
+        for receiver in &receivers {
+            for number in 0..100 {
+                let length = receiver.recv(&mut buffer).expect("it was sent");
+                assert_eq!(buffer[..length], datagram(number));
+            }
+        }
     }
 
     #[test]
@@ -162,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_has_at_most_64_segments() {
+    fn a_parcel_has_at_most_64_datagrams() {
         check(&[(1, 100); 65], &[(1, 6400, 100), (1, 100, 100)]);
     }
 }

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr};
 
 use anyhow::Context as _;
-use os::udp::{Batch, Options, Pair, SendError, Socket};
+use os::udp::{Batch, Options, Pair, Parcel, SendError, Socket};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::Advised;
@@ -76,26 +76,22 @@ impl Sockets {
         }
     }
 
-    /// Sends `run` as datagrams of `segment` bytes, of which the last may be shorter, and returns
-    /// how many bytes are on their way.
-    pub(super) fn send(
-        &self,
-        run: &[u8],
-        segment: usize,
-        destination: SocketAddr,
-    ) -> Result<usize, SendError> {
-        let socket = if destination.is_ipv4() {
-            &self.v4
-        } else {
-            &self.v6
+    /// Sends parcels with few calls; returns how many of the first ones are on their way, or why
+    /// the first is not.
+    pub(super) fn send(&self, parcels: &[Parcel<'_>]) -> Result<usize, SendError> {
+        let Some(first) = parcels.first() else {
+            return Ok(0);
         };
-        let Some(socket) = socket else {
+        let is_v4 = first.to.is_ipv4();
+        let Some(socket) = (if is_v4 { &self.v4 } else { &self.v6 }) else {
             return Err(SendError::Unreachable);
         };
+        let others = parcels.iter().position(|one| one.to.is_ipv4() != is_v4);
+        let parcels = &parcels[..others.unwrap_or(parcels.len())];
         let mut outcome = Err(SendError::WouldBlock);
         // Only a full queue is hidden here, so that the driver really waits for room.
         let tried = socket.try_io(Interest::WRITABLE, |socket| {
-            outcome = socket.send_run(destination, None, run, segment);
+            outcome = socket.send_parcels(parcels);
             match outcome {
                 Err(SendError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
                 Ok(_) | Err(_) => Ok(()),

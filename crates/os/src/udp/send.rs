@@ -1,7 +1,7 @@
 //! Writing: single datagrams, and runs that the kernel or the network card cuts (UDP_SEGMENT).
 
 use std::{
-    io,
+    io::{self, IoSlice},
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd as _,
     sync::atomic::Ordering,
@@ -13,6 +13,18 @@ use super::{
     REFUSALS_MAX, Socket,
     control::{self, Control},
 };
+
+/// Datagrams for one destination, each in a place of its own: all have one length, and the last may
+/// be shorter.
+#[derive(Clone, Copy, Debug)]
+pub struct Parcel<'a> {
+    /// Where they go.
+    pub to: SocketAddr,
+    /// Our address that they leave from; otherwise routing chooses.
+    pub from: Option<IpAddr>,
+    /// At least one and at most [`Socket::PARCEL_MAX`], of [`Socket::PARCEL_BYTES_MAX`] together.
+    pub datagrams: &'a [IoSlice<'a>],
+}
 
 /// Why a datagram was not sent.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
@@ -83,6 +95,110 @@ impl Socket {
             }
         }
         Ok(sent)
+    }
+
+    /// The most datagrams in one parcel: `UDP_MAX_SEGMENTS` of Linux before 6.9.
+    pub const PARCEL_MAX: usize = SEGMENTS_MAX;
+
+    /// The most bytes in one parcel of more than one datagram.
+    pub const PARCEL_BYTES_MAX: usize = RUN_BYTES_MAX;
+
+    /// Sends parcels with as few system calls as the kernel allows.
+    ///
+    /// Returns how many are on their way, at least one, or why the first is not; call again with
+    /// the rest, or without the first. As with [`Socket::send_run`], a parcel that the kernel
+    /// refuses to cut is sent datagram by datagram.
+    pub fn send_parcels(&self, parcels: &[Parcel<'_>]) -> Result<usize, SendError> {
+        let Some(first) = parcels.first() else {
+            return Ok(0);
+        };
+        if first.datagrams.len() > 1 && !self.segments() {
+            let sent = self.send_singly(first);
+            return sent
+                .map(|()| 1)
+                .map_err(|errno| classify(errno, first.from));
+        }
+        match self.send_messages(parcels) {
+            Ok(sent) => {
+                let whole = &parcels[..sent];
+                if whole.iter().any(|parcel| parcel.datagrams.len() > 1) {
+                    self.refusals.store(0, Ordering::Relaxed);
+                }
+                Ok(sent)
+            }
+            Err(errno) => {
+                let cut = first.datagrams.len() > 1;
+                let sent = match Refusal::of(errno).filter(|_| cut) {
+                    // What fails one by one too says nothing about segmentation.
+                    Some(refusal) => self.send_singly(first).map(|()| self.count(refusal)),
+                    None => Err(errno),
+                };
+                sent.map(|()| 1)
+                    .map_err(|errno| classify(errno, first.from))
+            }
+        }
+    }
+
+    /// Sends each parcel as one message; those behind the first that was not sent are not tried.
+    fn send_messages(&self, parcels: &[Parcel<'_>]) -> Result<usize, i32> {
+        let segments = self.segments();
+        let parcels = parcels.iter().take(MESSAGES_MAX);
+        let parcels = parcels.take_while(|parcel| segments || parcel.datagrams.len() == 1);
+        let addresses: Vec<_> = parcels
+            .clone()
+            .map(|parcel| socket2::SockAddr::from(parcel.to))
+            .collect();
+        let mut controls = vec![Control::EMPTY; addresses.len()];
+        let mut headers: Vec<libc::mmsghdr> = Vec::with_capacity(addresses.len());
+        for ((parcel, address), control) in parcels.zip(&addresses).zip(&mut controls) {
+            // SAFETY: all zeros is a valid mmsghdr.
+            let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            let message = &mut header.msg_hdr;
+            message.msg_name = address.as_ptr().cast_mut().cast();
+            message.msg_namelen = address.len();
+            // An IoSlice has the layout of an iovec.
+            message.msg_iov = parcel.datagrams.as_ptr().cast_mut().cast();
+            message.msg_iovlen = parcel.datagrams.len();
+            let size = parcel
+                .datagrams
+                .first()
+                .filter(|_| parcel.datagrams.len() > 1);
+            let size = size.map(|first| u16::try_from(first.len()).unwrap_or(u16::MAX));
+            control::emit(message, control, parcel.from, size);
+            headers.push(header);
+        }
+        let count = libc::c_uint::try_from(headers.len()).expect("at most `MESSAGES_MAX`");
+        loop {
+            // SAFETY: each header points to its address, its control messages and the vectors of
+            // its parcel with their bytes, which live through the call and are only read.
+            let sent =
+                unsafe { libc::sendmmsg(self.as_raw_fd(), headers.as_mut_ptr(), count, FLAGS) };
+            match usize::try_from(sent) {
+                Ok(sent) => return Ok(sent),
+                Err(_) => match last_errno() {
+                    libc::EINTR => {}
+                    errno => return Err(errno),
+                },
+            }
+        }
+    }
+
+    fn send_singly(&self, parcel: &Parcel<'_>) -> Result<(), i32> {
+        let single = |datagram| Parcel {
+            datagrams: std::slice::from_ref(datagram),
+            ..*parcel
+        };
+        let singles: Vec<_> = parcel.datagrams.iter().map(single).collect();
+        let mut sent = 0;
+        while sent < singles.len() {
+            match self.send_messages(&singles[sent..]) {
+                Ok(count) => sent += count,
+                Err(errno) if sent == 0 => return Err(errno),
+                // The rest is lost, as on any network.
+                Err(_) => break,
+            }
+        }
+        Ok(())
     }
 
     fn send_segmented(
@@ -265,6 +381,8 @@ fn last_errno() -> i32 {
         .unwrap_or(libc::EIO)
 }
 
+/// One call sends no more messages; the kernel allows 1,024.
+const MESSAGES_MAX: usize = 64;
 const FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 /// `UDP_MAX_SEGMENTS` of Linux before 6.9, which allows 128.
 const SEGMENTS_MAX: usize = 64;

@@ -393,3 +393,73 @@ fn a_socket_beside_another_takes_what_begins_otherwise() {
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 }
+
+/// Sends parcels to two receivers and sees that all datagrams arrive, each parcel's in order.
+fn check_parcels(prepare: fn(&Socket), segments: bool) {
+    let (sender, first) = pair("127.0.0.1");
+    let (second, _) = pair("127.0.0.1");
+    prepare(&sender);
+    let bytes = [
+        numbered(5, 1200, 600),
+        numbered(1, 700, 700),
+        numbered(64, 90, 90),
+    ];
+    let sizes = [1200, 700, 90];
+    let slices: Vec<Vec<_>> = bytes
+        .iter()
+        .zip(sizes)
+        .map(|(bytes, size)| bytes.chunks(size).map(io::IoSlice::new).collect())
+        .collect();
+    let to = [&first, &second, &first].map(Socket::local_address);
+    let parcels: Vec<_> = (0..3)
+        .map(|place| Parcel {
+            to: to[place],
+            from: None,
+            datagrams: &slices[place],
+        })
+        .collect();
+    let mut rest = &parcels[..];
+    while !rest.is_empty() {
+        let sent = sender.send_parcels(rest).unwrap();
+        assert!(sent > 0);
+        rest = &rest[sent..];
+    }
+    let of = |places: &[usize]| {
+        let datagrams = places.iter().flat_map(|place| &slices[*place]);
+        datagrams.map(|slice| slice.to_vec()).collect::<Vec<_>>()
+    };
+    assert_eq!(collect(&first, 69), of(&[0, 2]));
+    assert_eq!(collect(&second, 1), of(&[1]));
+    assert_eq!(sender.segments(), segments);
+}
+
+#[test]
+fn parcels_of_several_destinations_arrive_whole_and_in_order() {
+    check_parcels(|_| (), true);
+}
+
+#[test]
+fn parcels_arrive_where_the_kernel_does_not_cut_or_is_not_asked_to() {
+    check_parcels(|sender| refuse_segmentation(sender, true), true);
+    check_parcels(|sender| sender.set_segments(false), false);
+}
+
+#[test]
+fn a_parcel_that_cannot_be_sent_is_told_apart_from_those_behind_it() {
+    let (sender, receiver) = pair("127.0.0.1");
+    let datagrams = [io::IoSlice::new(b"x")];
+    let to = |to: SocketAddr| Parcel {
+        to,
+        from: None,
+        datagrams: &datagrams,
+    };
+    let nowhere = to(([255, 255, 255, 255], 9).into());
+    let somewhere = to(receiver.local_address());
+    let parcels = [somewhere, nowhere, somewhere];
+    assert_eq!(sender.send_parcels(&parcels), Ok(1));
+    let refused = sender.send_parcels(&parcels[1..]);
+    assert_eq!(refused, Err(SendError::Denied), "no right to broadcast");
+    assert_eq!(sender.send_parcels(&parcels[2..]), Ok(1));
+    assert_eq!(collect(&receiver, 2), [b"x", b"x"]);
+    assert_eq!(sender.send_parcels(&[]), Ok(0));
+}
