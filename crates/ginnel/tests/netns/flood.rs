@@ -19,6 +19,9 @@ const RATES: Rates = Rates {
     valid: 20_000,
     wrong: 100_000,
 };
+/// How often goodput with and without a flood is measured in turn, so that what else the machine
+/// does falls on both.
+const ALTERNATIONS: usize = 15;
 /// The victim's port, and one where nobody listens.
 const PORT: u16 = 51820;
 const CLOSED: u16 = 51821;
@@ -166,7 +169,7 @@ fn a_flood_of_initiations_takes_nothing_from_a_session() {
     let Some(time) = seconds() else {
         return;
     };
-    let mut ratios: Vec<_> = (0..3)
+    let mut ratios: Vec<_> = (0..ALTERNATIONS)
         .map(|_| {
             let without = flooded(&world, &victim, CLOSED, || goodput(&world, time));
             let with = flooded(&world, &victim, PORT, || goodput(&world, time));
@@ -176,7 +179,7 @@ fn a_flood_of_initiations_takes_nothing_from_a_session() {
     ratios.sort_unstable();
     println!("goodput under a flood, of a thousand: {ratios:?}");
     assert!(
-        ratios[1] >= 900,
+        ratios[ALTERNATIONS / 2] >= 900,
         "goodput under a flood, of a thousand: {ratios:?}"
     );
 }
