@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     process::Command,
     sync::{
         Arc,
@@ -18,9 +18,12 @@ use nix::{
     sched::{CloneFlags, setns},
     sys::socket::{setsockopt, sockopt::TcpCongestion},
 };
-use os::tun::{Options, Tun};
+use os::{
+    clock::Clock,
+    tun::{Options, Tun},
+};
 
-use crate::MTU;
+use crate::{MTU, ours};
 
 /// Bytes that one call moves.
 const CHUNK: usize = 256 << 10;
@@ -116,6 +119,61 @@ impl Host {
             }
         });
         Ok(received)
+    }
+
+    /// Answers each connection at `port`, once it has been read to its end.
+    pub(crate) fn answer(&self, port: u16, stop: &Arc<AtomicBool>) -> Result<()> {
+        let address = self.address;
+        let listener = self.inside(|| TcpListener::bind((address, port)).context("listen"))?;
+        let stop = Arc::clone(stop);
+        thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                thread::spawn(move || {
+                    let mut request = Vec::new();
+                    if stream.read_to_end(&mut request).is_ok() {
+                        drop(stream.write_all(&request));
+                    }
+                });
+            }
+        });
+        Ok(())
+    }
+
+    /// Exchanges as many octets, and as many at a time, as [`ours::exchange`] does.
+    pub(crate) fn exchange(
+        &self,
+        server: SocketAddr,
+        algorithm: &'static str,
+        stop: &AtomicBool,
+    ) -> Result<Vec<f64>> {
+        let client = || -> Result<Vec<f64>> {
+            self.enter()?;
+            let mut took = Vec::new();
+            let mut clock = Clock::start();
+            while !stop.load(Ordering::Relaxed) {
+                let began = clock.now();
+                let mut stream = TcpStream::connect(server).context("connect")?;
+                set_algorithm(&stream, algorithm)?;
+                stream.write_all(&[0x67; ours::EXCHANGED]).context("send")?;
+                stream.shutdown(Shutdown::Write).context("finish")?;
+                let mut response = Vec::new();
+                stream.read_to_end(&mut response).context("receive")?;
+                took.push((clock.now() - began).as_secs_f64() * 1e3);
+            }
+            Ok(took)
+        };
+        thread::scope(|scope| {
+            let clients = (0..ours::EXCHANGES).map(|_| scope.spawn(client));
+            let clients: Vec<_> = clients.collect();
+            let mut took = Vec::new();
+            for client in clients {
+                took.extend(client.join().expect("it does not panic")?);
+            }
+            Ok(took)
+        })
     }
 
     /// Accepts connections at `port` and does nothing with them.

@@ -29,6 +29,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use netstack::CongestionControl;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 
 use self::{
@@ -41,9 +42,12 @@ use self::{
 const MTU: usize = 1_420;
 
 const CLIENT: &str = "10.77.1.1";
+const RIVAL: &str = "10.77.1.2";
 const SERVER: &str = "10.77.2.1";
 const PORT: u16 = 5_001;
 const IDLE_PORT: u16 = 5_002;
+const RIVAL_PORT: u16 = 5_003;
+const EXCHANGE_PORT: u16 = 5_004;
 
 /// What one contestant has done in one run.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +56,10 @@ struct Measured {
     goodput: f64,
     /// Seconds of CPU in user mode per GB; ours only.
     user_per_gb: Option<f64>,
+    /// What the rivals have had of their fair share.
+    rivals: Option<f64>,
+    /// How long exchanges took in milliseconds: median and 99th percentile.
+    waits: Option<[f64; 2]>,
 }
 
 fn main() -> Result<()> {
@@ -79,6 +87,9 @@ fn run(case: &Case, contestant: Contestant, seed: u64, seconds: u64) -> Result<M
     let down = match contestant {
         Contestant::Ours(algorithm) | Contestant::Kernel(algorithm) => algorithm,
     };
+    if case.exchanges {
+        server.answer(EXCHANGE_PORT, &stop)?;
+    }
     let sunk = server.serve(PORT, case.direction, down)?;
     if case.idle > 0 {
         server.hold(IDLE_PORT, &stop)?;
@@ -94,13 +105,28 @@ fn run(case: &Case, contestant: Contestant, seed: u64, seconds: u64) -> Result<M
         }
         Contestant::Ours(_) => (None, None, None),
     };
+    let rival = (case.rivals > 0)
+        .then(|| Host::new("r", RIVAL))
+        .transpose()?;
     thread::scope(|scope| {
-        let relayed = case.path.zip(near.as_ref());
-        if let Some((path, near)) = relayed {
+        if let Some((path, near)) = case.path.zip(near.as_ref()) {
+            let mut left = vec![(near, CLIENT.parse()?)];
+            if let Some((_, near)) = &rival {
+                left.push((near, RIVAL.parse()?));
+            }
             let (far, stop) = (&far, &stop);
-            scope.spawn(move || relay::run(near, far, path, seed, stop));
+            scope.spawn(move || relay::run(&left, far, path, seed, stop));
         }
+        let compete = || match &rival {
+            Some((host, _)) => rivals(host, &server, case.rivals).map(Some),
+            None => Ok(None),
+        };
+        let rivals = compete().inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
         let measured = match (&client, contestant) {
+            _ if case.exchanges => {
+                let link = inner.as_ref().unwrap_or(&far);
+                exchange(client.as_ref(), contestant, link, seconds, &stop)
+            }
             (Some(host), Contestant::Kernel(algorithm)) => {
                 let server = SocketAddr::new(SERVER.parse()?, PORT);
                 let streams = case.streams;
@@ -110,11 +136,12 @@ fn run(case: &Case, contestant: Contestant, seed: u64, seconds: u64) -> Result<M
                     Direction::Up => &sunk,
                     Direction::Down => &got,
                 };
-                count(counted, seconds)
+                count(counted, rivals.as_deref(), case, seconds)
             }
             (None, _) | (Some(_), Contestant::Ours(_)) => {
                 let link = inner.as_ref().unwrap_or(&far);
-                measure_ours(case, link, &sunk, seconds, &stop)
+                let sinks = (&*sunk, rivals.as_deref());
+                measure_ours(case, contestant, link, sinks, seconds, &stop)
             }
         };
         stop.store(true, Ordering::Relaxed);
@@ -122,10 +149,20 @@ fn run(case: &Case, contestant: Contestant, seed: u64, seconds: u64) -> Result<M
     })
 }
 
+/// Lets so many streams of a kernel with CUBIC send to the server, and gives them time to share.
+fn rivals(host: &Host, server: &Host, streams: usize) -> Result<Arc<AtomicU64>> {
+    let sunk = server.serve(RIVAL_PORT, Direction::Up, "cubic")?;
+    let to = SocketAddr::new(SERVER.parse()?, RIVAL_PORT);
+    host.dial(to, streams, Direction::Up, "cubic")?;
+    thread::sleep(Duration::from_secs(3));
+    Ok(sunk)
+}
+
 fn measure_ours(
     case: &Case,
+    contestant: Contestant,
     link: &File,
-    sunk: &AtomicU64,
+    (sunk, rivals): (&AtomicU64, Option<&AtomicU64>),
     seconds: u64,
     stop: &AtomicBool,
 ) -> Result<Measured> {
@@ -135,6 +172,7 @@ fn measure_ours(
         server: SocketAddr::new(server, PORT),
         streams: case.streams,
         direction: case.direction,
+        control: control(contestant),
         idle: (case.idle > 0).then(|| (SocketAddr::new(server, IDLE_PORT), case.idle)),
     };
     let (ready, got) = (AtomicBool::new(false), Arc::new(AtomicU64::new(0)));
@@ -147,7 +185,7 @@ fn measure_ours(
             Direction::Up => sunk,
             Direction::Down => &got,
         };
-        let measured = count(counted, seconds);
+        let measured = count(counted, rivals, case, seconds);
         stop.store(true, Ordering::Relaxed);
         let usage: Usage = running.join().expect("the client does not panic")?;
         let bytes = match case.direction {
@@ -161,17 +199,76 @@ fn measure_ours(
     })
 }
 
+/// Lets one side exchange small requests with the server for so many seconds.
+fn exchange(
+    host: Option<&Host>,
+    contestant: Contestant,
+    link: &File,
+    seconds: u64,
+    stop: &AtomicBool,
+) -> Result<Measured> {
+    let server = SocketAddr::new(SERVER.parse()?, EXCHANGE_PORT);
+    let client = Client {
+        local: CLIENT.parse()?,
+        server,
+        streams: 0,
+        direction: Direction::Up,
+        control: control(contestant),
+        idle: None,
+    };
+    let took = thread::scope(|scope| {
+        let running = scope.spawn(|| match (host, contestant) {
+            (Some(host), Contestant::Kernel(algorithm)) => host.exchange(server, algorithm, stop),
+            (None, _) | (Some(_), Contestant::Ours(_)) => ours::exchange(link, &client, stop),
+        });
+        thread::sleep(Duration::from_secs(seconds));
+        stop.store(true, Ordering::Relaxed);
+        running.join().expect("the client does not panic")
+    });
+    let mut took = took?;
+    took.sort_by(f64::total_cmp);
+    let at = |percent| took.get(took.len() * percent / 100).copied();
+    let octets = took.len() * ours::EXCHANGED * 2;
+    Ok(Measured {
+        goodput: octets as f64 * 8.0 / seconds as f64 / 1e6,
+        user_per_gb: None,
+        rivals: None,
+        waits: at(50).zip(at(99)).map(|(median, late)| [median, late]),
+    })
+}
+
+fn control(contestant: Contestant) -> CongestionControl {
+    match contestant {
+        Contestant::Ours("bbr") => CongestionControl::Bbr,
+        Contestant::Ours(_) | Contestant::Kernel(_) => CongestionControl::Cubic,
+    }
+}
+
 /// Counts for so many seconds.
-fn count(counter: &AtomicU64, seconds: u64) -> Result<Measured> {
+fn count(
+    counter: &AtomicU64,
+    rivals: Option<&AtomicU64>,
+    case: &Case,
+    seconds: u64,
+) -> Result<Measured> {
     let mut clock = os::clock::Clock::start();
     let begin = clock.now();
-    let before = counter.load(Ordering::Relaxed);
+    let counted = || {
+        let rivals = rivals.map(|counter| counter.load(Ordering::Relaxed));
+        (counter.load(Ordering::Relaxed), rivals.unwrap_or(0))
+    };
+    let before = counted();
     thread::sleep(Duration::from_secs(seconds));
-    let bytes = counter.load(Ordering::Relaxed) - before;
+    let after = counted();
     let took = clock.now() - begin;
+    let (bytes, theirs) = (after.0 - before.0, after.1 - before.1);
+    let share = theirs as f64 / (bytes + theirs) as f64;
+    let fair = case.rivals as f64 / (case.rivals + case.streams) as f64;
     Ok(Measured {
         goodput: bytes as f64 * 8.0 / took.as_secs_f64() / 1e6,
         user_per_gb: None,
+        rivals: rivals.map(|_| share / fair),
+        waits: None,
     })
 }
 

@@ -12,7 +12,9 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use netstack::{Config, ConnectionId, Event, Limits, Received, Stack};
+use netstack::{
+    CloseReason, Config, CongestionControl, ConnectionId, Event, Limits, Received, Stack,
+};
 use nix::sys::{
     resource::{UsageWho, getrusage},
     time::TimeValLike as _,
@@ -24,6 +26,10 @@ use crate::{MTU, kernel::Direction, relay};
 /// Bytes that one call moves.
 const CHUNK: usize = 64 << 10;
 
+/// Octets of a request and of its response, and how many are under way at once.
+pub(crate) const EXCHANGED: usize = 10_000;
+pub(crate) const EXCHANGES: usize = 8;
+
 /// Connections that are opened at once; more would only overflow the listener's queue.
 const OPENING: usize = 64;
 
@@ -33,6 +39,7 @@ pub(crate) struct Client {
     pub(crate) server: SocketAddr,
     pub(crate) streams: usize,
     pub(crate) direction: Direction,
+    pub(crate) control: CongestionControl,
     /// Connections to this address that are opened first and then left alone.
     pub(crate) idle: Option<(SocketAddr, usize)>,
 }
@@ -63,22 +70,7 @@ pub(crate) fn run(
     stop: &AtomicBool,
     received: &Arc<AtomicU64>,
 ) -> Result<Usage> {
-    let mut seed = [0; 32];
-    os::random::fill(&mut seed);
-    let stack = Stack::new(Config {
-        addresses: vec![client.local],
-        mtu: MTU,
-        seed,
-        limits: Limits::default(),
-    });
-    let mut driver = Driver {
-        link,
-        stack,
-        clock: Clock::start(),
-        held: None,
-        out: [0; 2_048],
-        connected: 0,
-    };
+    let mut driver = Driver::new(link, client);
     driver.open_idle(client, stop)?;
     let mut streams = Vec::new();
     for _ in 0..client.streams {
@@ -105,7 +97,59 @@ pub(crate) fn run(
     })
 }
 
-impl Driver<'_> {
+/// Exchanges [`EXCHANGED`] octets each way over one new connection after the other, some at a time,
+/// until told to stop; returns how many milliseconds each took from its SYN to the end.
+pub(crate) fn exchange(link: &File, client: &Client, stop: &AtomicBool) -> Result<Vec<f64>> {
+    let mut driver = Driver::new(link, client);
+    let request = [0x67; EXCHANGED];
+    let mut chunk = vec![0; CHUNK];
+    let mut open: [Option<(ConnectionId, Instant)>; EXCHANGES] = [None; EXCHANGES];
+    let mut took = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let now = driver.turn()?;
+        for slot in &mut open {
+            if slot.is_none() {
+                let stream = driver.stack.connect(now, client.server)?;
+                driver.stack.send(now, stream, &request)?;
+                driver.stack.shutdown(now, stream);
+                *slot = Some((stream, now));
+            }
+            let Some((stream, began)) = *slot else {
+                continue;
+            };
+            driver.drain(now, stream, &mut chunk);
+            if let Received::End = driver.stack.recv(now, stream, &mut chunk)? {
+                took.push((now - began).as_secs_f64() * 1e3);
+                driver.stack.release(now, stream);
+                *slot = None;
+            }
+        }
+        driver.transmit(now);
+    }
+    Ok(took)
+}
+
+impl<'a> Driver<'a> {
+    fn new(link: &'a File, client: &Client) -> Self {
+        let mut seed = [0; 32];
+        os::random::fill(&mut seed);
+        let mut stack = Stack::new(Config {
+            addresses: vec![client.local],
+            mtu: MTU,
+            seed,
+            limits: Limits::default(),
+        });
+        stack.set_default_congestion_control(client.control);
+        Self {
+            link,
+            stack,
+            clock: Clock::start(),
+            held: None,
+            out: [0; 2_048],
+            connected: 0,
+        }
+    }
+
     fn open_idle(&mut self, client: &Client, stop: &AtomicBool) -> Result<()> {
         let Some((server, count)) = client.idle else {
             return Ok(());
@@ -132,7 +176,7 @@ impl Driver<'_> {
             Some(_) => Duration::from_micros(50),
             None => until.saturating_duration_since(now),
         };
-        relay::wait([self.link], wait);
+        relay::wait(&[self.link], wait);
         let now = self.clock.now();
         let mut packet = [0; 2_048];
         for _ in 0..64 {
@@ -148,6 +192,7 @@ impl Driver<'_> {
         while let Some(event) = self.stack.poll_event() {
             match event {
                 Event::Connected(_) => self.connected += 1,
+                Event::Closed(_, CloseReason::Finished) => {}
                 Event::Closed(_, reason) => bail!("a connection ended: {reason}"),
                 Event::Readable(_)
                 | Event::Writable(_)

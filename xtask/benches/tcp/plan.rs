@@ -16,15 +16,17 @@ pub(crate) struct Case {
     pub(crate) streams: usize,
     /// Connections that are open beside the streams.
     pub(crate) idle: usize,
+    /// Streams of a kernel with CUBIC that send over the same bottleneck.
+    pub(crate) rivals: usize,
+    /// Small exchanges, each over a connection of its own, instead of streams.
+    pub(crate) exchanges: bool,
     algorithms: &'static [&'static str],
 }
 
-/// Who sends.
+/// Whose case it is, and with which congestion control who sends does so.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Contestant {
-    /// Our stack; the kernel's side uses this congestion control when it sends.
     Ours(&'static str),
-    /// The kernel with this congestion control.
     Kernel(&'static str),
 }
 
@@ -49,7 +51,7 @@ const QUEUE: u64 = 500_000;
 impl Contestant {
     pub(crate) fn name(self) -> String {
         match self {
-            Self::Ours(_) => "ginnel".to_owned(),
+            Self::Ours(algorithm) => format!("ginnel {algorithm}"),
             Self::Kernel(algorithm) => format!("kernel {algorithm}"),
         }
     }
@@ -58,11 +60,10 @@ impl Contestant {
 impl Case {
     /// Everybody who runs it, ours first.
     pub(crate) fn contestants(&self) -> impl Iterator<Item = Contestant> + use<'_> {
+        let ours = self.algorithms.iter().map(|name| Contestant::Ours(name));
         let kernels = self.algorithms.iter().map(|name| Contestant::Kernel(name));
-        let first = self.algorithms.first().copied().unwrap_or("cubic");
         // Nothing compares with a kernel that has no other kernel behind the TUN.
-        let kernels = kernels.filter(|_| self.path.is_some());
-        std::iter::once(Contestant::Ours(first)).chain(kernels)
+        ours.chain(kernels.filter(|_| self.path.is_some()))
     }
 
     fn over(name: String, path: Option<Path>, direction: Direction) -> Self {
@@ -72,6 +73,8 @@ impl Case {
             direction,
             streams: 1,
             idle: 0,
+            rivals: 0,
+            exchanges: false,
             algorithms: &["cubic"],
         }
     }
@@ -99,7 +102,9 @@ fn all() -> Vec<Case> {
     for round_trip in [20, 50, 100] {
         let name = format!("queue-{round_trip}ms");
         let path = Some(path(round_trip, 0.0));
-        cases.push(Case::over(name, path, Direction::Up));
+        let mut case = Case::over(name, path, Direction::Up);
+        case.algorithms = &["cubic", "bbr"];
+        cases.push(case);
     }
     for round_trip in [20, 50, 100] {
         for (percent, loss) in [("0.1", 0.001), ("1", 0.01), ("3", 0.03)] {
@@ -110,14 +115,32 @@ fn all() -> Vec<Case> {
             cases.push(case);
         }
     }
-    for (round_trip, loss) in [(20, 0.01), (50, 0.01), (100, 0.01), (100, 0.03)] {
-        let name = format!("receive-bbr-{:.0}%-{round_trip}ms", loss * 100.0);
-        let mut case = Case::over(name, Some(path(round_trip, loss)), Direction::Down);
-        case.algorithms = &["bbr"];
+    for round_trip in [20, 50, 100] {
+        for (percent, loss) in [("0.1", 0.001), ("1", 0.01), ("3", 0.03)] {
+            let name = format!("receive-{percent}%-{round_trip}ms");
+            let mut case = Case::over(name, Some(path(round_trip, loss)), Direction::Down);
+            case.algorithms = &["bbr"];
+            cases.push(case);
+        }
+    }
+    for streams in [1, 4] {
+        let name = format!("beside-4-cubic-{streams}-50ms");
+        let mut case = Case::over(name, Some(path(50, 0.0)), Direction::Up);
+        case.algorithms = &["cubic", "bbr"];
+        case.streams = streams;
+        case.rivals = 4;
         cases.push(case);
     }
+    let mut short = Case::over(
+        "short-10kB-1%-50ms".to_owned(),
+        Some(path(50, 0.01)),
+        Direction::Up,
+    );
+    short.exchanges = true;
+    cases.push(short);
     let path = Some(path(50, 0.01));
     let mut many = Case::over("streams-64-1%-50ms".to_owned(), path, Direction::Up);
+    many.algorithms = &["cubic", "bbr"];
     many.streams = 64;
     cases.push(many);
     cases
@@ -156,27 +179,46 @@ impl Table {
         self.values.entry(key).or_default().push(measured);
     }
 
-    /// The table; a ratio is ours over theirs, above 1 in our favour.
+    /// The table; a ratio is ours over theirs with the same congestion control, above 1 in our
+    /// favour, and the share of rivals is 1 where everybody has the same.
     pub(crate) fn markdown(&self) -> String {
-        let mut text = "| case | stack | ratio | Mbit/s (range) | user s/GB |\n".to_owned();
-        text += "|---|---|---|---|---|\n";
-        let mut ours = 0.0;
+        let mut text =
+            "| case | stack | ratio | Mbit/s (range) | rivals | p50, p99 ms | user s/GB |\n"
+                .to_owned();
+        text += "|---|---|---|---|---|---|---|\n";
         for key in &self.rows {
             let (case, contestant) = key;
             let values = &self.values[key];
             let (low, goodput, high) = spread(values.iter().map(|value| value.goodput));
-            if matches!(contestant, Contestant::Ours(_)) {
-                ours = goodput;
-            }
-            let user = spread(values.iter().filter_map(|value| value.user_per_gb)).1;
-            let user = match contestant {
-                Contestant::Ours(_) => format!("{user:.2}"),
-                Contestant::Kernel(_) => String::new(),
+            let (ratio, user) = match *contestant {
+                Contestant::Ours(_) => {
+                    let user = spread(values.iter().filter_map(|value| value.user_per_gb)).1;
+                    (String::new(), format!("{user:.2}"))
+                }
+                Contestant::Kernel(algorithm) => {
+                    let ours = (case.clone(), Contestant::Ours(algorithm));
+                    let ours = spread(self.values[&ours].iter().map(|value| value.goodput)).1;
+                    (format!("{:.2}", ours / goodput), String::new())
+                }
             };
-            let (name, ratio) = (contestant.name(), ours / goodput);
+            let some = |value: f64, digits| match value.is_nan() {
+                true => String::new(),
+                false => format!("{value:.digits$}"),
+            };
+            let rivals = spread(values.iter().filter_map(|value| value.rivals)).1;
+            let rivals = some(rivals, 2);
+            let waits = [0, 1].map(|at| {
+                let waits = values
+                    .iter()
+                    .filter_map(|value| value.waits.map(|waits| waits[at]));
+                some(spread(waits).1, 0)
+            });
+            let waits = waits.join(" ");
+            let name = contestant.name();
             writeln!(
                 text,
-                "| {case} | {name} | {ratio:.2} | {goodput:.2} ({low:.2}-{high:.2}) | {user} |"
+                "| {case} | {name} | {ratio} | {goodput:.2} ({low:.2}-{high:.2}) | {rivals} | \
+                 {waits} | {user} |"
             )
             .expect("a string takes everything");
         }

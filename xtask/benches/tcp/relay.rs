@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{ErrorKind, Read as _, Write as _},
+    net::IpAddr,
     os::fd::AsFd as _,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
@@ -56,27 +57,44 @@ struct Direction {
 /// SplitMix64 (Steele, Lea, Flood, 2014).
 struct Random(u64);
 
-/// Relays between `left` and `right` until told to stop.
-pub(crate) fn run(left: &File, right: &File, path: Path, seed: u64, stop: &AtomicBool) {
+/// Relays between the ends on the left, each with its address, and `right` until told to stop.
+pub(crate) fn run(
+    left: &[(&File, IpAddr)],
+    right: &File,
+    path: Path,
+    seed: u64,
+    stop: &AtomicBool,
+) {
     let mut clock = Clock::start();
     let now = clock.now();
     let mut rightward = Direction::new(path, now, seed);
     let mut leftward = Direction::new(path, now, !seed);
+    let files = left.iter().map(|&(file, _)| file).chain([right]);
+    let files: Vec<_> = files.collect();
     while !stop.load(Ordering::Relaxed) {
         let now = clock.now();
-        rightward.take_from(left, now);
+        for (file, _) in left {
+            rightward.take_from(file, now);
+        }
         leftward.take_from(right, now);
-        rightward.give_to(right, now);
-        leftward.give_to(left, now);
+        rightward.give(now, |_| right);
+        leftward.give(now, |packet| {
+            let to = packet::ip::addresses(packet).map(|addresses| addresses.destination);
+            let owner = left.iter().find(|(_, address)| Ok(*address) == to);
+            owner.map_or(files[0], |(file, _)| file)
+        });
         let next = [rightward.next(), leftward.next()].into_iter().flatten();
         let until = next.fold(now + PATIENCE, Instant::min);
-        wait([left, right], until.saturating_duration_since(clock.now()));
+        wait(&files, until.saturating_duration_since(clock.now()));
     }
 }
 
 /// Waits until one of them can be read, at most so long.
-pub(crate) fn wait<const N: usize>(files: [&File; N], at_most: Duration) {
-    let mut polled = files.map(|file| PollFd::new(file.as_fd(), PollFlags::POLLIN));
+pub(crate) fn wait(files: &[&File], at_most: Duration) {
+    let polled = files
+        .iter()
+        .map(|file| PollFd::new(file.as_fd(), PollFlags::POLLIN));
+    let mut polled: Vec<_> = polled.collect();
     // A signal only ends the wait early.
     let _early = ppoll(&mut polled, Some(TimeSpec::from(at_most)), None);
 }
@@ -125,11 +143,12 @@ impl Direction {
         }
     }
 
-    fn give_to(&mut self, mut file: &File, now: Instant) {
+    fn give<'a>(&mut self, now: Instant, to: impl Fn(&[u8]) -> &'a File) {
         while let Some(first) = self.flying.first_entry() {
             if first.key().0 > now {
                 return;
             }
+            let mut file = to(first.get());
             // A full socket takes it in the next turn; a TUN always takes.
             match file.write(first.get()) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,

@@ -389,10 +389,12 @@ impl Connection {
         self.finishing
     }
 
-    /// Twice the congestion window: one flight on its way and one to follow.
+    /// Twice the congestion window: one flight on its way and one to follow. Where losses do not
+    /// shrink the window, as much again stays behind holes.
     fn send_limit(&self) -> usize {
         let cwnd = usize::try_from(self.congestion.cwnd).unwrap_or(usize::MAX);
-        let wanted = cwnd.saturating_mul(2).max(BUFFER_INITIAL);
+        let windows = if self.congestion.has_model() { 4 } else { 2 };
+        let wanted = cwnd.saturating_mul(windows).max(BUFFER_INITIAL);
         wanted.min(self.opening.send_bytes_max)
     }
 
@@ -415,18 +417,20 @@ impl Connection {
         self.peer_fin.is_some_and(|fin| self.rcv_nxt.after(fin))
     }
 
-    /// A reader that takes more than half a window in a round-trip time is held up by the window.
+    /// A reader that takes more than a quarter of a window in a round-trip time may be held up by
+    /// it: a peer that repairs losses has a second flight beyond the first hole, and one whose
+    /// window doubles must not wait for ours.
     fn grow_window(&mut self, now: Instant, length: usize) {
         let (began, read) = &mut self.read_round;
         *read += length;
         let round = self.rtt.smoothed().unwrap_or(Duration::from_millis(100));
         let since = *began.get_or_insert(now);
         if now.saturating_duration_since(since) >= round {
-            if *read > self.rcv_limit / 2 {
+            if *read > self.rcv_limit / 4 {
                 self.rcv_limit = (self.rcv_limit * 2).min(self.opening.receive_bytes_max);
             }
             self.read_round = (Some(now), 0);
-        } else if *read > self.rcv_limit / 2 {
+        } else if *read > self.rcv_limit / 4 {
             self.rcv_limit = (self.rcv_limit * 2).min(self.opening.receive_bytes_max);
             *read = 0;
         }

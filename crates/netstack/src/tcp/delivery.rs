@@ -34,6 +34,8 @@ pub(crate) struct Loss {
     /// Octets that were in flight when it was transmitted, and that were lost since.
     pub(crate) in_flight: u32,
     pub(crate) lost_since: u64,
+    /// Octets that had been delivered when it was transmitted.
+    pub(crate) prior_delivered: u64,
     pub(crate) application_limited: bool,
 }
 
@@ -146,6 +148,7 @@ impl Delivery {
             octets,
             in_flight: snapshot.in_flight,
             lost_since: self.lost - snapshot.lost,
+            prior_delivered: snapshot.delivered,
             application_limited: snapshot.application_limited,
         });
     }

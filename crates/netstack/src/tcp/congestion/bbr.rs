@@ -1,12 +1,16 @@
-//! BBR, version 3 (draft-ietf-ccwg-bbr-06, section 5): a model of the path decides.
+//! BBR, version 3 (draft-ietf-ccwg-bbr-06, section 5): a model of the path decides. It differs in
+//! what a loss means (`loss`).
 //!
 //! ```text
 //!   Startup ─▶ Drain ─▶ Down ─▶ Cruise ─▶ Refill ─▶ Up ─▶ Down ..     ProbeRtt from anywhere
 //!      2.77      0.5     0.9       1         1     1.25                 1    × max_bw is the rate
 //! ```
 
+mod loss;
+
 use std::time::{Duration, Instant};
 
+use self::loss::PathLoss;
 use super::{Delivered, INITIAL_SEGMENTS};
 use crate::tcp::delivery::{Loss, Sample};
 
@@ -17,8 +21,6 @@ const UP_CWND_GAIN: u64 = 225;
 const PROBE_RTT_CWND_GAIN: u64 = 50;
 /// The rate stays that far below what was measured, in percent (5.6.2).
 const PACED: u64 = 99;
-/// The share of loss in percent above which there is too much in flight (2.7).
-const LOSS_THRESHOLD: u64 = 2;
 /// What is left of a bound after loss, in percent (2.7).
 const BETA: u64 = 70;
 /// What is used of the long-term volume while cruising, in percent (2.7).
@@ -167,6 +169,9 @@ pub(super) struct Bbr {
     loss_round_start: bool,
     loss_in_round: bool,
     losses_in_round: u8,
+    path_loss: PathLoss,
+    /// What was sent after so much was delivered was not sent by a probe.
+    calm_since: u64,
 
     feedback: Feedback,
     /// What is being acknowledged was sent by a probe that no loss was answered of.
@@ -225,6 +230,8 @@ impl Bbr {
             loss_round_start: false,
             loss_in_round: false,
             losses_in_round: 0,
+            path_loss: PathLoss::default(),
+            calm_since: 0,
             feedback: Feedback::None,
             probe_samples: false,
             cycle_at: now,
@@ -283,6 +290,8 @@ impl Bbr {
             self.pacing_rate = self.pacing_rate(turn.mss, smoothed_rtt);
         }
         if let Some(sample) = delivered.sample {
+            self.path_loss
+                .handle_ack(sample.acknowledged, delivered.rtt);
             self.update_latest(&sample);
             self.update_max_bw(&sample);
             self.adapt_lower_bounds();
@@ -407,7 +416,15 @@ impl Bbr {
         if !self.loss_round_start {
             return;
         }
-        if std::mem::take(&mut self.loss_in_round) && !self.state.probes_bandwidth() {
+        let learns = match self.state {
+            State::Startup => self.full_bw_count == 0 && !self.full_bw_reached,
+            State::Cruise | State::Refill => true,
+            State::Drain | State::Down | State::Up | State::ProbeRtt => false,
+        };
+        let min_rtt = self.min_rtt.map(|(min_rtt, _)| min_rtt);
+        let congested = self.path_loss.end_round(self.mss, min_rtt, learns);
+        let lost = std::mem::take(&mut self.loss_in_round);
+        if lost && congested && !self.state.probes_bandwidth() {
             if self.bw_shortterm == u64::MAX {
                 self.bw_shortterm = self.max_bw();
             }
@@ -485,6 +502,7 @@ impl Bbr {
         }
         if self.state == State::Startup && self.full_bw_reached {
             self.state = State::Drain;
+            self.calm_since = self.delivered;
             self.drain_start_round = self.round_count;
         }
     }
@@ -524,6 +542,15 @@ impl Bbr {
         let added = self.draw() % PROBE_WAIT_ADDED_MILLIS;
         self.probe_wait = PROBE_WAIT + Duration::from_millis(added);
         self.cycle_at = now;
+        self.calm_since = self.calm_since.max(match self.state {
+            State::Up => self.delivered,
+            State::Startup
+            | State::Drain
+            | State::Down
+            | State::Cruise
+            | State::Refill
+            | State::ProbeRtt => 0,
+        });
         self.feedback = Feedback::Stopping;
         self.start_round();
         self.state = State::Down;
@@ -739,7 +766,8 @@ impl Bbr {
 
     /// 5.5.10.2.
     fn is_too_high(&self, lost: u64, in_flight: u32, sack: bool) -> bool {
-        lost > percent(in_flight.into(), LOSS_THRESHOLD) || (lost > 0 && !sack)
+        let allowed = self.path_loss.allowed(in_flight.into(), self.mss);
+        lost > allowed || (lost > 0 && !sack)
     }
 
     /// Takes what was found lost.
@@ -747,8 +775,18 @@ impl Bbr {
         if losses.is_empty() {
             return;
         }
-        self.note_loss(turn, recovering);
-        self.losses_in_round = self.losses_in_round.saturating_add(1);
+        self.enter(turn);
+        // What a probe has lost is answered below, and once.
+        let probing = self.state.probes_bandwidth();
+        let calm_since = self.calm_since;
+        let calm = |loss: &&Loss| probing || loss.prior_delivered >= calm_since;
+        if losses.iter().any(|loss| calm(&loss)) {
+            self.note_loss(turn, recovering);
+            self.losses_in_round = self.losses_in_round.saturating_add(1);
+        }
+        for loss in losses.iter().filter(calm) {
+            self.path_loss.handle_loss(loss.octets);
+        }
         for loss in losses {
             if !self.probe_samples {
                 break;
@@ -780,12 +818,23 @@ impl Bbr {
         self.probe_samples = false;
         if !loss.application_limited {
             let floor = percent_of(self.target_inflight(), BETA);
-            self.inflight_longterm = inflight_at_loss(loss).max(floor);
+            self.inflight_longterm = self.inflight_at_loss(loss).max(floor);
         }
         if self.state == State::Up {
             self.before.state = Some(State::Up);
             self.start_down(turn.now);
         }
+    }
+
+    /// How much was in flight when the share of losses crossed the threshold, which may have been
+    /// within the lost run (5.5.10.2).
+    fn inflight_at_loss(&self, loss: &Loss) -> u32 {
+        let octets = loss.octets.into();
+        let before = u64::from(loss.in_flight).saturating_sub(octets);
+        let lost_before = loss.lost_since.saturating_sub(octets);
+        let allowed = self.path_loss.allowed(before, self.mss);
+        let prefix = allowed.saturating_sub(lost_before).min(octets);
+        u32::try_from(before + prefix).unwrap_or(u32::MAX)
     }
 
     /// 5.5.11.2.
@@ -864,17 +913,6 @@ impl Bbr {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
-}
-
-/// How much was in flight when the share of losses crossed the threshold, which may have been
-/// within the lost run (5.5.10.2).
-fn inflight_at_loss(loss: &Loss) -> u32 {
-    let octets = loss.octets.into();
-    let before = u64::from(loss.in_flight).saturating_sub(octets);
-    let lost_before = loss.lost_since.saturating_sub(octets);
-    let allowed = percent(before, LOSS_THRESHOLD).saturating_sub(lost_before);
-    let prefix = allowed * 100 / (100 - LOSS_THRESHOLD);
-    u32::try_from(before + prefix).unwrap_or(u32::MAX)
 }
 
 /// What flows in a time at a rate.
