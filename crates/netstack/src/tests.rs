@@ -2,6 +2,7 @@
 
 mod algorithm;
 mod datagram;
+mod ecn;
 mod fairness;
 mod flood;
 mod flow;

@@ -22,7 +22,7 @@ use crate::{
     slab::{AccountId, Slab},
     tcp::{
         buffer::Budget,
-        connection::{Connection, Opening, signal},
+        connection::{Connection, Opening, ecn, signal},
         sequence::Seq,
     },
 };
@@ -46,6 +46,7 @@ pub(super) struct Sockets {
     pub(super) cookies_at: Option<Instant>,
     /// Of connections that are opened from now on.
     congestion_control: CongestionControl,
+    ecn: bool,
 }
 
 /// A connection and its place in the queues.
@@ -93,6 +94,7 @@ impl Sockets {
             accounts: Accounts::new(key, memory_bytes_max),
             cookies_at: None,
             congestion_control: CongestionControl::default(),
+            ecn: false,
         }
     }
 
@@ -193,6 +195,7 @@ impl Stack {
             user_timeout: limits.user_timeout,
             connect_timeout: limits.connect_timeout,
             congestion_control: self.tcp.congestion_control,
+            ecn: self.tcp.ecn,
         }
     }
 
@@ -473,6 +476,13 @@ impl Stack {
         self.tcp.congestion_control = control;
     }
 
+    /// Lets connections that are opened from now on ask for explicit congestion notification
+    /// (RFC 3168), by which routers mark instead of dropping. A peer that asks is always answered;
+    /// a new stack does not ask, as hosts commonly do not.
+    pub fn set_ecn(&mut self, asks: bool) {
+        self.tcp.ecn = asks;
+    }
+
     /// Asks the peer of an idle connection for a sign of life every `interval`; after three
     /// questions without an answer the connection ends (RFC 9293, 3.8.4). Off when new.
     pub fn set_keepalive(
@@ -527,6 +537,10 @@ impl Stack {
                 let outcome = self.tcp.accounts.charge(entry.account, |budget| {
                     connection.handle_segment(now, &segment, budget)
                 });
+                if outcome.is_ok() {
+                    let congested = header.traffic_class & ecn::FIELD == ecn::CONGESTED;
+                    connection.handle_marks(now, &segment, congested);
+                }
                 self.settle(now, id);
                 if outcome == Err(Discard::TcpNoSocket) {
                     self.answer_reset(local, remote, &segment);
@@ -707,9 +721,7 @@ impl Stack {
                 continue;
             };
             let connection = &mut entry.connection;
-            if connection.mtu() > self.config.mtu {
-                connection.set_mtu(self.config.mtu);
-            }
+            connection.bound_mtu(self.config.mtu);
             let (local, remote) = (connection.local().ip(), connection.remote().ip());
             let at = ip::header_length(remote);
             let budget = self.tcp.accounts.budget(entry.account);
@@ -726,9 +738,11 @@ impl Stack {
                 }
                 continue;
             };
+            let mut header = super::header(local, remote, ip::TCP);
+            header.traffic_class = connection.mark();
             self.tcp.ready.push_back(id);
             tcp::fill_checksum(local, remote, &mut out[at..at + length]);
-            ip::emit_header(&super::header(local, remote, ip::TCP), length, out);
+            ip::emit_header(&header, length, out);
             return Some(at + length);
         }
         None

@@ -217,6 +217,20 @@ impl Congestion {
         }
     }
 
+    /// Answers a mark of congestion, once for all marks in a window (RFC 3168, 6.1.2).
+    pub(crate) fn handle_mark(&mut self, flight: Flight) {
+        let mut window = self.window();
+        let turn = self.turn(flight);
+        match &mut self.control {
+            Control::Cubic(cubic) => {
+                cubic.handle_mark(&mut window);
+                self.set_window(window);
+            }
+            // Congestion it is, as a loss would be (draft-ietf-ccwg-bbr-06, 3.7).
+            Control::Bbr(bbr) => bbr.note_loss(turn, false),
+        }
+    }
+
     /// Ends fast recovery, or the one after a timeout.
     pub(crate) fn end_recovery(&mut self, fast: bool) {
         match &mut self.control {

@@ -1,5 +1,7 @@
 //! One connection: segments, time and calls in; segments out.
 
+mod black_hole;
+pub(crate) mod ecn;
 mod receive;
 mod timeout;
 mod transmit;
@@ -21,6 +23,8 @@ use super::{
     scoreboard::Scoreboard,
     sequence::Seq,
 };
+use black_hole::Lengths;
+use ecn::Ecn;
 use undo::{Forward, Undo};
 
 /// The shift that our windows have: 64 KiB << 7 covers buffers of 8 MiB.
@@ -70,6 +74,8 @@ pub(crate) struct Opening {
     pub(crate) user_timeout: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) congestion_control: CongestionControl,
+    /// Our SYN asks for marks of congestion.
+    pub(crate) ecn: bool,
 }
 
 impl Opening {
@@ -190,11 +196,13 @@ pub(crate) struct Connection {
     challenges: (Option<Instant>, u8),
 
     sack: bool,
+    ecn: Ecn,
     stamps: Option<Stamps>,
     /// The smaller of what the peer takes and the path carries, without options.
     mss: u32,
     peer_mss: u32,
     mtu: usize,
+    lengths: Lengths,
 
     rtt: Rtt,
     congestion: Congestion,
@@ -235,9 +243,8 @@ impl Connection {
     /// Makes an active open; the SYN comes out of [`Connection::poll_transmit`].
     pub(crate) fn connect(now: Instant, opening: Opening) -> Self {
         let peer_mss = default_mss(opening.remote);
-        let iss = opening.iss;
         let cwnd_max = u32::try_from(opening.send_bytes_max.saturating_mul(2)).unwrap_or(u32::MAX);
-        let mut connection = Self {
+        let connection = Self {
             opening,
             state: State::SynSent,
             reason: None,
@@ -245,8 +252,8 @@ impl Connection {
             orphaned: false,
             active: true,
             hold: Hold::Never,
-            snd_una: iss,
-            snd_nxt: iss,
+            snd_una: opening.iss,
+            snd_nxt: opening.iss,
             snd_wnd: 0,
             snd_wnd_max: 0,
             snd_wl1: Seq(0),
@@ -273,10 +280,12 @@ impl Connection {
             duplicate: None,
             challenges: (None, 0),
             sack: false,
+            ecn: Ecn::new(opening.ecn),
             stamps: None,
             mss: peer_mss,
             peer_mss,
             mtu: opening.mtu,
+            lengths: Lengths::default(),
             rtt: Rtt::new(),
             congestion: Congestion::new(peer_mss, cwnd_max),
             cwnd_limited: false,
@@ -302,8 +311,7 @@ impl Connection {
             soft_error: None,
             user_timeout: opening.user_timeout,
         };
-        connection.set_congestion_control(now, opening.congestion_control);
-        connection
+        connection.controlled(now)
     }
 
     /// Makes a passive open from a SYN; the SYN-ACK comes out of [`Connection::poll_transmit`].
@@ -367,10 +375,6 @@ impl Connection {
 
     pub(crate) fn remote(&self) -> SocketAddr {
         self.opening.remote
-    }
-
-    pub(crate) fn mtu(&self) -> usize {
-        self.mtu
     }
 
     pub(crate) fn owes_reset(&self) -> bool {
@@ -521,6 +525,11 @@ impl Connection {
         self.nagle = enabled;
     }
 
+    fn controlled(mut self, now: Instant) -> Self {
+        self.set_congestion_control(now, self.opening.congestion_control);
+        self
+    }
+
     pub(crate) fn set_congestion_control(&mut self, now: Instant, control: CongestionControl) {
         // Nobody else has the same numbers, which is all that its chance is for.
         let seed = u64::from(self.opening.iss.0) << 32 | u64::from(self.opening.stamp_base.1);
@@ -535,6 +544,18 @@ impl Connection {
 
     pub(crate) fn set_user_timeout(&mut self, timeout: Duration) {
         self.user_timeout = timeout;
+    }
+
+    pub(crate) fn mtu(&self) -> usize {
+        self.mtu
+    }
+
+    /// Follows the MTU of the link, which bounds that of every path.
+    pub(crate) fn bound_mtu(&mut self, mtu: usize) {
+        self.opening.mtu = self.opening.mtu.min(mtu);
+        if self.mtu > mtu {
+            self.set_mtu(mtu);
+        }
     }
 
     /// Follows the path MTU; what was too long is transmitted again in shorter segments.
@@ -644,8 +665,15 @@ impl Connection {
             .max(MSS_MIN)
     }
 
+    /// The largest segment that a path of that MTU brings to the peer, without options.
+    fn mss_for(&self, mtu: usize) -> u32 {
+        let headers = ip::header_length(self.opening.remote.ip()) + tcp::HEADER;
+        let length = u32::try_from(mtu.saturating_sub(headers)).unwrap_or(u32::MAX);
+        self.peer_mss.min(length).max(MSS_MIN)
+    }
+
     fn update_mss(&mut self) {
-        self.mss = self.peer_mss.min(self.local_mss()).max(MSS_MIN);
+        self.mss = self.mss_for(self.mtu);
         self.congestion.set_mss(self.segment_size());
     }
 

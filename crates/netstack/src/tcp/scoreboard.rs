@@ -542,6 +542,27 @@ impl Scoreboard {
         }
     }
 
+    /// Returns the length of the oldest segment; zero when nothing is outstanding.
+    pub(crate) fn first_length(&self) -> u32 {
+        let first = self.records.front();
+        first.map_or(0, |first| first.end - first.start)
+    }
+
+    /// Returns what is lost when it is a single segment.
+    pub(crate) fn only_lost(&mut self) -> Option<(Seq, Seq)> {
+        let first = self.first_lost().filter(|_| self.lost.len() == 1)?;
+        let record = self.records[first];
+        Some((record.start, record.end))
+    }
+
+    /// Tells whether what begins at `start` has been transmitted more than once.
+    pub(crate) fn is_retransmitted(&self, start: Seq) -> bool {
+        let last = self.records.back().filter(|last| last.start == start);
+        let index = || self.find(start).map(|index| &self.records[index]);
+        last.or_else(index)
+            .is_none_or(|record| record.retransmitted)
+    }
+
     fn find(&self, start: Seq) -> Option<usize> {
         let index = self
             .records

@@ -126,3 +126,43 @@ fn bbr_leaves_cubic_more_than_half_of_its_fair_share() {
     // Four of five streams: half of four fifths.
     assert!(cubic * 5 > all * 2, "{got:?}");
 }
+
+#[test]
+fn long_segments_that_vanish_without_a_word_become_shorter_and_the_path_is_used_in_full() {
+    // RFC 8899, 4.3: an underlay below 1280 bytes, and a firewall that drops every ICMP error.
+    for control in CONTROLS {
+        let link = Link {
+            passes: 1_100,
+            ..link(0, 20)
+        };
+        let mut streams = Streams::new(1, link, &[control]);
+        streams.run_for(Duration::from_secs(5));
+        let duration = Duration::from_secs(60);
+        let rate = mbits(streams.run_for(duration)[0], duration);
+        // 952 of 1,024 octets of a packet are data.
+        assert!(rate > 0.9 * 100.0 * 952.0 / 1024.0, "{control:?}: {rate}");
+    }
+}
+
+#[test]
+fn a_path_that_was_broken_for_a_while_gets_its_long_segments_back() {
+    let mut shortened = 0;
+    for control in CONTROLS {
+        let mut streams = Streams::new(1, link(0, 20), &[control]);
+        streams.run_for(Duration::from_secs(1));
+        streams.pair.link.loss = 1_000;
+        streams.run_for(Duration::from_secs(10));
+        streams.pair.link.loss = 0;
+        streams.run_for(Duration::from_secs(4));
+        streams.pair.longest = 0;
+        streams.run_for(Duration::from_millis(100));
+        shortened += u32::from(streams.pair.longest < 1_420);
+        streams.run_for(Duration::from_secs(30));
+        streams.pair.longest = 0;
+        let duration = Duration::from_secs(10);
+        let rate = mbits(streams.run_for(duration)[0], duration);
+        assert_eq!(streams.pair.longest, 1_420);
+        assert!(rate > 85.0, "{control:?}: {rate}");
+    }
+    assert!(shortened > 0, "the test shall be a test");
+}

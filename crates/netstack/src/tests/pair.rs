@@ -70,6 +70,10 @@ pub(crate) struct Link {
     pub(crate) corruption: u64,
     /// Bytes per second and bytes of its drop-tail queue; `None` is infinitely fast.
     pub(crate) rate: Option<(u64, u64)>,
+    /// Bytes in that queue above which packets of IPv6 that may be marked are (RFC 3168, 5).
+    pub(crate) marked_above: Option<u64>,
+    /// Longer packets vanish, and nobody tells.
+    pub(crate) passes: usize,
     /// SYNs lose all options but the MSS: two peers of the year 1990.
     pub(crate) bare: bool,
     /// Time is seen in steps of this length only.
@@ -86,6 +90,8 @@ impl Default for Link {
             duplication: 0,
             corruption: 0,
             rate: None,
+            marked_above: None,
+            passes: usize::MAX,
             bare: false,
             tick: Duration::ZERO,
         }
@@ -105,6 +111,9 @@ pub(crate) struct Pair {
     pub(crate) random: Seeded,
     pub(crate) discards: BTreeMap<Discard, u64>,
     pub(crate) sent: [u64; 2],
+    /// Packets that were marked, and the length of the longest that was sent.
+    pub(crate) marks: u64,
+    pub(crate) longest: usize,
     pub(crate) watched: [Option<ConnectionId>; 2],
     in_flight: BinaryHeap<Arrival>,
     free_at: [Instant; 2],
@@ -187,6 +196,8 @@ impl Pair {
             random: Seeded(seed),
             discards: BTreeMap::new(),
             sent: [0; 2],
+            marks: 0,
+            longest: 0,
             watched: [None; 2],
             in_flight: BinaryHeap::new(),
             free_at: [now; 2],
@@ -215,10 +226,23 @@ impl Pair {
     fn carry(&mut self, from: usize, mut packet: Vec<u8>) {
         let link = self.link;
         let mut at = self.now;
+        self.longest = self.longest.max(packet.len());
+        if packet.len() > link.passes {
+            return;
+        }
         if let Some((rate, queue)) = link.rate {
             let backlog = self.free_at[from].saturating_duration_since(self.now);
-            if backlog.as_nanos() * u128::from(rate) / 1_000_000_000 > u128::from(queue) {
+            let backlog = backlog.as_nanos() * u128::from(rate) / 1_000_000_000;
+            if backlog > u128::from(queue) {
                 return;
+            }
+            let full = link
+                .marked_above
+                .is_some_and(|above| backlog > above.into());
+            // The second nibble of the traffic class of IPv6.
+            if full && packet[0] >> 4 == 6 && packet[1] & 0x30 != 0 {
+                packet[1] |= 0x30;
+                self.marks += 1;
             }
             let nanos = packet.len() as u64 * 1_000_000_000 / rate;
             at = self.free_at[from].max(self.now) + Duration::from_nanos(nanos);

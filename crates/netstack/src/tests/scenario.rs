@@ -50,7 +50,11 @@ impl Wire {
     }
 
     pub(super) fn opening_with(config: Config) -> Self {
-        let mut stack = Stack::new(config);
+        Self::opening_on(Stack::new(config), SYN)
+    }
+
+    /// An active open whose SYN has those flags.
+    pub(super) fn opening_on(mut stack: Stack, flags: Flags) -> Self {
         let now = base();
         let remote = SocketAddr::new(address(B, false), 443);
         let id = stack.connect(now, remote).unwrap();
@@ -65,7 +69,7 @@ impl Wire {
             window: 65_535,
         };
         let syn = wire.sent_one();
-        assert_eq!(syn.0.flags, SYN);
+        assert_eq!(syn.0.flags, flags);
         wire.iss = syn.0.sequence;
         wire
     }

@@ -165,6 +165,7 @@ fn a_thousand_seeds_of_bad_links_deliver_every_byte_in_order_and_once() {
             rate: random.chance(300).then_some((1_000_000, 30_000)),
             bare: random.chance(250),
             tick: Duration::from_millis([0, 0, 1, 16][usize::try_from(random.below(4)).unwrap()]),
+            ..Link::default()
         };
         let lengths = [random.below(60_000), random.below(20_000)];
         let lengths = lengths.map(|length| usize::try_from(length).unwrap());

@@ -7,6 +7,8 @@ use crate::tcp::sequence::Seq;
 
 /// RFC 9438, 4.6: multiplicative decrease.
 const BETA: f64 = 0.7;
+/// RFC 8511, 3.1: the same where a router has marked and not dropped.
+const BETA_MARK: f64 = 0.85;
 /// RFC 9438, 5: aggressiveness in segments per second cubed.
 const C: f64 = 0.4;
 /// RFC 9438, 4.3: additive increase that is as fair as Reno with that decrease.
@@ -98,17 +100,28 @@ impl Cubic {
         window.cwnd = to_bytes(target.max(cwnd) * mss);
     }
 
+    /// Reduces the window for a mark of congestion, less than for a loss: a router that marks has a
+    /// short queue (RFC 8511, 3.1).
+    pub(super) fn handle_mark(&mut self, window: &mut Window) {
+        self.reduce(window, window.cwnd, BETA_MARK);
+        window.cwnd = window.ssthresh;
+    }
+
     /// Reduces ssthresh once for a loss that recovery can repair.
     pub(super) fn handle_loss(&mut self, window: &mut Window, flight: u32) {
+        self.reduce(window, flight, BETA);
+    }
+
+    fn reduce(&mut self, window: &mut Window, flight: u32, beta: f64) {
         let mss = f64::from(window.mss);
         let segments = f64::from(window.cwnd.min(flight.max(window.mss))) / mss;
         // Fast convergence (RFC 9438, 4.7).
         self.curve.w_max = if segments < self.curve.w_max {
-            segments * (1.0 + BETA) / 2.0
+            segments * (1.0 + beta) / 2.0
         } else {
             segments
         };
-        window.ssthresh = to_bytes(segments * BETA * mss).max(2 * window.mss);
+        window.ssthresh = to_bytes(segments * beta * mss).max(2 * window.mss);
         self.curve.epoch = None;
         self.hystart = HyStart::default();
     }

@@ -65,6 +65,7 @@ impl Connection {
             self.snd_scale = shift.min(14);
             self.rcv_scale = WINDOW_SHIFT;
         }
+        self.agree_on_ecn(syn.flags);
         self.sack = options.sack_permitted;
         self.stamps = options.timestamps.map(|stamps| Stamps {
             recent: stamps.value,
@@ -351,7 +352,9 @@ impl Connection {
             // Before the SACK blocks, which would make what was in order look reordered.
             delivered = self.scoreboard.acknowledge(now, ack);
             self.detect_by_timestamp(now, header);
+            let acknowledged = ack - self.snd_una;
             self.advance(now, ack, budget);
+            self.detect_length(acknowledged);
         }
         if self.sack {
             let blocks = header.options.sack.as_slice();
@@ -523,8 +526,9 @@ impl Connection {
             };
         }
         self.report_losses(now, self.recovery != Recovery::Open);
+        let congested = lost && !self.has_lost_only_probe();
         match self.recovery {
-            Recovery::Open if lost => self.enter_recovery(flight),
+            Recovery::Open if congested => self.enter_recovery(flight),
             Recovery::Open => {}
             Recovery::Fast { point, .. } if !self.snd_una.before(point) => {
                 self.recovery = Recovery::Open;

@@ -167,6 +167,9 @@ impl Connection {
         self.probe_end = None;
         self.force = true;
         self.rtt.backoff += 1;
+        if !opening {
+            self.suspect_length(now);
+        }
         self.rto_base = now;
     }
 
@@ -177,7 +180,7 @@ impl Connection {
             .scoreboard
             .detect_losses(self.rack_time(now, recovering));
         self.report_losses(now, recovering);
-        if lost && !recovering {
+        if lost && !recovering && !self.has_lost_only_probe() {
             self.enter_recovery(flight);
         }
     }

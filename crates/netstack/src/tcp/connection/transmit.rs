@@ -50,7 +50,8 @@ impl Connection {
         if self.is_held() {
             return None;
         }
-        if self.snd_nxt == iss {
+        let repeated = self.snd_nxt != iss;
+        if !repeated {
             self.scoreboard.push(now, iss, iss + 1);
             self.snd_nxt = iss + 1;
             self.una_since = now;
@@ -66,6 +67,7 @@ impl Connection {
         } else {
             Flags::SYN
         };
+        let flags = flags.with(self.ecn_of_syn(repeated));
         let mut header = self.header(now, iss, flags);
         let mss = self.local_mss().max(MSS_MIN);
         header.options = Options {
@@ -108,6 +110,7 @@ impl Connection {
             let run = self.scoreboard.take_lost(now, mss)?;
             self.count_out(run);
             self.count_retransmission(now, run);
+            self.end_length_probe(now, run.0);
             if run.0 == self.snd_una {
                 // The timer stands for the oldest segment, and that has just gone out, as in
                 // Linux; else it expires while recovery is at work.
@@ -143,7 +146,7 @@ impl Connection {
             self.pacer.rest();
             return None;
         }
-        let mss = self.segment_size();
+        let mss = self.length_of_new(now);
         let unsent = self.unsent();
         let window = (self.snd_una + self.snd_wnd).since(self.snd_nxt);
         let length = unsent.min(window).min(mss);
@@ -194,6 +197,7 @@ impl Connection {
         }
         self.scoreboard.push(now, start, end);
         self.snd_nxt = end;
+        self.note_length(start, end);
         self.count_out((start, end));
         Some((start, end))
     }
@@ -262,6 +266,8 @@ impl Connection {
         if fin {
             flags = flags.with(Flags::FIN);
         }
+        let fresh = length > 0 && !self.scoreboard.is_retransmitted(start);
+        flags = flags.with(self.ecn_of_segment(fresh));
         let mut header = self.header(now, start, flags);
         self.acknowledge(budget, &mut header, length == 0);
         let at = tcp::emit_header(&header, out);
@@ -277,7 +283,8 @@ impl Connection {
         budget: &Budget,
         out: &mut [u8],
     ) -> usize {
-        let mut header = self.header(now, sequence, Flags::ACK);
+        let flags = Flags::ACK.with(self.ecn_of_segment(false));
+        let mut header = self.header(now, sequence, flags);
         self.acknowledge(budget, &mut header, true);
         tcp::emit_header(&header, out)
     }
