@@ -1,23 +1,37 @@
 //! The one place where time is read.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    io,
+    sync::OnceLock,
+    time::{Duration, Instant, SystemTime},
+};
 
 /// Yields strictly increasing instants: two equal ones stem from the same reading.
 #[derive(Debug)]
 pub struct Clock {
     last: Instant,
+    read: fn() -> Instant,
 }
 
 impl Clock {
-    /// Starts the clock.
+    /// Starts a clock that stands still while the machine is suspended.
     #[must_use]
     pub fn start() -> Self {
-        Self { last: read() }
+        Self { last: read(), read }
+    }
+
+    /// Starts a clock that goes on while the machine is suspended, for what the other side's time
+    /// decides. Its instants are ahead of those of [`Clock::start`] by all suspensions: compare
+    /// them only with each other, and sleep for durations.
+    #[must_use]
+    pub fn start_through_suspend() -> Self {
+        let read = read_through_suspend;
+        Self { last: read(), read }
     }
 
     /// Reads the clock; call it once in each turn of the event loop.
     pub fn now(&mut self) -> Instant {
-        self.last = read().max(self.last + Duration::from_nanos(1));
+        self.last = (self.read)().max(self.last + Duration::from_nanos(1));
         self.last
     }
 }
@@ -79,6 +93,47 @@ pub fn wall() -> SystemTime {
     SystemTime::now()
 }
 
+fn read_through_suspend() -> Instant {
+    static ORIGIN: OnceLock<Origin> = OnceLock::new();
+    let boot = since_boot();
+    let start = || Origin {
+        instant: read(),
+        boot,
+    };
+    ORIGIN.get_or_init(start).instant_at(boot)
+}
+
+/// A moment on both clocks; one for the process, so that its threads agree.
+#[derive(Clone, Copy, Debug)]
+struct Origin {
+    instant: Instant,
+    boot: Duration,
+}
+
+impl Origin {
+    fn instant_at(self, boot: Duration) -> Instant {
+        self.instant + boot.saturating_sub(self.boot)
+    }
+}
+
+/// Returns the time since the machine was started, suspensions included (CLOCK_BOOTTIME).
+fn since_boot() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to `time`, which lives through the call.
+    let answer = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    let error = io::Error::last_os_error;
+    assert!(
+        answer == 0,
+        "Linux has CLOCK_BOOTTIME since 2.6.39: {}",
+        error()
+    );
+    let nanoseconds = u32::try_from(time.tv_nsec).expect("below a second");
+    Duration::new(time.tv_sec.unsigned_abs(), nanoseconds)
+}
+
 #[expect(clippy::disallowed_methods, reason = "this is the one place")]
 fn read() -> Instant {
     Instant::now()
@@ -107,6 +162,27 @@ mod tests {
         for _ in 0..1000 {
             let now = clock.now();
             assert!(now > last);
+            last = now;
+        }
+    }
+
+    #[test]
+    fn suspension_counts_on_the_clock_that_goes_through_it() {
+        let hours = |hours: u64| Duration::from_secs(3_600 * hours);
+        let origin = Origin {
+            instant: read(),
+            boot: hours(50),
+        };
+        for (boot, passed) in [(50, 0), (51, 1), (58, 8), (49, 0)] {
+            let instant = origin.instant_at(hours(boot));
+            assert_eq!(instant.duration_since(origin.instant), hours(passed));
+        }
+        let mut clocks = [(); 2].map(|()| Clock::start_through_suspend());
+        let mut last = clocks[0].now();
+        for number in 0..1000 {
+            let now = clocks[number % 2].now();
+            // Both count from one origin; a tick of one nanosecond is all that they may differ.
+            assert!(now + Duration::from_nanos(1) >= last);
             last = now;
         }
     }

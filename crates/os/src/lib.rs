@@ -15,6 +15,7 @@ pub mod file;
 pub mod link;
 pub mod net;
 pub mod poll;
+pub mod privilege;
 pub mod process;
 pub mod random;
 pub mod reactor;

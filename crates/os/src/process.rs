@@ -11,9 +11,8 @@ use std::{
 
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
-    unistd::{User, geteuid, setgid, setgroups, setuid},
+    unistd::geteuid,
 };
-use thiserror::Error;
 
 /// Returns the effective user id.
 #[must_use]
@@ -25,31 +24,6 @@ pub fn euid() -> u32 {
 pub fn host_name() -> io::Result<String> {
     let name = nix::unistd::gethostname().map_err(io::Error::from)?;
     Ok(name.to_string_lossy().into_owned())
-}
-
-/// Why privileges were not dropped.
-#[derive(Debug, Error)]
-pub enum DropError {
-    /// No such user.
-    #[error("no user has the name `{0}`")]
-    UnknownUser(String),
-    /// The system refused; only root may become somebody else.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
-/// Becomes the user `name` for good: supplementary groups, group, user, in this order.
-pub fn drop_privileges(name: &str) -> Result<(), DropError> {
-    let user = User::from_name(name)
-        .map_err(io::Error::from)?
-        .ok_or_else(|| DropError::UnknownUser(name.to_owned()))?;
-    setgroups(&[]).map_err(io::Error::from)?;
-    setgid(user.gid).map_err(io::Error::from)?;
-    setuid(user.uid).map_err(io::Error::from)?;
-    if !user.uid.is_root() && setuid(nix::unistd::Uid::from_raw(0)).is_ok() {
-        return Err(io::Error::other("the kernel let us become root again").into());
-    }
-    Ok(())
 }
 
 /// Raises the limit of open descriptors to the most that this process may have; returns it.
@@ -165,12 +139,6 @@ mod tests {
         assert_eq!(words[0], "hello");
         assert_eq!(words[1], words[2], "the child must lead its session");
         assert!(child.wait().unwrap().success());
-    }
-
-    #[test]
-    fn a_user_that_does_not_exist_is_named() {
-        let error = drop_privileges("no-such-user-here").unwrap_err();
-        assert!(matches!(error, DropError::UnknownUser(name) if name == "no-such-user-here"));
     }
 
     #[test]

@@ -110,10 +110,14 @@ impl SocketFile {
         std::mem::forget(self);
     }
 
-    /// Tells whether the file is still there and still ours.
+    /// Tells whether the file is still there and still ours, as far as we may look.
     #[must_use]
     pub fn is_ours(&self) -> bool {
-        Identity::of(&self.path).is_ok_and(|file| file == self.file)
+        match Identity::of(&self.path) {
+            Ok(file) => file == self.file,
+            // The directory was ours before privileges were dropped.
+            Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
+        }
     }
 }
 
