@@ -1,5 +1,7 @@
 //! `ginnel status`: what the local agent does.
 
+mod interface;
+
 use std::{process::ExitCode, time::Duration};
 
 use model::status::{Peer, Tunnel};
@@ -19,17 +21,25 @@ use crate::{
 /// connections and why packets were not delivered. Starts nothing.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    /// Show the interface of `ginnel tun NAME` instead: offloads, and what was not delivered
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
+}
 
 const EXAMPLES: &str = "\
 Examples:
   ginnel status
-  ginnel --config wg0.conf status --json";
+  ginnel --config wg0.conf status --json
+  ginnel status --interface wg0";
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Asks the agent, if it runs, and prints.
-pub(crate) async fn run(_args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+    if let Some(name) = &args.interface {
+        return interface::show(name, global.json);
+    }
     let answer = Client::of(global)?
         .ask_if_running(&Request::Status, TIMEOUT)
         .await?;

@@ -29,11 +29,13 @@ use std::{
 
 use anyhow::Context as _;
 use os::{
+    privilege::{self, Capability, DropError},
     process,
     tun::{OpenError, Options, Tun},
     unix::{self, ListenError, SocketFile},
 };
 
+pub(crate) use self::uapi::REPORT;
 use self::{
     control::Control,
     engine::{Ended, Engine},
@@ -55,6 +57,14 @@ pub(crate) struct Args {
     #[arg(short, long)]
     foreground: bool,
 
+    /// Become this user once everything is set up; only root can
+    ///
+    /// As root or not, it keeps the rights to set firewall marks and to use ports below 1024, and
+    /// no other. The socket in /var/run/wireguard stays root's, and stays there at the end, as
+    /// nobody but root may remove it; `wg` and the next start take it for what it is.
+    #[arg(long, value_name = "NAME", env = "GINNEL_TUN_USER", hide_env = true)]
+    user: Option<String>,
+
     /// Append the keys of each handshake to this file, for Wireshark (wg.keylog_file)
     ///
     /// Whoever reads the file reads the traffic and can be this machine: it holds the private key.
@@ -70,7 +80,8 @@ Examples:
 
 Environment, as for wireguard-go: WG_TUN_FD and WG_UAPI_FD (open descriptors to use),
 WG_PROCESS_FOREGROUND=1 (as -f), WG_TUN_NAME_FILE (where to write the interface's name),
-LOG_LEVEL (in the background: keep the log on stderr). GINNEL_OFFLOAD=off moves every packet by
+LOG_LEVEL (in the background: keep the log on stderr). GINNEL_TUN_USER=NAME is as --user, for
+wg-quick. GINNEL_OFFLOAD=off moves every packet by
 itself, for kernels and network cards whose segmentation is broken.";
 
 /// Makes of `ginnel NAME` what it means when `wg-quick` runs it: `ginnel tun NAME`.
@@ -117,12 +128,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     write_name(&name)?;
     if !args.foreground && env::var_os(FOREGROUND).is_none_or(|value| value != "1") {
-        return go_background(&name, args.key_log.as_deref(), tun, listener, file);
+        return go_background(&name, args, tun, listener, file);
     }
     listener.set_nonblocking(true)?;
     let key_log = args.key_log.as_deref().map(Writer::open).transpose()?;
     let control = Control::new(listener, file);
     let engine = Engine::new(&name, tun, control, offload(), key_log)?;
+    // Before there are other threads, and after all that takes more.
+    drop_privileges(args.user.as_deref())?;
     tell_ready()?;
     match engine.run()? {
         Ended::Signal => tracing::info!("{name}: ended by a signal"),
@@ -160,6 +173,21 @@ fn open_tun(name: &str) -> anyhow::Result<Tun> {
     })
 }
 
+/// Keeps what `wg set` may still ask for: marks and buffers of new sockets, and low ports.
+fn drop_privileges(user: Option<&str>) -> anyhow::Result<()> {
+    let kept = [Capability::NetAdmin, Capability::NetBindService];
+    privilege::drop_all_but(&kept, user).map_err(|error| {
+        let remedy = match &error {
+            DropError::UnknownUser(_) => "name one of `getent passwd`",
+            DropError::Denied(_) => "run it as root, or without --user",
+            DropError::Io(_) => "see what limits this process: a container, a seccomp filter",
+        };
+        let error = anyhow::Error::new(error).context("give up privileges");
+        let advised: anyhow::Result<()> = Err(error);
+        advised.remedy(remedy).expect_err("made from an error")
+    })
+}
+
 fn listen(name: &str) -> anyhow::Result<(UnixListener, SocketFile)> {
     fs::DirBuilder::new()
         .recursive(true)
@@ -184,7 +212,7 @@ fn listen(name: &str) -> anyhow::Result<(UnixListener, SocketFile)> {
 /// Starts this program again, detached, with the interface and the socket, and waits for its word.
 fn go_background(
     name: &str,
-    key_log: Option<&Path>,
+    args: &Args,
     tun: Tun,
     listener: UnixListener,
     file: SocketFile,
@@ -199,7 +227,10 @@ fn go_background(
         .env(READY, READY_FD.to_string())
         .env_remove("WG_TUN_NAME_FILE")
         .current_dir("/");
-    if let Some(path) = key_log {
+    if let Some(user) = &args.user {
+        command.arg("--user").arg(user);
+    }
+    if let Some(path) = &args.key_log {
         let path = std::path::absolute(path).context("find the key log")?;
         command.arg("--key-log").arg(path);
     }
@@ -252,7 +283,8 @@ fn write_name(name: &str) -> anyhow::Result<()> {
     }
 }
 
-fn socket_path(name: &str) -> PathBuf {
+/// Returns where the process of an interface is asked.
+pub(crate) fn socket_path(name: &str) -> PathBuf {
     Path::new(SOCKET_DIRECTORY).join(format!("{name}.sock"))
 }
 

@@ -1,7 +1,6 @@
 //! The one place where time is read.
 
 use std::{
-    io,
     sync::OnceLock,
     time::{Duration, Instant, SystemTime},
 };
@@ -118,20 +117,7 @@ impl Origin {
 
 /// Returns the time since the machine was started, suspensions included (CLOCK_BOOTTIME).
 fn since_boot() -> Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the pointer is to `time`, which lives through the call.
-    let answer = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
-    let error = io::Error::last_os_error;
-    assert!(
-        answer == 0,
-        "Linux has CLOCK_BOOTTIME since 2.6.39: {}",
-        error()
-    );
-    let nanoseconds = u32::try_from(time.tv_nsec).expect("below a second");
-    Duration::new(time.tv_sec.unsigned_abs(), nanoseconds)
+    time_of(libc::CLOCK_BOOTTIME)
 }
 
 #[expect(clippy::disallowed_methods, reason = "this is the one place")]
@@ -141,12 +127,17 @@ fn read() -> Instant {
 
 /// Reads how much CPU time this thread has used (clock_gettime(2)); zero where that is unknown.
 fn thread_time() -> Duration {
+    time_of(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// Reads one of the clocks that every Linux since 2.6.39 has.
+fn time_of(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
     // SAFETY: the pointer is to `time`, which lives through the call.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
     let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
     Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or_default())
 }

@@ -19,7 +19,7 @@ use os::{
     link::{self, Watch},
     poll::{Interest, Poll},
     signal::Termination,
-    tun::{Offload, Tun},
+    tun::Tun,
     udp::{self, Runs},
 };
 
@@ -29,7 +29,7 @@ use super::{
     keylog::Writer,
     receive::Receiver,
     transmit::Transmitter,
-    tunnel::{Tunnel, Wakeups, Watchdog},
+    tunnel::{Tunnel, Wakeups, Watchdog, describe},
 };
 
 /// Why the loop ended.
@@ -52,6 +52,8 @@ pub(crate) struct Engine {
     wakeups: Wakeups,
     poll: Poll,
     looked_around: Option<Instant>,
+    /// As last told.
+    sends_runs: bool,
 }
 
 /// Places of the fixed descriptors in the poll set.
@@ -77,8 +79,11 @@ impl Engine {
             tracing::debug!("TUN: set queue length: {error}");
         }
         tracing::info!("{name}: TUN offload: {}", describe(tun.offload()));
-        let offload = offload && runs_work(name);
-        let (tunnel, wakeups) = Tunnel::new(name, tun, offload, key_log)?;
+        let runs = offload.then(|| try_runs(name)).flatten();
+        // Untried, what is refused is found out when it is sent.
+        let sends_runs = offload && runs.is_none_or(|runs| runs.sent);
+        let receives_runs = runs.map(|runs| runs.joined);
+        let (tunnel, wakeups) = Tunnel::new(name, tun, sends_runs, receives_runs, key_log)?;
         Ok(Self {
             control,
             tunnel,
@@ -87,6 +92,7 @@ impl Engine {
             wakeups,
             poll: Poll::default(),
             looked_around: None,
+            sends_runs,
         })
     }
 
@@ -178,33 +184,30 @@ impl Engine {
         self.looked_around = Some(now);
         self.tunnel
             .with(|state, now| state.device.set_wall_clock(now, clock::wall()));
+        let sends_runs = self.tunnel.sends_runs();
+        if self.sends_runs && !sends_runs {
+            let name = &self.tunnel.name;
+            tracing::warn!("{name}: runs of datagrams are refused, now sent singly");
+        }
+        self.sends_runs = sends_runs;
         (!self.control.is_reachable()).then_some(Ended::SocketGone)
     }
 }
 
-/// Tries what the sockets are going to do, says it, and tells whether runs may be sent.
-fn runs_work(name: &str) -> bool {
+/// Tries what the sockets are going to do, and says it.
+fn try_runs(name: &str) -> Option<Runs> {
     match udp::probe() {
-        Ok(Runs { sent, joined }) => {
+        Ok(runs) => {
             let word = |works| if works { "yes" } else { "no" };
-            let (sends, joins) = (word(sent), word(joined));
+            let (sends, joins) = (word(runs.sent), word(runs.joined));
             tracing::info!("{name}: UDP offload: sends runs: {sends}, receives runs: {joins}");
-            sent
+            Some(runs)
         }
-        // A namespace without loopback: what is refused is found out when it is sent.
+        // A namespace without loopback.
         Err(error) => {
             tracing::debug!("{name}: UDP offload not tested: {error}");
-            true
+            None
         }
-    }
-}
-
-fn describe(offload: Offload) -> &'static str {
-    match (offload.vnet_header, offload.tcp, offload.udp) {
-        (false, _, _) => "off",
-        (true, false, false) => "checksums only",
-        (true, true, false) => "TCP",
-        (true, _, true) => "TCP and UDP",
     }
 }
 

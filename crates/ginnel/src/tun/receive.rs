@@ -74,7 +74,7 @@ impl Receiver {
     pub(crate) fn new(tunnel: &Arc<Tunnel>, v6: bool) -> Self {
         Self {
             v6,
-            clock: Clock::start(),
+            clock: Clock::start_through_suspend(),
             pace: Pace::start(),
             opener: Opener {
                 tunnel: Arc::clone(tunnel),

@@ -19,7 +19,7 @@ use std::{
 use anyhow::Context as _;
 use os::{
     clock::{self, Clock, Effort},
-    tun::{self, Tun},
+    tun::{self, Offload, Tun},
 };
 use wireguard::{Agreement, Device, Discard, Event, Gate, PeerId, Sealing};
 use zeroize::Zeroizing;
@@ -30,7 +30,7 @@ use super::{
     control::{Answer, refusal},
     keylog::Writer,
     outbound::Run,
-    uapi::{DeviceStatus, Errno, Request, Status},
+    uapi::{DeviceStatus, Errno, Report, Request, Status},
     wire::{self, Sockets, Wire},
 };
 
@@ -59,6 +59,8 @@ pub(crate) struct Tunnel {
     failed: AtomicBool,
     /// Packets that the TUN did not take.
     refused: AtomicU64,
+    /// Whether datagrams arrive in runs; `None` where that could not be tried.
+    receives_runs: Option<bool>,
     /// Super-packets that the TUN did not take; at `REFUSALS_MAX` no more are written.
     refused_super: AtomicU64,
 }
@@ -102,10 +104,11 @@ impl Tunnel {
     pub(crate) fn new(
         name: &str,
         tun: Tun,
-        offload: bool,
+        sends_runs: bool,
+        receives_runs: Option<bool>,
         key_log: Option<Writer>,
     ) -> anyhow::Result<(Arc<Self>, Wakeups)> {
-        let mut clock = Clock::start();
+        let mut clock = Clock::start_through_suspend();
         let now = clock.now();
         let mut device = Device::new(now, clock::wall(), Box::new(tunnel::OsRandom));
         let mtu = tun.mtu().context("TUN: read MTU")?;
@@ -117,7 +120,7 @@ impl Tunnel {
         wakeups.set_nonblocking(true)?;
         let state = State {
             device,
-            wire: Wire::open(offload).context("UDP: bind a free port")?,
+            wire: Wire::open(sends_runs).context("UDP: bind a free port")?,
             clock,
             armed: None,
             discards: vec![0; Discard::ALL.len()],
@@ -140,6 +143,7 @@ impl Tunnel {
             gone: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             refused: AtomicU64::new(0),
+            receives_runs,
             refused_super: AtomicU64::new(0),
         };
         Ok((Arc::new(tunnel), Wakeups(wakeups)))
@@ -259,6 +263,32 @@ impl Tunnel {
         }
     }
 
+    /// Writes what the interface does with large packets, and what it did not deliver.
+    fn report(&self) -> Zeroizing<String> {
+        let state = self.lock();
+        let discarded = |discard: Discard| (discard.name(), self.discarded(&state, discard));
+        let report = Report {
+            tun: describe(self.tun.offload()),
+            joins: self.joins(),
+            sends_runs: state.wire.sends_runs(),
+            receives_runs: self.receives_runs,
+            discarded: Discard::ALL.map(discarded).to_vec(),
+            not_sent: state.wire.lost().iter().map(|(k, v)| (*k, *v)).collect(),
+            not_taken: self.refused.load(Ordering::Relaxed),
+        };
+        Zeroizing::new(report.emit())
+    }
+
+    fn discarded(&self, state: &State, discard: Discard) -> u64 {
+        let place = discard.index();
+        state.discards[place] + self.turned_away[place].load(Ordering::Relaxed)
+    }
+
+    /// Tells whether runs of datagrams are still sent as one.
+    pub(crate) fn sends_runs(&self) -> bool {
+        self.lock().wire.sends_runs()
+    }
+
     /// Returns how long the control thread may sleep, at most until `latest` from now on.
     pub(crate) fn arm(&self, latest: std::time::Duration) -> std::time::Duration {
         let mut state = self.lock();
@@ -348,9 +378,7 @@ impl Tunnel {
     pub(crate) fn log_losses(&self) {
         let (name, state) = (&self.name, self.lock());
         for discard in Discard::ALL {
-            let place = discard.index();
-            let turned_away = self.turned_away[place].load(Ordering::Relaxed);
-            let count = state.discards[place] + turned_away;
+            let count = self.discarded(&state, discard);
             if count > 0 {
                 tracing::info!("{name}: {count} discarded: {}", discard.name());
             }
@@ -451,6 +479,7 @@ impl Answer for &Tunnel {
     fn answer(&mut self, request: Request) -> Zeroizing<String> {
         let answer = match request {
             Request::Get => self.status(),
+            Request::Report => self.report(),
             Request::Set(settings) => {
                 let mut changes = Changes::new(*settings);
                 let mut apply_part = || {
@@ -513,6 +542,16 @@ impl Drop for Watchdog {
             self.0.failed.store(true, Ordering::Relaxed);
             self.0.wake();
         }
+    }
+}
+
+/// Names what passes the TUN.
+pub(crate) fn describe(offload: Offload) -> &'static str {
+    match (offload.vnet_header, offload.tcp, offload.udp) {
+        (false, _, _) => "off",
+        (true, false, false) => "checksums only",
+        (true, true, false) => "TCP",
+        (true, _, true) => "TCP and UDP",
     }
 }
 

@@ -19,6 +19,8 @@ use zeroize::Zeroizing;
 pub(crate) enum Request {
     /// Show everything.
     Get,
+    /// Show what `wg` has no words for: an operation of our own, for `ginnel status`.
+    Report,
     /// Change what is named.
     Set(Box<Settings>),
 }
@@ -87,6 +89,9 @@ pub(crate) enum Framing {
 /// Bytes of the longest request: more than 200,000 peers with keys, endpoint and two prefixes.
 pub(crate) const REQUEST_MAX: usize = 64 << 20;
 
+/// The operation that [`Request::Report`] is. Others than us close the connection at it.
+pub(crate) const REPORT: &str = "ginnel_report=1";
+
 /// Finds the end of the first request; `seen` bytes were looked at before.
 pub(crate) fn frame(bytes: &[u8], seen: usize) -> Framing {
     let start = seen.saturating_sub(1);
@@ -96,18 +101,33 @@ pub(crate) fn frame(bytes: &[u8], seen: usize) -> Framing {
     match end {
         Some(at) => Framing::Whole(start + at + 2),
         None if bytes.len() >= REQUEST_MAX => Framing::TooLong,
-        None => Framing::Partial,
+        // Nobody waits for the end of what is no operation.
+        None => other_operation(bytes).map_or(Framing::Partial, Framing::Whole),
     }
+}
+
+/// Returns the length of the first line, once it is there, if it is none of the operations.
+fn other_operation(bytes: &[u8]) -> Option<usize> {
+    let length = bytes
+        .iter()
+        .take(OPERATION_MAX)
+        .position(|byte| *byte == b'\n')?;
+    let is_known = OPERATIONS
+        .iter()
+        .any(|known| known.as_bytes() == &bytes[..length]);
+    (!is_known).then_some(length + 1)
 }
 
 /// Parses a whole request; `Ok(None)` is an operation that this protocol does not have, after
 /// which the connection is of no use.
 pub(crate) fn parse(request: &[u8]) -> Result<Option<Request>, Errno> {
-    let text = str::from_utf8(request).map_err(|_| Errno::PROTOCOL)?;
-    let mut lines = text.lines();
+    let text = str::from_utf8(request).map_err(|_| Errno::INVALID)?;
+    // Not `lines`, which would take `\r` away.
+    let mut lines = text.split('\n');
     match lines.next() {
         Some("get=1") if lines.all(str::is_empty) => Ok(Some(Request::Get)),
-        Some("get=1") => Err(Errno::PROTOCOL),
+        Some(REPORT) if lines.all(str::is_empty) => Ok(Some(Request::Report)),
+        Some("get=1" | REPORT) => Err(Errno::PROTOCOL),
         Some("set=1") => {
             let settings = parse_settings(lines.take_while(|line| !line.is_empty()))?;
             Ok(Some(Request::Set(Box::new(settings))))
@@ -294,6 +314,44 @@ impl From<std::io::Error> for Errno {
     }
 }
 
+/// What the interface does with large packets, and what it did not deliver.
+pub(crate) struct Report<'a> {
+    /// What passes the TUN.
+    pub(crate) tun: &'a str,
+    /// Received packets are joined before they are written to the TUN.
+    pub(crate) joins: bool,
+    /// Datagrams leave in runs.
+    pub(crate) sends_runs: bool,
+    /// Datagrams arrive in runs; `None` where that could not be tried.
+    pub(crate) receives_runs: Option<bool>,
+    /// By reason.
+    pub(crate) discarded: Vec<(&'a str, u64)>,
+    /// Datagrams, by reason.
+    pub(crate) not_sent: Vec<(&'a str, u64)>,
+    /// Packets that the TUN did not take.
+    pub(crate) not_taken: u64,
+}
+
+impl Report<'_> {
+    /// Writes the answer to [`Request::Report`].
+    pub(crate) fn emit(&self) -> String {
+        let word = |yes| if yes { "yes" } else { "no" };
+        let mut text = format!(
+            "offload_tun={}\noffload_joined={}\noffload_runs_sent={}\noffload_runs_received={}\n",
+            self.tun,
+            word(self.joins),
+            word(self.sends_runs),
+            self.receives_runs.map_or("unknown", word),
+        );
+        for (key, counts) in [("discarded", &self.discarded), ("not_sent", &self.not_sent)] {
+            for (reason, count) in counts.iter().filter(|(_, count)| *count > 0) {
+                writeln!(text, "{key}={count} {reason}").expect("a string takes everything");
+            }
+        }
+        text + &format!("not_taken={}\nerrno=0\n\n", self.not_taken)
+    }
+}
+
 /// What the answer to `get=1` says about the device.
 pub(crate) struct DeviceStatus<'a> {
     pub(crate) private_key: Option<&'a StaticSecret>,
@@ -388,6 +446,9 @@ impl std::fmt::Display for Hex<'_> {
     }
 }
 
+const OPERATIONS: &[&str] = &["get=1", "set=1", REPORT];
+/// Longer than any operation.
+const OPERATION_MAX: usize = 64;
 /// Longer than any line of an answer.
 const LINE_MAX: usize = 256;
 
@@ -496,8 +557,13 @@ mod tests {
             check_refused(&format!("public_key={KEY_A}\n{line}\n"), Errno::INVALID);
         }
         check_refused("listen_port\n", Errno::PROTOCOL);
-        assert_eq!(parse(b"set=1\n\xff=1\n\n").map(drop), Err(Errno::PROTOCOL));
+        assert_eq!(parse(b"set=1\n\xff=1\n\n").map(drop), Err(Errno::INVALID));
         assert_eq!(parse(b"get=1\nx\n\n").map(drop), Err(Errno::PROTOCOL));
+        assert_eq!(
+            parse(b"set=1\nfwmark=5\r\n\n").map(drop),
+            Err(Errno::INVALID)
+        );
+        assert_eq!(parse(b"set=1\r\n\n"), Ok(None));
         assert_eq!(parse(b"get=2\n\n"), Ok(None));
         assert_eq!(parse(b""), Ok(None));
     }
@@ -518,6 +584,9 @@ mod tests {
             assert_eq!(frame(bytes, cut), Framing::Whole(7), "seen {cut}");
         }
         assert_eq!(frame(&vec![b'x'; REQUEST_MAX], 0), Framing::TooLong);
+        assert_eq!(frame(b"get=2\nx", 0), Framing::Whole(6));
+        assert_eq!(frame(b"\n", 0), Framing::Whole(1));
+        assert_eq!(frame(b"get=2", 0), Framing::Partial);
     }
 
     #[test]

@@ -93,6 +93,11 @@ impl Wire {
         Ok(())
     }
 
+    /// Tells whether runs of datagrams leave as one; until the kernel or a card refuses them.
+    pub(crate) fn sends_runs(&self) -> bool {
+        self.sockets.data.sockets().all(Socket::segments)
+    }
+
     pub(crate) fn port(&self) -> u16 {
         self.sockets.data.port()
     }

@@ -70,6 +70,8 @@ pub(crate) enum Program {
     GinnelWithoutOffload,
     /// Ginnel that writes the file of [`key_log`].
     GinnelWithKeyLog,
+    /// Ginnel that is the user `nobody` once it runs.
+    GinnelAsNobody,
     WireguardGo,
     Boringtun,
 }
@@ -269,8 +271,18 @@ impl Space {
 impl Tunnel {
     /// Starts `program` in the foreground and waits for its socket.
     pub(crate) fn start(space: &Space, program: Program) -> Option<Self> {
+        Self::start_as(space, program, |_| ())
+    }
+
+    /// Starts `program` like [`Tunnel::start`], with changes to its command.
+    pub(crate) fn start_as(
+        space: &Space,
+        program: Program,
+        change: impl FnOnce(&mut Command),
+    ) -> Option<Self> {
         let interface = unique("t");
         let mut command = program.command(space, &interface)?;
+        change(&mut command);
         let child = command
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
@@ -395,11 +407,17 @@ impl Drop for Tunnel {
 impl Program {
     fn command(self, space: &Space, interface: &str) -> Option<Command> {
         let mut command = match self {
-            Self::Ginnel | Self::GinnelWithoutOffload | Self::GinnelWithKeyLog => {
+            Self::Ginnel
+            | Self::GinnelWithoutOffload
+            | Self::GinnelWithKeyLog
+            | Self::GinnelAsNobody => {
                 let mut command = space.command(GINNEL);
                 command.args(["tun", "-f", interface]);
                 if self == Self::GinnelWithKeyLog {
                     command.arg("--key-log").arg(key_log(interface));
+                }
+                if self == Self::GinnelAsNobody {
+                    command.args(["--user", "nobody"]);
                 }
                 if self == Self::GinnelWithoutOffload {
                     command.env("GINNEL_OFFLOAD", "off");
