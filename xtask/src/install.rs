@@ -40,6 +40,8 @@ const PACKAGES: &[&str] = &[
     "xauth",
     "xclip",
     "xvfb",
+    // Counts instructions.
+    "valgrind",
 ];
 
 /// A peer that only crates.io has.

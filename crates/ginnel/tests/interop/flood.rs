@@ -14,7 +14,7 @@ use super::{
     world::{LONG, Program, inner, now, outer, wg_line, within},
 };
 
-struct SystemRandom;
+pub(crate) struct SystemRandom;
 
 impl Random for SystemRandom {
     fn fill(&mut self, bytes: &mut [u8]) {

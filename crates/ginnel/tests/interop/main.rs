@@ -7,10 +7,12 @@ mod world;
 
 mod boringtun;
 mod flood;
+mod instructions;
 mod memory;
 mod openssh;
 mod pair;
 mod tshark;
+mod uapi;
 mod wg;
 mod wg_quick;
 mod wireguard_go;
