@@ -266,13 +266,13 @@ impl Tunnel {
     /// Writes what the interface does with large packets, and what it did not deliver.
     fn report(&self) -> Zeroizing<String> {
         let state = self.lock();
-        let discarded = |discard: Discard| (discard.name(), self.discarded(&state, discard));
+        let discarded = |discard: &Discard| (discard.name(), self.discarded(&state, *discard));
         let report = Report {
             tun: describe(self.tun.offload()),
             joins: self.joins(),
             sends_runs: state.wire.sends_runs(),
             receives_runs: self.receives_runs,
-            discarded: Discard::ALL.map(discarded).to_vec(),
+            discarded: Discard::ALL.iter().map(discarded).collect(),
             not_sent: state.wire.lost().iter().map(|(k, v)| (*k, *v)).collect(),
             not_taken: self.refused.load(Ordering::Relaxed),
         };
@@ -378,7 +378,7 @@ impl Tunnel {
     pub(crate) fn log_losses(&self) {
         let (name, state) = (&self.name, self.lock());
         for discard in Discard::ALL {
-            let count = self.discarded(&state, discard);
+            let count = self.discarded(&state, *discard);
             if count > 0 {
                 tracing::info!("{name}: {count} discarded: {}", discard.name());
             }
