@@ -30,7 +30,7 @@ pub(crate) struct Changes {
 }
 
 struct Interface {
-    private_key: Option<Option<StaticSecret>>,
+    private_key: Option<Option<Box<StaticSecret>>>,
     listen_port: Option<u16>,
     fwmark: Option<u32>,
 }
@@ -85,7 +85,8 @@ impl Interface {
         machine: &mut impl Machine,
     ) -> Result<(), Errno> {
         if let Some(key) = self.private_key {
-            device.set_private_key(now, key);
+            // A copy, because the box erases only what was not moved out of it.
+            device.set_private_key(now, key.as_deref().cloned());
         }
         if let Some(port) = self.listen_port {
             machine.listen(port)?;
@@ -122,8 +123,8 @@ fn apply_peer(
             Err(AddPeerError::Full) => return Err(Errno::FULL),
         },
     };
-    if let Some(key) = settings.preshared_key {
-        device.set_preshared_key(peer, Some(key));
+    if let Some(key) = settings.preshared_key.as_deref() {
+        device.set_preshared_key(peer, Some(key.clone()));
     }
     if let Some(endpoint) = &settings.endpoint {
         device.set_endpoint(peer, Some(locate(endpoint, machine)?));

@@ -32,8 +32,8 @@ pub(crate) struct Errno(pub(crate) i32);
 /// Changes, in the order in which they are applied: the device's, then each peer's.
 #[derive(Default, Eq, PartialEq)]
 pub(crate) struct Settings {
-    /// `Some(None)` removes the key.
-    pub(crate) private_key: Option<Option<StaticSecret>>,
+    /// `Some(None)` removes the key. Boxed, as moves would leave copies behind.
+    pub(crate) private_key: Option<Option<Box<StaticSecret>>>,
     /// Zero chooses a free one.
     pub(crate) listen_port: Option<u16>,
     /// Zero removes the mark.
@@ -52,7 +52,7 @@ pub(crate) struct PeerSettings {
     /// A peer that is not there is not made.
     pub(crate) update_only: bool,
     /// 32 zeros remove the key.
-    pub(crate) preshared_key: Option<PresharedKey>,
+    pub(crate) preshared_key: Option<Box<PresharedKey>>,
     pub(crate) endpoint: Option<Endpoint>,
     /// `Some(None)` switches it off.
     pub(crate) persistent_keepalive: Option<Option<NonZeroU16>>,
@@ -157,7 +157,8 @@ fn parse_device_line(settings: &mut Settings, key: &str, value: &str) -> Result<
         "private_key" => {
             let key = parse_key(value)?;
             let absent = *key == [0; KEY];
-            settings.private_key = Some((!absent).then(|| StaticSecret::new(*key)));
+            let secret = || Box::new(StaticSecret::new(*key));
+            settings.private_key = Some((!absent).then(secret));
         }
         "listen_port" => settings.listen_port = Some(parse_number(value)?),
         // An empty mark means none, as in wireguard-go.
@@ -173,7 +174,10 @@ fn parse_peer_line(peer: &mut PeerSettings, key: &str, value: &str) -> Result<()
     match key {
         "remove" => peer.remove = parse_true(value)?,
         "update_only" => peer.update_only = parse_true(value)?,
-        "preshared_key" => peer.preshared_key = Some(PresharedKey::new(*parse_key(value)?)),
+        "preshared_key" => {
+            let key = PresharedKey::new(*parse_key(value)?);
+            peer.preshared_key = Some(Box::new(key));
+        }
         "endpoint" => peer.endpoint = Some(value.parse()?),
         "persistent_keepalive_interval" => {
             peer.persistent_keepalive = Some(NonZeroU16::new(parse_number(value)?));
