@@ -101,7 +101,7 @@ fn every_algorithm_reaches_what_it_reached_at_each_loss_and_distance() {
     for control in CONTROLS {
         writeln!(table, "{control:?}: Mbit/s").unwrap();
         writeln!(table, "loss      20 ms   50 ms  100 ms").unwrap();
-        for loss in [0, 1, 10, 20, 30, 50, 100] {
+        for loss in [0, 1, 10, 30, 100] {
             let percent = format!("{}.{} %", loss / 10, loss % 10);
             write!(table, "{percent:<7}").unwrap();
             for rtt in [20, 50, 100] {
@@ -137,7 +137,7 @@ fn long_segments_that_vanish_without_a_word_become_shorter_and_the_path_is_used_
         };
         let mut streams = Streams::new(1, link, &[control]);
         streams.run_for(Duration::from_secs(5));
-        let duration = Duration::from_secs(60);
+        let duration = Duration::from_secs(10);
         let rate = mbits(streams.run_for(duration)[0], duration);
         // 952 of 1,024 octets of a packet are data.
         assert!(rate > 0.9 * 100.0 * 952.0 / 1024.0, "{control:?}: {rate}");

@@ -11,9 +11,9 @@ use std::time::Duration;
 const THRESHOLD: u64 = 2;
 /// The largest share in percent that is taken for the path's own.
 const PATH_LOSS_MAX: u64 = 10;
-/// Above the smallest round-trip time by more than an eighth of it, and by more than this, there is
-/// a queue.
-const QUEUE_MIN: Duration = Duration::from_millis(1);
+/// Above the smallest round-trip time by more than a quarter of it, and by more than this, there is
+/// a queue; less is also what a busy machine adds.
+const QUEUE_MIN: Duration = Duration::from_millis(5);
 
 /// What the path of one connection loses.
 #[derive(Debug, Default)]
@@ -54,7 +54,7 @@ impl PathLoss {
         let all = round.lost + round.delivered;
         let queued = |rtt: Option<Duration>| {
             rtt.zip(min_rtt)
-                .is_none_or(|(rtt, min_rtt)| rtt > min_rtt + (min_rtt / 8).max(QUEUE_MIN))
+                .is_none_or(|(rtt, min_rtt)| rtt > min_rtt + (min_rtt / 4).max(QUEUE_MIN))
         };
         let congested = queued(round.min_rtt) || round.lost > self.allowed(all, mss);
         // A queue that has only begun to grow shows at the end.
