@@ -7,6 +7,7 @@ mod engine;
 mod handshakes;
 mod keylog;
 mod outbound;
+mod queue;
 mod receive;
 mod transmit;
 mod tunnel;
@@ -71,6 +72,11 @@ pub(crate) struct Args {
     /// Replace the key once the capture is made.
     #[arg(long, value_name = "FILE")]
     key_log: Option<PathBuf>,
+
+    /// Queues of the interface, each with threads of its own; with few cores one is fastest
+    #[arg(long, value_name = "N", default_value = "1",
+          value_parser = clap::value_parser!(u8).range(1..=QUEUES_MAX))]
+    queues: u8,
 }
 
 const EXAMPLES: &str = "\
@@ -116,7 +122,7 @@ fn names_an_interface(
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let tun = match inherited("WG_TUN_FD")? {
         Some(descriptor) => Tun::adopt(descriptor).context("TUN: use WG_TUN_FD")?,
-        None => open_tun(&args.name)?,
+        None => open_tun(&args.name, args.queues > 1)?,
     };
     let name = tun.name().context("TUN: read the interface's name")?;
     let (listener, file) = match inherited("WG_UAPI_FD")? {
@@ -130,10 +136,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if !args.foreground && env::var_os(FOREGROUND).is_none_or(|value| value != "1") {
         return go_background(&name, args, tun, listener, file);
     }
+    let mut queues = vec![tun];
+    for number in 1..args.queues {
+        let another = queues[0].another_queue();
+        let another = another.with_context(|| format!("TUN: open queue {}", number + 1));
+        let remedy = "an interface that another program made must have been made with several";
+        queues.push(another.remedy(remedy)?);
+    }
     listener.set_nonblocking(true)?;
     let key_log = args.key_log.as_deref().map(Writer::open).transpose()?;
     let control = Control::new(listener, file);
-    let engine = Engine::new(&name, tun, control, offload(), key_log)?;
+    let engine = Engine::new(&name, queues, control, offload(), key_log)?;
     // Before there are other threads, and after all that takes more.
     drop_privileges(args.user.as_deref())?;
     tell_ready()?;
@@ -150,11 +163,11 @@ fn offload() -> bool {
     env::var_os("GINNEL_OFFLOAD").is_none_or(|value| value != "off")
 }
 
-fn open_tun(name: &str) -> anyhow::Result<Tun> {
+fn open_tun(name: &str, multi_queue: bool) -> anyhow::Result<Tun> {
     let options = Options {
         name,
         offload: offload(),
-        multi_queue: false,
+        multi_queue,
     };
     Tun::open(&options).map_err(|error| {
         let remedy = match &error {
@@ -221,7 +234,8 @@ fn go_background(
     let program = env::current_exe().context("find our own program")?;
     let mut command = Command::new(program);
     command
-        .args(["tun", "--foreground", name])
+        .args(["tun", "--foreground", name, "--queues"])
+        .arg(args.queues.to_string())
         .env("WG_TUN_FD", TUN_FD.to_string())
         .env("WG_UAPI_FD", UAPI_FD.to_string())
         .env(READY, READY_FD.to_string())
@@ -288,6 +302,8 @@ pub(crate) fn socket_path(name: &str) -> PathBuf {
     Path::new(SOCKET_DIRECTORY).join(format!("{name}.sock"))
 }
 
+/// More than the cores of machines on which one interface is the bottleneck; the kernel allows 256.
+const QUEUES_MAX: i64 = 16;
 /// Where `wg` looks.
 const SOCKET_DIRECTORY: &str = "/var/run/wireguard";
 const FOREGROUND: &str = "WG_PROCESS_FOREGROUND";

@@ -10,6 +10,7 @@ mod tests;
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroU8,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     sync::atomic::{AtomicBool, AtomicU8, Ordering},
 };
@@ -61,17 +62,25 @@ impl Socket {
         Self::open(local, options, false)
     }
 
-    /// Binds another socket to the same address and port, which takes every datagram that does not
-    /// begin with the byte `first`: a flood of the one kind then fills no queue of the other.
+    /// Binds another socket to the same address and port, which shares with the others what comes:
+    /// by source until [`Socket::steer`].
     ///
     /// Other processes still find the port in use, unless they share it on purpose and belong to
-    /// the same user. Fails on kernels that cannot tell datagrams apart.
-    pub fn bind_beside(&self, first: u8, options: &Options) -> io::Result<Self> {
+    /// the same user.
+    pub fn bind_beside(&self, options: &Options) -> io::Result<Self> {
         // Only now: the first socket had to find out whether the port is free.
         self.socket.set_reuse_port(true)?;
-        let beside = Self::open(self.local, options, true)?;
-        control::steer(&beside.socket, first)?;
-        Ok(beside)
+        Self::open(self.local, options, true)
+    }
+
+    /// Tells the sockets of one port apart, in the order in which they were bound: the first
+    /// `shares` take what begins with the byte `first`, each always the same by the four bytes
+    /// behind the first four; the next takes everything else, so that a flood of the one kind fills
+    /// no queue of the other.
+    ///
+    /// Fails on kernels that cannot tell datagrams apart.
+    pub fn steer(&self, first: u8, shares: NonZeroU8) -> io::Result<()> {
+        control::steer(&self.socket, first, shares)
     }
 
     fn open(local: SocketAddr, options: &Options, reuse_port: bool) -> io::Result<Self> {
@@ -176,15 +185,21 @@ impl Pair {
     }
 
     /// Binds a pair beside this one, see [`Socket::bind_beside`].
-    pub fn bind_beside(&self, first: u8, options: &Options) -> io::Result<Self> {
+    pub fn bind_beside(&self, options: &Options) -> io::Result<Self> {
         let beside = |socket: &Option<Socket>| {
-            let bound = socket.as_ref().map(|one| one.bind_beside(first, options));
+            let bound = socket.as_ref().map(|one| one.bind_beside(options));
             bound.transpose()
         };
         Ok(Self {
             v4: beside(&self.v4)?,
             v6: beside(&self.v6)?,
         })
+    }
+
+    /// Tells the sockets of each family apart, see [`Socket::steer`].
+    pub fn steer(&self, first: u8, shares: NonZeroU8) -> io::Result<()> {
+        self.sockets()
+            .try_for_each(|socket| socket.steer(first, shares))
     }
 
     /// Returns the port that both are bound to.

@@ -12,17 +12,17 @@ use std::time::{Duration, Instant};
 pub(crate) struct Allowance {
     cores: u32,
     /// When what was used is paid for; ahead of now, the threads are in debt.
-    paid: Instant,
+    paid: Option<Instant>,
     /// What is counted of the data, and when it last changed.
     data: u64,
     flowed: Option<Instant>,
 }
 
 impl Allowance {
-    pub(crate) fn new(now: Instant, cores: u32) -> Self {
+    pub(crate) fn new(cores: u32) -> Self {
         Self {
             cores: cores.max(1),
-            paid: now,
+            paid: None,
             data: 0,
             flowed: None,
         }
@@ -36,13 +36,15 @@ impl Allowance {
         }
         let flows = self.flowed.is_some_and(|at| now < at + DATA_HOLD);
         let earliest = now.checked_sub(SAVED_MAX * SHARE / self.cores);
-        self.paid = earliest.map_or(self.paid, |earliest| self.paid.max(earliest));
+        let paid = self.paid.unwrap_or(now);
+        let paid = earliest.map_or(paid, |earliest| paid.max(earliest));
         if !flows {
-            self.paid = self.paid.min(now);
+            self.paid = Some(paid.min(now));
             return None;
         }
-        self.paid += used * SHARE / self.cores;
-        let debt = self.paid.saturating_duration_since(now);
+        let paid = paid + used * SHARE / self.cores;
+        self.paid = Some(paid);
+        let debt = paid.saturating_duration_since(now);
         (debt >= PAUSE_MIN).then(|| debt.min(PAUSE_MAX))
     }
 }
@@ -68,7 +70,7 @@ mod tests {
     /// Lets one thread use what it can for a second, in steps of `step`, and returns the sum.
     fn used(cores: u32, step: Duration, flows: bool) -> Duration {
         let start = Clock::start().now();
-        let mut allowance = Allowance::new(start, cores);
+        let mut allowance = Allowance::new(cores);
         let (mut now, mut sum, mut data) = (start, Duration::ZERO, 0);
         while now < start + Duration::from_secs(1) {
             now += step;
@@ -99,7 +101,7 @@ mod tests {
         let step = Duration::from_millis(1);
         assert_eq!(used(1, step, false), Duration::from_secs(1));
         let now = Clock::start().now();
-        let mut allowance = Allowance::new(now, 1);
+        let mut allowance = Allowance::new(1);
         for _ in 0..1_000 {
             assert_eq!(allowance.take(now, step, 0), None);
         }
@@ -111,7 +113,7 @@ mod tests {
     #[test]
     fn a_pause_has_a_bound_and_what_is_saved_too() {
         let now = Clock::start().now();
-        let mut allowance = Allowance::new(now, 2);
+        let mut allowance = Allowance::new(2);
         let pause = allowance.take(now, Duration::from_secs(9), 1);
         assert_eq!(pause, Some(PAUSE_MAX));
         let later = now + Duration::from_secs(1_000);

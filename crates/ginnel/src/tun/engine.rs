@@ -3,6 +3,7 @@
 //! ```text
 //!  TUN ──► transmit ──► UDP           control: handshake timers, UAPI, signals,
 //!  TUN ◄── receive  ◄── UDP (v4, v6)           changes of interfaces and of the clock
+//!  (both once for each queue)
 //!        handshakes ◄── UDP (v4, v6)  agree: X25519 of handshakes
 //! ```
 
@@ -67,23 +68,27 @@ impl Engine {
     /// Prepares everything; from here on signals wait for the loop.
     pub(crate) fn new(
         name: &str,
-        tun: Tun,
+        queues: Vec<Tun>,
         control: Control,
         offload: bool,
         key_log: Option<Writer>,
     ) -> anyhow::Result<Self> {
         // Before threads are there: they inherit that signals are blocked.
         let termination = Termination::listen().context("listen to signals")?;
-        tun.set_blocking().context("TUN: set up for reading")?;
+        for queue in &queues {
+            queue.set_blocking().context("TUN: set up for reading")?;
+        }
         if let Err(error) = link::set_queue_length(name, QUEUE_PACKETS) {
             tracing::debug!("TUN: set queue length: {error}");
         }
-        tracing::info!("{name}: TUN offload: {}", describe(tun.offload()));
+        if let Some(first) = queues.first() {
+            tracing::info!("{name}: TUN offload: {}", describe(first.offload()));
+        }
         let runs = offload.then(|| try_runs(name)).flatten();
         // Untried, what is refused is found out when it is sent.
         let sends_runs = offload && runs.is_none_or(|runs| runs.sent);
         let receives_runs = runs.map(|runs| runs.joined);
-        let (tunnel, wakeups) = Tunnel::new(name, tun, sends_runs, receives_runs, key_log)?;
+        let (tunnel, wakeups) = Tunnel::new(name, queues, sends_runs, receives_runs, key_log)?;
         Ok(Self {
             control,
             tunnel,
@@ -115,15 +120,17 @@ impl Engine {
     }
 
     fn start_threads(&self) -> std::io::Result<()> {
-        let transmitter = Transmitter::new(&self.tunnel);
         let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let thread = thread::Builder::new().name(name.to_owned());
             thread.spawn(run).map(drop)
         };
-        start("transmit", Box::new(move || transmitter.run()))?;
-        for (name, v6) in [("receive-v4", false), ("receive-v6", true)] {
-            let receiver = Receiver::new(&self.tunnel, v6);
-            start(name, Box::new(move || receiver.run()))?;
+        for queue in self.tunnel.queue_numbers() {
+            let transmitter = Transmitter::new(&self.tunnel, queue);
+            start("transmit", Box::new(move || transmitter.run()))?;
+            for (name, v6) in [("receive-v4", false), ("receive-v6", true)] {
+                let receiver = Receiver::new(&self.tunnel, queue, v6);
+                start(name, Box::new(move || receiver.run()))?;
+            }
         }
         for (name, v6) in [("handshakes-v4", false), ("handshakes-v6", true)] {
             let handshakes = Handshakes::new(&self.tunnel, v6);

@@ -1,4 +1,4 @@
-//! From the network to the TUN, run to completion on one thread for each family.
+//! From the network to the TUN, run to completion on one thread for each queue and family.
 //!
 //! ```text
 //! UDP ──► runs ──who is it?──► opened in place ──may it?──► joined ──► TUN
@@ -33,6 +33,7 @@ use super::{
 /// The thread's state.
 pub(crate) struct Receiver {
     tunnel: Arc<Tunnel>,
+    queue: u8,
     v6: bool,
     clock: Clock,
     pace: Pace,
@@ -71,8 +72,9 @@ enum Entry {
 }
 
 impl Receiver {
-    pub(crate) fn new(tunnel: &Arc<Tunnel>, v6: bool) -> Self {
+    pub(crate) fn new(tunnel: &Arc<Tunnel>, queue: u8, v6: bool) -> Self {
         Self {
+            queue,
             v6,
             clock: Clock::start_through_suspend(),
             pace: Pace::start(),
@@ -127,7 +129,7 @@ impl Receiver {
     }
 
     fn socket_of<'s>(&self, sockets: &'s Sockets) -> Option<&'s Socket> {
-        let pair = &sockets.data;
+        let pair = sockets.queue(self.queue)?;
         let socket = if self.v6 { &pair.v6 } else { &pair.v4 };
         socket.as_ref()
     }
@@ -319,7 +321,7 @@ impl Opener {
             packets.for_each(|packet| write_single(tunnel, packet));
             return;
         }
-        let mut train = Train::new(tunnel.tun.offload().udp);
+        let mut train = Train::new(tunnel.queue(0).offload().udp);
         for packet in packets {
             train.push(packet, |leaving| write_leaving(tunnel, &leaving));
         }
@@ -388,6 +390,7 @@ fn write_leaving(tunnel: &Tunnel, leaving: &Leaving<'_, '_>) {
             head,
             packets,
         } => {
+            let tun = tunnel.queue_of(head);
             let header = vnet::emit(offload, head[0] >> 4 == 6);
             let mut pieces = [IoSlice::new(&[]); Train::PACKETS_MAX + 2];
             pieces[0] = IoSlice::new(&header);
@@ -395,7 +398,7 @@ fn write_leaving(tunnel: &Tunnel, leaving: &Leaving<'_, '_>) {
             for (piece, packet) in pieces[2..].iter_mut().zip(*packets) {
                 *piece = IoSlice::new(&packet[head.len()..]);
             }
-            if let Err(error) = tunnel.tun.write_vectored(&pieces[..2 + packets.len()]) {
+            if let Err(error) = tun.write_vectored(&pieces[..2 + packets.len()]) {
                 if error.kind() == io::ErrorKind::InvalidInput {
                     tunnel.note_super_refused(&error);
                     packets
@@ -410,12 +413,13 @@ fn write_leaving(tunnel: &Tunnel, leaving: &Leaving<'_, '_>) {
 }
 
 fn write_single(tunnel: &Tunnel, packet: &[u8]) {
-    let written = if tunnel.tun.offload().vnet_header {
+    let tun = tunnel.queue_of(packet);
+    let written = if tun.offload().vnet_header {
         let header = [0; VNET_HEADER];
         let pieces = [IoSlice::new(&header), IoSlice::new(packet)];
-        tunnel.tun.write_vectored(&pieces)
+        tun.write_vectored(&pieces)
     } else {
-        tunnel.tun.write(packet)
+        tun.write(packet)
     };
     if let Err(error) = written {
         tunnel.note_tun_error(&error);

@@ -1,4 +1,4 @@
-//! From the TUN to the network, run to completion on one thread.
+//! From the TUN to the network, run to completion on one thread for each queue.
 //!
 //! ```text
 //! TUN ──► super-packet ──split──► slots ──seal in place──► runs ──► UDP
@@ -30,6 +30,7 @@ use super::{
 /// The thread's state.
 pub(crate) struct Transmitter {
     tunnel: Arc<Tunnel>,
+    queue: u8,
     /// Bytes that the TUN puts before each packet.
     front: usize,
     packets: Batch,
@@ -56,13 +57,14 @@ struct Group {
 }
 
 impl Transmitter {
-    pub(crate) fn new(tunnel: &Arc<Tunnel>) -> Self {
-        let front = if tunnel.tun.offload().vnet_header {
+    pub(crate) fn new(tunnel: &Arc<Tunnel>, queue: u8) -> Self {
+        let front = if tunnel.queue(queue).offload().vnet_header {
             VNET_HEADER
         } else {
             0
         };
         Self {
+            queue,
             front,
             packets: Batch::default(),
             parts: Batch::default(),
@@ -115,7 +117,7 @@ impl Transmitter {
     fn read(&mut self, wait: bool) -> io::Result<usize> {
         let start = HEADER - self.front;
         let room = &mut self.packets.slot()[start..HEADER + PACKET_MAX];
-        let tun = &self.tunnel.tun;
+        let tun = self.tunnel.queue(self.queue);
         let length = if wait {
             tun.read(room)?
         } else {

@@ -3,7 +3,7 @@
 use std::{
     io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr},
-    num::NonZero,
+    num::{NonZero, NonZeroU8},
     os::{
         fd::{AsFd as _, BorrowedFd},
         unix::net::UnixStream,
@@ -30,6 +30,7 @@ use super::{
     control::{Answer, refusal},
     keylog::Writer,
     outbound::Run,
+    queue,
     uapi::{DeviceStatus, Errno, Report, Request, Status},
     wire::{self, Sockets, Wire},
 };
@@ -37,7 +38,8 @@ use super::{
 /// One interface with its peers.
 pub(crate) struct Tunnel {
     pub(crate) name: String,
-    pub(crate) tun: Tun,
+    /// The queues of the TUN, at least one.
+    queues: Vec<Tun>,
     /// Taken once or twice for a batch, never for a packet.
     state: Mutex<State>,
     /// Told when the sockets were exchanged.
@@ -103,11 +105,14 @@ impl Tunnel {
     /// Prepares the device and its sockets.
     pub(crate) fn new(
         name: &str,
-        tun: Tun,
+        queues: Vec<Tun>,
         sends_runs: bool,
         receives_runs: Option<bool>,
         key_log: Option<Writer>,
     ) -> anyhow::Result<(Arc<Self>, Wakeups)> {
+        let tun = queues.first().context("TUN: open a queue")?;
+        let count = u8::try_from(queues.len()).ok().and_then(NonZeroU8::new);
+        let count = count.context("TUN: open fewer queues")?;
         let mut clock = Clock::start_through_suspend();
         let now = clock.now();
         let mut device = Device::new(now, clock::wall(), Box::new(tunnel::OsRandom));
@@ -120,7 +125,7 @@ impl Tunnel {
         wakeups.set_nonblocking(true)?;
         let state = State {
             device,
-            wire: Wire::open(sends_runs).context("UDP: bind a free port")?,
+            wire: Wire::open(sends_runs, count).context("UDP: bind a free port")?,
             clock,
             armed: None,
             discards: vec![0; Discard::ALL.len()],
@@ -130,13 +135,13 @@ impl Tunnel {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         let tunnel = Self {
             name: name.to_owned(),
-            tun,
+            queues,
             state: Mutex::new(state),
             rebound: Condvar::new(),
             deferred: Condvar::new(),
             gate: Mutex::default(),
             turned_away: Discard::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
-            allowance: Mutex::new(Allowance::new(now, u32::try_from(cores).unwrap_or(1))),
+            allowance: Mutex::new(Allowance::new(u32::try_from(cores).unwrap_or(1))),
             data: AtomicU64::new(0),
             alarm,
             mtu: AtomicUsize::new(mtu),
@@ -147,6 +152,27 @@ impl Tunnel {
             refused_super: AtomicU64::new(0),
         };
         Ok((Arc::new(tunnel), Wakeups(wakeups)))
+    }
+
+    /// Returns a queue of the TUN; all have the same offloads.
+    pub(crate) fn queue(&self, queue: u8) -> &Tun {
+        &self.queues[usize::from(queue)]
+    }
+
+    /// Returns the queue that a packet is to be written to.
+    ///
+    /// The kernel then sends what belongs to its flow by the same queue.
+    pub(crate) fn queue_of(&self, packet: &[u8]) -> &Tun {
+        match &self.queues[..] {
+            [only] => only,
+            all => &all[queue::place(packet, all.len())],
+        }
+    }
+
+    /// Numbers the queues.
+    pub(crate) fn queue_numbers(&self) -> impl Iterator<Item = u8> {
+        let count = u8::try_from(self.queues.len()).expect("counted at first");
+        0..count
     }
 
     /// Works on the device, then sends and tells what it made of it.
@@ -268,7 +294,7 @@ impl Tunnel {
         let state = self.lock();
         let discarded = |discard: &Discard| (discard.name(), self.discarded(&state, *discard));
         let report = Report {
-            tun: describe(self.tun.offload()),
+            tun: describe(self.queue(0).offload()),
             joins: self.joins(),
             sends_runs: state.wire.sends_runs(),
             receives_runs: self.receives_runs,
@@ -325,7 +351,7 @@ impl Tunnel {
 
     /// Some interface changed: ours may have another MTU, and ways may lead elsewhere.
     pub(crate) fn follow_link(&self) {
-        let mtu = self.tun.mtu();
+        let mtu = self.queue(0).mtu();
         self.with(|state, _| {
             state.wire.forget_sources();
             if let Ok(mtu) = mtu {
@@ -355,7 +381,8 @@ impl Tunnel {
 
     /// Tells whether super-packets may be written.
     pub(crate) fn joins(&self) -> bool {
-        self.tun.offload().vnet_header && self.refused_super.load(Ordering::Relaxed) < REFUSALS_MAX
+        let headers = self.queue(0).offload().vnet_header;
+        headers && self.refused_super.load(Ordering::Relaxed) < REFUSALS_MAX
     }
 
     /// Counts a super-packet that the TUN did not take: some kernels refuse those whose last part

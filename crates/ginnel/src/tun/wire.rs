@@ -5,6 +5,7 @@ use std::{
     convert::Infallible,
     io,
     net::{IpAddr, SocketAddr},
+    num::NonZeroU8,
     os::fd::AsFd as _,
     sync::{Arc, mpsc},
     time::Duration,
@@ -19,8 +20,10 @@ use super::{outbound::Run, uapi::Errno};
 
 /// All sockets of one port.
 pub(crate) struct Sockets {
-    /// Everything is sent from these.
+    /// Everything is sent from these, and what arrives here is for the first queue.
     pub(crate) data: Pair,
+    /// What arrives for the other queues; of one session all goes to one.
+    pub(crate) further: Vec<Pair>,
     /// Handshake messages arrive here, so that a flood of them fills no queue of data; without
     /// these, on old kernels, all arrive together.
     pub(crate) handshakes: Option<Pair>,
@@ -34,6 +37,7 @@ pub(crate) struct Closing(mpsc::Receiver<Infallible>);
 /// The sockets and what belongs to them.
 pub(crate) struct Wire {
     sockets: Arc<Sockets>,
+    queues: NonZeroU8,
     closing: mpsc::Receiver<Infallible>,
     /// Sockets that were exchanged and that nobody has waited for yet.
     former: Option<Closing>,
@@ -47,12 +51,29 @@ pub(crate) struct Wire {
     lost: BTreeMap<&'static str, u64>,
 }
 
+impl Sockets {
+    /// Returns the sockets whose data is for this queue.
+    pub(crate) fn queue(&self, queue: u8) -> Option<&Pair> {
+        match queue.checked_sub(1) {
+            None => Some(&self.data),
+            Some(place) => self.further.get(usize::from(place)),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Socket> {
+        let others = self.further.iter().chain(&self.handshakes);
+        let others = others.flat_map(Pair::sockets);
+        self.data.sockets().chain(others)
+    }
+}
+
 impl Wire {
-    /// Listens on a free port.
-    pub(crate) fn open(offload: bool) -> io::Result<Self> {
-        let (sockets, closing) = bind(0, 0, offload)?;
+    /// Listens on a free port, with sockets for so many queues.
+    pub(crate) fn open(offload: bool, queues: NonZeroU8) -> io::Result<Self> {
+        let (sockets, closing) = bind(0, 0, offload, queues)?;
         Ok(Self {
             sockets: Arc::new(sockets),
+            queues,
             closing,
             former: None,
             fwmark: 0,
@@ -66,13 +87,11 @@ impl Wire {
     /// Listens on `port` instead; on failure everything stays as it was.
     pub(crate) fn listen(&mut self, port: u16) -> Result<(), Errno> {
         if port != self.port() {
-            let (sockets, closing) = bind(port, self.fwmark, self.offload)?;
+            let (sockets, closing) = bind(port, self.fwmark, self.offload, self.queues)?;
             let former = std::mem::replace(&mut self.sockets, Arc::new(sockets));
             self.former = Some(Closing(std::mem::replace(&mut self.closing, closing)));
             // Their readers wake and find the new ones.
-            former.data.sockets().for_each(Socket::retire);
-            let handshakes = former.handshakes.iter();
-            handshakes.flat_map(Pair::sockets).for_each(Socket::retire);
+            former.all().for_each(Socket::retire);
         }
         Ok(())
     }
@@ -240,27 +259,37 @@ fn send_within(
     Ok(())
 }
 
-fn bind(port: u16, mark: u32, offload: bool) -> io::Result<(Sockets, mpsc::Receiver<Infallible>)> {
+fn bind(
+    port: u16,
+    mark: u32,
+    offload: bool,
+    queues: NonZeroU8,
+) -> io::Result<(Sockets, mpsc::Receiver<Infallible>)> {
     let options = |buffer_bytes| Options { mark, buffer_bytes };
     let data = Pair::bind(port, &options(BUFFER_BYTES))?;
-    for socket in data.sockets() {
-        socket.set_segments(offload);
-        socket.set_blocking()?;
+    let beside = || {
+        let further = (1..queues.get()).map(|_| data.bind_beside(&options(BUFFER_BYTES)));
+        let further: Vec<_> = further.collect::<io::Result<_>>()?;
+        let handshakes = data.bind_beside(&options(HANDSHAKE_BUFFER_BYTES))?;
+        data.steer(TRANSPORT_DATA, queues)?;
+        Ok((further, handshakes))
+    };
+    let beside: io::Result<_> = beside();
+    if let Err(error) = &beside {
+        tracing::debug!("UDP: everything arrives at one socket: {error}");
     }
-    let handshakes = data.bind_beside(TRANSPORT_DATA, &options(HANDSHAKE_BUFFER_BYTES));
-    let handshakes = handshakes.and_then(|pair| {
-        pair.sockets().try_for_each(Socket::set_blocking)?;
-        Ok(pair)
-    });
-    if let Err(error) = &handshakes {
-        tracing::debug!("UDP: handshake messages share the sockets of data: {error}");
-    }
+    let (further, handshakes) = beside.ok().unzip();
     let (closed, closing) = mpsc::channel();
     let sockets = Sockets {
         data,
-        handshakes: handshakes.ok(),
+        further: further.unwrap_or_default(),
+        handshakes,
         _closed: closed,
     };
+    for socket in sockets.all() {
+        socket.set_segments(offload);
+        socket.set_blocking()?;
+    }
     Ok((sockets, closing))
 }
 

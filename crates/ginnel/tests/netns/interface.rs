@@ -67,6 +67,85 @@ fn many_streams_at_once_arrive_unchanged() {
     });
 }
 
+/// Returns how many threads of that name of a process have read at least so many times.
+fn threads_at_work(tunnel: &super::world::Tunnel, name: &str, reads: u64) -> usize {
+    let tasks = format!("/proc/{}/task", tunnel.child.id());
+    let tasks = fs::read_dir(tasks).expect("the process lives");
+    let is_at_work = |task: &std::path::PathBuf| {
+        let read = |file: &str| fs::read_to_string(task.join(file)).unwrap_or_default();
+        let io = read("io");
+        let count = io.lines().find_map(|line| line.strip_prefix("syscr: "));
+        let count = count.and_then(|count| count.parse().ok()).unwrap_or(0);
+        read("comm").trim() == name && count >= reads
+    };
+    let tasks = tasks.map(|task| task.expect("a task").path());
+    tasks.filter(is_at_work).count()
+}
+
+#[test]
+fn several_queues_carry_everything_and_share_the_flows() {
+    carry_everything([Program::GinnelWithQueues; 2]);
+    let Some(world) = World::new() else { return };
+    let Some(one) = world.tunnel(0, Program::GinnelWithQueues) else {
+        return;
+    };
+    let Some(other) = world.tunnel(1, Program::Ginnel) else {
+        return;
+    };
+    world.join([&one, &other], None, false);
+    let [here, there] = &world.spaces;
+    assert_eq!(here.ping(inner(1, false), 1), 1);
+    // Each flow has a port of its own, and the kernel chooses the queue by it.
+    for _ in 0..16 {
+        here.transfer(there, inner(1, false), 300_000);
+    }
+    let busy = threads_at_work(&one, "transmit", 10);
+    assert!(busy >= 2, "{busy} of 4 threads had something to do");
+}
+
+#[test]
+fn one_flow_through_several_queues_stays_in_order() {
+    const COUNT: u32 = 20_000;
+    let Some(world) = World::new() else { return };
+    let tunnels = [0, 1].map(|number| world.tunnel(number, Program::GinnelWithQueues));
+    let [Some(one), Some(other)] = tunnels else {
+        return;
+    };
+    world.join([&one, &other], None, false);
+    let [here, there] = &world.spaces;
+    assert_eq!(here.ping(inner(1, false), 1), 1);
+    let receiver = there.enter(|| UdpSocket::bind((inner(1, false), 0)));
+    let receiver = receiver.expect("our address");
+    receiver
+        .set_read_timeout(Some(SHORT / 10))
+        .expect("a bound");
+    let to = receiver.local_addr().expect("bound");
+    let sender = here.enter(|| UdpSocket::bind((inner(0, false), 0)));
+    let sender = sender.expect("our address");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..COUNT {
+                let mut datagram = [0; 200];
+                datagram[..4].copy_from_slice(&number.to_be_bytes());
+                sender.send_to(&datagram, to).expect("the tunnel is up");
+                if number.is_multiple_of(100) {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+            }
+        });
+        let (mut last, mut count) = (None, 0);
+        let mut datagram = [0; 200];
+        while receiver.recv(&mut datagram).is_ok() {
+            let number = datagram
+                .first_chunk()
+                .map(|bytes| u32::from_be_bytes(*bytes));
+            assert!(number > last, "{number:?} came behind {last:?}");
+            (last, count) = (number, count + 1);
+        }
+        assert!(count > COUNT / 2, "{count} of {COUNT} came");
+    });
+}
+
 #[test]
 fn in_the_background_it_returns_once_it_can_be_configured() {
     let Some(world) = World::new() else { return };

@@ -72,6 +72,8 @@ pub(crate) enum Program {
     GinnelWithKeyLog,
     /// Ginnel that is the user `nobody` once it runs.
     GinnelAsNobody,
+    /// Ginnel with four queues.
+    GinnelWithQueues,
     WireguardGo,
     Boringtun,
 }
@@ -410,7 +412,8 @@ impl Program {
             Self::Ginnel
             | Self::GinnelWithoutOffload
             | Self::GinnelWithKeyLog
-            | Self::GinnelAsNobody => {
+            | Self::GinnelAsNobody
+            | Self::GinnelWithQueues => {
                 let mut command = space.command(GINNEL);
                 command.args(["tun", "-f", interface]);
                 if self == Self::GinnelWithKeyLog {
@@ -418,6 +421,9 @@ impl Program {
                 }
                 if self == Self::GinnelAsNobody {
                     command.args(["--user", "nobody"]);
+                }
+                if self == Self::GinnelWithQueues {
+                    command.args(["--queues", "4"]);
                 }
                 if self == Self::GinnelWithoutOffload {
                     command.env("GINNEL_OFFLOAD", "off");

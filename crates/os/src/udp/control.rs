@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    num::NonZeroU8,
     os::fd::AsRawFd as _,
     ptr,
 };
@@ -81,24 +82,29 @@ pub(crate) fn set_option(
     Ok(())
 }
 
-/// Lets the kernel choose among the sockets of a port: the first takes datagrams that begin with
-/// the byte `first`, the second all others (socket(7), SO_ATTACH_REUSEPORT_CBPF).
-pub(super) fn steer(socket: &socket2::Socket, first: u8) -> io::Result<()> {
+/// Lets the kernel choose among the sockets of a port: datagrams that begin with the byte `first`
+/// go to the first `shares` of them, by the four bytes behind the first four, all others to the one
+/// after these (socket(7), SO_ATTACH_REUSEPORT_CBPF).
+pub(super) fn steer(socket: &socket2::Socket, first: u8, shares: NonZeroU8) -> io::Result<()> {
+    let shares = u32::from(shares.get());
     let instruction = |code: u32, jump_false, operand| libc::sock_filter {
         code: u16::try_from(code).expect("codes of classic BPF are small"),
         jt: 0,
         jf: jump_false,
         k: operand,
     };
-    // The packet begins behind the UDP header; the answer is a socket's place.
+    // The packet begins behind the UDP header, and reads zeros behind its end; the answer is a
+    // socket's place.
     let mut program = [
         instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0),
-        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, first.into()),
-        instruction(libc::BPF_RET | libc::BPF_K, 0, 0),
-        instruction(libc::BPF_RET | libc::BPF_K, 0, 1),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 3, first.into()),
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 4),
+        instruction(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, 0, shares),
+        instruction(libc::BPF_RET | libc::BPF_A, 0, 0),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, shares),
     ];
     let program = libc::sock_fprog {
-        len: u16::try_from(program.len()).expect("four"),
+        len: u16::try_from(program.len()).expect("few"),
         filter: program.as_mut_ptr(),
     };
     // SAFETY: `program` points to its instructions, which live through the call; the kernel keeps

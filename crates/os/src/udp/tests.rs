@@ -380,7 +380,8 @@ fn a_socket_beside_another_takes_what_begins_otherwise() {
         let any: SocketAddr = any.parse().unwrap();
         let one = Socket::bind(any, &Options::default()).unwrap();
         let address = one.local_address();
-        let beside = one.bind_beside(4, &Options::default()).unwrap();
+        let beside = one.bind_beside(&Options::default()).unwrap();
+        one.steer(4, NonZeroU8::MIN).unwrap();
         assert_eq!(beside.local_address(), address);
         let sender = Socket::bind(any, &Options::default()).unwrap();
         for datagram in [&[4, 1], &[1, 2], &[4, 3], &[2, 4]] {
@@ -392,6 +393,33 @@ fn a_socket_beside_another_takes_what_begins_otherwise() {
         let error = other.expect_err("the port is in use");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
+}
+
+#[test]
+fn sockets_of_one_port_share_what_comes_by_a_word_of_it() {
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let one = Socket::bind(any, &Options::default()).unwrap();
+    let bind = || one.bind_beside(&Options::default()).unwrap();
+    let (two, three, rest) = (bind(), bind(), bind());
+    one.steer(4, NonZeroU8::new(3).unwrap()).unwrap();
+    let sender = Socket::bind(any, &Options::default()).unwrap();
+    let send = |datagram: &[u8]| sender.send(one.local_address(), None, datagram).unwrap();
+    for word in 0..9 {
+        send(&[4, 9, 9, 9, 0, 0, 0, word, 9]);
+        send(&[1, 9, 9, 9, 0, 0, 0, word, 9]);
+    }
+    // Too short for the word.
+    send(&[4, 0, 0, 0, 0, 0, 1]);
+    let words = |socket: &Socket, count| {
+        let all = collect(socket, count);
+        all.iter()
+            .map(|one| one.get(7).copied())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(words(&one, 4), [Some(0), Some(3), Some(6), None]);
+    assert_eq!(words(&two, 3), [1, 4, 7].map(Some));
+    assert_eq!(words(&three, 3), [2, 5, 8].map(Some));
+    assert_eq!(collect(&rest, 9).len(), 9);
 }
 
 /// Sends parcels to two receivers and sees that all datagrams arrive, each parcel's in order.
