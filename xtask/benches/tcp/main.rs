@@ -125,7 +125,7 @@ fn run(case: &Case, contestant: Contestant, seed: u64, seconds: u64) -> Result<M
         let measured = match (&client, contestant) {
             _ if case.exchanges => {
                 let link = inner.as_ref().unwrap_or(&far);
-                exchange(client.as_ref(), contestant, link, seconds, &stop)
+                exchange(client.as_ref(), contestant, link, seconds)
             }
             (Some(host), Contestant::Kernel(algorithm)) => {
                 let server = SocketAddr::new(SERVER.parse()?, PORT);
@@ -205,8 +205,9 @@ fn exchange(
     contestant: Contestant,
     link: &File,
     seconds: u64,
-    stop: &AtomicBool,
 ) -> Result<Measured> {
+    // What has begun is finished, so the relay goes on until then.
+    let done = AtomicBool::new(false);
     let server = SocketAddr::new(SERVER.parse()?, EXCHANGE_PORT);
     let client = Client {
         local: CLIENT.parse()?,
@@ -218,11 +219,11 @@ fn exchange(
     };
     let took = thread::scope(|scope| {
         let running = scope.spawn(|| match (host, contestant) {
-            (Some(host), Contestant::Kernel(algorithm)) => host.exchange(server, algorithm, stop),
-            (None, _) | (Some(_), Contestant::Ours(_)) => ours::exchange(link, &client, stop),
+            (Some(host), Contestant::Kernel(algorithm)) => host.exchange(server, algorithm, &done),
+            (None, _) | (Some(_), Contestant::Ours(_)) => ours::exchange(link, &client, &done),
         });
         thread::sleep(Duration::from_secs(seconds));
-        stop.store(true, Ordering::Relaxed);
+        done.store(true, Ordering::Relaxed);
         running.join().expect("the client does not panic")
     });
     let mut took = took?;
