@@ -31,7 +31,7 @@ pub use error::{
 pub use event::Event;
 pub use prefix::Prefix;
 pub use slab::{ConnectionId, EchoId, EchoRequestId, ListenerId, PrefixId, UdpId};
-pub use stack::{EchoRequest, Received, Refusal, Stack};
+pub use stack::{EchoRequest, Large, Received, Refusal, Stack, Transmit};
 pub use tcp::{CloseReason, CongestionControl, State};
 
 #[cfg(test)]

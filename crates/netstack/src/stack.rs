@@ -3,6 +3,7 @@
 mod flow;
 mod foreign;
 mod icmp;
+mod large;
 mod opening;
 mod reassembly;
 mod tcp;
@@ -17,7 +18,11 @@ use std::{
 use packet::{icmp::Cause, ip};
 
 use self::reassembly::Reassembly;
-pub use self::{flow::EchoRequest, foreign::Refusal};
+pub use self::{
+    flow::EchoRequest,
+    foreign::Refusal,
+    large::{Large, Transmit},
+};
 use crate::{
     Config, ConnectionId, Discard, EchoId, EchoRequestId, Event, ListenerId, PrefixId, UdpId,
     deadlines::Deadlines,
@@ -204,6 +209,15 @@ impl Stack {
     /// # Panics
     /// When `out` is shorter than the MTU.
     pub fn poll_transmit(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
+        match self.poll_transmit_large(now, 1, out)? {
+            Transmit::Packet(length) => Some(length),
+            // Of one segment there is no run.
+            Transmit::Large(_) => None,
+        }
+    }
+
+    /// Answers and datagrams, which go before segments.
+    fn transmit_first(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
         assert!(out.len() >= self.config.mtu, "`out` has at least MTU bytes");
         while let Some(answer) = self.answers.pop_front() {
             // The MTU may have shrunk meanwhile.
@@ -213,7 +227,6 @@ impl Stack {
             }
         }
         self.transmit_udp(now, out)
-            .or_else(|| self.transmit_tcp(now, out))
     }
 
     /// Performs every action that is due at `now`. Calling it early, late or twice is harmless.

@@ -24,5 +24,5 @@ mod service;
 mod status;
 
 pub use discard::{Counters, Discard, Reason};
-pub use node::{Attachment, Event, Node, Outcome};
+pub use node::{Attachment, Event, Node, Outcome, Run};
 pub use service::Published;

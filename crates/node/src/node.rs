@@ -30,6 +30,8 @@ use crate::{
 mod event;
 mod flow;
 
+use flow::Polled;
+
 /// Where packets come from that the node sends, and where those go that are for it.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub enum Attachment {
@@ -60,6 +62,17 @@ pub enum Outcome<'a> {
         /// The whole UDP payload.
         datagram: &'a [u8],
     },
+}
+
+/// Datagrams to one destination, one behind the other.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Run {
+    /// Where they go.
+    pub destination: SocketAddr,
+    /// Bytes of all of them.
+    pub length: usize,
+    /// Bytes of each but the last, which may be shorter.
+    pub segment: usize,
 }
 
 /// Something that happened.
@@ -391,6 +404,26 @@ impl Node {
         now: Instant,
         buffer: &mut [u8],
     ) -> Option<(SocketAddr, usize)> {
+        let run = self.poll_transmit_run(now, 0, buffer)?;
+        Some((run.destination, run.length))
+    }
+
+    /// The same as [`Node::poll_transmit`], but what a connection of the stack sends may come as
+    /// several datagrams of together at most `bytes_max` bytes, for one call that sends them all.
+    ///
+    /// # Panics
+    /// As [`Node::poll_transmit`].
+    pub fn poll_transmit_run(
+        &mut self,
+        now: Instant,
+        bytes_max: usize,
+        buffer: &mut [u8],
+    ) -> Option<Run> {
+        let one = |(destination, length)| Run {
+            destination,
+            length,
+            segment: length,
+        };
         loop {
             if let Some(transmit) = self.device.poll_transmit() {
                 self.count_attempt(&transmit);
@@ -400,19 +433,26 @@ impl Node {
                     continue;
                 };
                 room.copy_from_slice(&transmit.datagram);
-                return Some((transmit.destination, length));
+                return Some(one((transmit.destination, length)));
             }
             if let Some(peer) = self.initiate.pop_front() {
                 self.device.initiate(now, peer);
             } else if let Some((peer, packet)) = self.outgoing.pop_front() {
                 let sealed = self.seal_copy(now, peer, &packet, buffer);
                 if sealed.is_some() {
-                    return sealed;
+                    return sealed.map(one);
                 }
-            } else if let Some(length) = self.poll_stack(now, buffer) {
-                let sealed = self.send(now, buffer, length);
-                if sealed.is_some() {
-                    return sealed;
+            } else if let Some(polled) = self.poll_stack(now, bytes_max, buffer) {
+                let run = match polled {
+                    Polled::Packet(length) => self.send(now, buffer, length).map(one),
+                    Polled::Sealed(run) => run,
+                    Polled::Loose(packets) => {
+                        self.send_loose(now, &packets, buffer);
+                        None
+                    }
+                };
+                if run.is_some() {
+                    return run;
                 }
             } else if !self.pump(now) {
                 return None;

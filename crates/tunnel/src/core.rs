@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, task::Waker, time::Instant};
 
 use netstack::{ConnectionId, EchoId, Event, ListenerId, Stack, UdpId};
 use node::{Node, Outcome, Reason};
+use os::udp::Socket;
 use tokio::sync::{mpsc, oneshot};
 use wireguard::HEADER;
 
@@ -218,8 +219,12 @@ impl Core {
         let mut dry = false;
         while !dry && self.outbox.blocked.is_none() {
             while !dry && self.outbox.has_room() {
-                match self.node.poll_transmit(now, self.outbox.room()) {
-                    Some((destination, length)) => self.outbox.push(destination, length),
+                let room = self.outbox.room();
+                match self
+                    .node
+                    .poll_transmit_run(now, Socket::PARCEL_BYTES_MAX, room)
+                {
+                    Some(run) => self.outbox.push_run(run),
                     None => dry = true,
                 }
             }

@@ -80,6 +80,16 @@ impl Outbox {
         true
     }
 
+    /// Takes the datagrams that were written to `room`.
+    pub(super) fn push_run(&mut self, run: node::Run) {
+        let mut left = run.length;
+        while left > 0 {
+            let length = left.min(run.segment);
+            self.push(run.destination, length);
+            left -= length;
+        }
+    }
+
     /// Takes the datagram of `length` bytes that was written to `room`.
     pub(super) fn push(&mut self, destination: SocketAddr, length: usize) {
         let parcel = self.parcel_for(destination, length);

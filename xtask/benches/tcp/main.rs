@@ -215,6 +215,7 @@ fn exchange(
         streams: 0,
         direction: Direction::Up,
         control: control(contestant),
+        large: false,
         idle: None,
     };
     let took = thread::scope(|scope| {

@@ -22,7 +22,7 @@ use crate::{
     slab::{AccountId, Slab},
     tcp::{
         buffer::Budget,
-        connection::{Connection, Opening, ecn, signal},
+        connection::{Connection, Opening, Written, ecn, signal},
         sequence::Seq,
     },
 };
@@ -523,6 +523,17 @@ impl Stack {
             tcp::Malformed::Truncated | tcp::Malformed::Length => Discard::TcpMalformed,
             tcp::Malformed::Checksum => Discard::TcpChecksum,
         })?;
+        self.handle_tcp_segment(now, header, &segment)
+    }
+
+    /// Takes a segment whose checksum is right.
+    pub(super) fn handle_tcp_segment(
+        &mut self,
+        now: Instant,
+        header: &ip::Header,
+        segment: &Segment<'_>,
+    ) -> Result<(), Discard> {
+        let (source, destination) = (header.source, header.destination);
         let local = SocketAddr::new(destination, segment.header.destination_port);
         let remote = SocketAddr::new(source, segment.header.source_port);
         let mut floor = None;
@@ -535,15 +546,15 @@ impl Stack {
             let connection = &mut entry.connection;
             if !(begins(&segment.header) && connection.yields_to(&segment.header)) {
                 let outcome = self.tcp.accounts.charge(entry.account, |budget| {
-                    connection.handle_segment(now, &segment, budget)
+                    connection.handle_segment(now, segment, budget)
                 });
                 if outcome.is_ok() {
                     let congested = header.traffic_class & ecn::FIELD == ecn::CONGESTED;
-                    connection.handle_marks(now, &segment, congested);
+                    connection.handle_marks(now, segment, congested);
                 }
                 self.settle(now, id);
                 if outcome == Err(Discard::TcpNoSocket) {
-                    self.answer_reset(local, remote, &segment);
+                    self.answer_reset(local, remote, segment);
                 }
                 return outcome;
             }
@@ -554,9 +565,9 @@ impl Stack {
             });
             self.settle(now, id);
         }
-        let outcome = self.handle_opening(now, local, remote, &segment, floor);
+        let outcome = self.handle_opening(now, local, remote, segment, floor);
         if outcome == Err(Discard::TcpNoSocket) {
-            self.answer_reset(local, remote, &segment);
+            self.answer_reset(local, remote, segment);
         }
         outcome
     }
@@ -714,20 +725,27 @@ impl Stack {
         Some(Event::Accepted(id))
     }
 
-    /// Lets every ready connection transmit in turn.
-    pub(super) fn transmit_tcp(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
+    /// Lets every ready connection transmit in turn: at most `segments_max` segments, of which the
+    /// header stands in `out` behind the room for an IP header.
+    pub(super) fn transmit_connection(
+        &mut self,
+        now: Instant,
+        segments_max: usize,
+        out: &mut [u8],
+    ) -> Option<(ConnectionId, Written)> {
         while let Some(id) = self.tcp.ready.pop_front() {
             let Some(entry) = self.tcp.connections.get_mut(id) else {
                 continue;
             };
             let connection = &mut entry.connection;
             connection.bound_mtu(self.config.mtu);
-            let (local, remote) = (connection.local().ip(), connection.remote().ip());
-            let at = ip::header_length(remote);
+            let at = ip::header_length(connection.remote().ip());
+            let bound = Self::segments_in_packet(connection.data_size());
+            let segments_max = segments_max.min(bound);
             let budget = self.tcp.accounts.budget(entry.account);
-            let length = connection.poll_transmit(now, &budget, &mut out[at..]);
+            let written = connection.poll_transmit(now, &budget, segments_max, &mut out[at..]);
             self.operations += 1;
-            let Some(length) = length else {
+            let Some(written) = written else {
                 entry.ready = false;
                 if connection.state == State::Closed && connection.orphaned {
                     self.remove(now, id);
@@ -738,12 +756,8 @@ impl Stack {
                 }
                 continue;
             };
-            let mut header = super::header(local, remote, ip::TCP);
-            header.traffic_class = connection.mark();
             self.tcp.ready.push_back(id);
-            tcp::fill_checksum(local, remote, &mut out[at..at + length]);
-            ip::emit_header(&header, length, out);
-            return Some(at + length);
+            return Some((id, written));
         }
         None
     }

@@ -73,6 +73,14 @@ impl Chunks {
         }
     }
 
+    fn pieces(&self, offset: usize, length: usize) -> Pieces<'_> {
+        Pieces {
+            chunks: &self.chunks,
+            at: self.head + offset,
+            left: length,
+        }
+    }
+
     fn advance(&mut self, length: usize, budget: &mut Budget) {
         self.head += length;
         while self.head >= CHUNK {
@@ -86,6 +94,32 @@ impl Chunks {
     fn clear(&mut self, budget: &mut Budget) {
         budget.used -= CHUNK * self.chunks.iter().flatten().count();
         *self = Self::default();
+    }
+}
+
+/// Bytes of a buffer, in the pieces in which they lie there.
+#[derive(Clone, Debug)]
+pub(crate) struct Pieces<'a> {
+    chunks: &'a VecDeque<Option<Box<[u8]>>>,
+    at: usize,
+    left: usize,
+}
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        if self.left == 0 {
+            return None;
+        }
+        let (index, start) = (self.at / CHUNK, self.at % CHUNK);
+        let length = self.left.min(CHUNK - start);
+        let chunk = self.chunks[index]
+            .as_ref()
+            .expect("only what was written is read");
+        self.at += length;
+        self.left -= length;
+        Some(&chunk[start..start + length])
     }
 }
 
@@ -113,6 +147,10 @@ impl SendBuffer {
 
     pub(crate) fn copy(&self, offset: usize, out: &mut [u8]) {
         self.chunks.read(offset, out);
+    }
+
+    pub(crate) fn pieces(&self, offset: usize, length: usize) -> Pieces<'_> {
+        self.chunks.pieces(offset, length)
     }
 
     pub(crate) fn advance(&mut self, length: usize, budget: &mut Budget) {

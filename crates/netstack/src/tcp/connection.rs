@@ -16,7 +16,7 @@ use packet::{icmp::Unreachable, ip, tcp};
 
 use super::{
     CloseReason, State,
-    buffer::{Budget, FLOOR, ReceiveBuffer, SendBuffer},
+    buffer::{Budget, FLOOR, Pieces, ReceiveBuffer, SendBuffer},
     congestion::{Congestion, CongestionControl, Flight, Pause},
     pacing::Pacer,
     rtt::Rtt,
@@ -94,6 +94,31 @@ impl Opening {
     /// What our SYN says.
     pub(crate) fn window_scale(&self) -> u8 {
         WINDOW_SHIFT
+    }
+}
+
+/// What a connection transmits: a header that is written, and data that is not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Written {
+    /// Length of the header.
+    pub(crate) head: usize,
+    /// Where in the send buffer the data begins.
+    pub(crate) offset: usize,
+    /// Octets of data.
+    pub(crate) length: usize,
+    /// Octets of data of each segment but the last; less than `length` in a run.
+    pub(crate) size: usize,
+}
+
+impl Written {
+    /// A segment without data.
+    fn bare(head: usize) -> Self {
+        Self {
+            head,
+            offset: 0,
+            length: 0,
+            size: 0,
+        }
     }
 }
 
@@ -375,6 +400,21 @@ impl Connection {
 
     pub(crate) fn remote(&self) -> SocketAddr {
         self.opening.remote
+    }
+
+    /// Octets of data in a full segment.
+    pub(crate) fn data_size(&self) -> usize {
+        usize::try_from(self.segment_size()).expect("a segment fits memory")
+    }
+
+    /// Copies what is [`Written`].
+    pub(crate) fn copy_data(&self, offset: usize, out: &mut [u8]) {
+        self.send_buffer.copy(offset, out);
+    }
+
+    /// Shows what is [`Written`] where it lies.
+    pub(crate) fn data(&self, offset: usize, length: usize) -> Pieces<'_> {
+        self.send_buffer.pieces(offset, length)
     }
 
     pub(crate) fn owes_reset(&self) -> bool {

@@ -3,13 +3,14 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap},
+    fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
-use packet::{ip, tcp};
+use packet::{gro, ip, tcp};
 
-use crate::{Config, ConnectionId, Discard, Event, Limits, ListenerId, Stack};
+use crate::{Config, ConnectionId, Discard, Event, Limits, ListenerId, Stack, Transmit};
 
 /// The beginning of virtual time.
 #[expect(
@@ -55,6 +56,18 @@ impl Seeded {
     pub(crate) fn chance(&mut self, per_mille: u64) -> bool {
         self.below(1000) < per_mille
     }
+}
+
+/// What the link did to one packet.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Fate {
+    pub(crate) lost: bool,
+    /// It overtook what was sent before.
+    overtakes: bool,
+    /// A byte and a bit of it that changed.
+    flipped: Option<(usize, u8)>,
+    /// How much later it arrived, and how much later a duplicate.
+    late: [Option<Duration>; 2],
 }
 
 /// What the link does to packets; probabilities per mille.
@@ -115,6 +128,19 @@ pub(crate) struct Pair {
     pub(crate) marks: u64,
     pub(crate) longest: usize,
     pub(crate) watched: [Option<ConnectionId>; 2],
+    /// Segments leave in runs of up to so many; above one, runs are also merged on arrival.
+    pub(crate) run: usize,
+    /// How long the runs were that left.
+    pub(crate) runs: Vec<usize>,
+    /// What the link does to which packet, instead of what its probabilities would.
+    pub(crate) script: Option<BTreeMap<u64, Fate>>,
+    /// What it did, where that was anything.
+    pub(crate) fates: BTreeMap<u64, Fate>,
+    /// One line for each packet, if wanted.
+    pub(crate) trace: Option<String>,
+    carried: u64,
+    /// The first sequence number of each side.
+    first: [Option<u32>; 2],
     in_flight: BinaryHeap<Arrival>,
     free_at: [Instant; 2],
     began: Instant,
@@ -199,6 +225,13 @@ impl Pair {
             marks: 0,
             longest: 0,
             watched: [None; 2],
+            run: 1,
+            runs: Vec::new(),
+            script: None,
+            fates: BTreeMap::new(),
+            trace: None,
+            carried: 0,
+            first: [None; 2],
             in_flight: BinaryHeap::new(),
             free_at: [now; 2],
             began: now,
@@ -211,10 +244,25 @@ impl Pair {
     pub(crate) fn drain(&mut self) {
         let mut out = std::mem::take(&mut self.out);
         for side in [A, B] {
-            while let Some(length) = self.stacks[side].poll_transmit(self.now, &mut out) {
-                assert!(length <= self.stacks[side].mtu());
-                self.sent[side] += 1;
-                self.carry(side, out[..length].to_vec());
+            let mtu = self.stacks[side].mtu();
+            loop {
+                let stack = &mut self.stacks[side];
+                let mut packets = Vec::new();
+                match stack.poll_transmit_large(self.now, self.run, &mut out) {
+                    None => break,
+                    Some(Transmit::Packet(length)) => packets.push(out[..length].to_vec()),
+                    Some(Transmit::Large(mut large)) => {
+                        self.runs.push(large.segments());
+                        while let Some(length) = large.next_into(&mut out) {
+                            packets.push(out[..length].to_vec());
+                        }
+                    }
+                }
+                for packet in packets {
+                    assert!(packet.len() <= mtu);
+                    self.sent[side] += 1;
+                    self.carry(side, packet);
+                }
             }
             if let Some(id) = self.watched[side] {
                 self.stacks[side].assert_invariants(id);
@@ -248,30 +296,124 @@ impl Pair {
             at = self.free_at[from].max(self.now) + Duration::from_nanos(nanos);
             self.free_at[from] = at;
         }
-        if self.random.chance(link.loss) {
+        let number = self.carried;
+        self.carried += 1;
+        // A script uses up as much chance as what it replaces, so that the rest goes on alike.
+        let drawn = self.draw(packet.len());
+        let fate = match &self.script {
+            Some(script) => script.get(&number).copied().unwrap_or_default(),
+            None => drawn,
+        };
+        if fate != Fate::default() {
+            self.fates.insert(number, fate);
+        }
+        self.note(from, &packet, fate);
+        if fate.lost {
             return;
         }
-        if self.random.chance(link.corruption) {
-            let index = usize::try_from(self.random.below(packet.len() as u64)).unwrap();
-            packet[index] ^= 1 << self.random.below(8);
+        if let Some((index, bit)) = fate.flipped
+            && let Some(byte) = packet.get_mut(index)
+        {
+            *byte ^= 1 << bit;
         }
         if link.bare {
             packet = strip_options(packet);
         }
-        let overtakes = link.reordering > 0 && self.random.chance(link.reordering);
-        let delay = if overtakes {
+        let delay = if fate.overtakes {
             Duration::ZERO
         } else {
             link.delay
         };
-        let copies = 1 + u64::from(self.random.chance(link.duplication));
-        for _ in 0..copies {
-            let nanos = u64::try_from(link.jitter.as_nanos()).unwrap();
-            let jitter = Duration::from_nanos(self.random.below(nanos + 1));
+        let copies = [Some(fate.late[0].unwrap_or_default()), fate.late[1]];
+        for late in copies.into_iter().flatten() {
             self.serial += 1;
-            let arrival = (at + delay + jitter, self.serial, 1 - from, packet.clone());
+            let arrival = (at + delay + late, self.serial, 1 - from, packet.clone());
             self.in_flight.push(Reverse(arrival));
         }
+    }
+
+    /// Draws what the link does to a packet.
+    fn draw(&mut self, length: usize) -> Fate {
+        let link = self.link;
+        let mut fate = Fate {
+            lost: self.random.chance(link.loss),
+            ..Fate::default()
+        };
+        if fate.lost {
+            return fate;
+        }
+        if self.random.chance(link.corruption) {
+            let index = usize::try_from(self.random.below(length as u64)).unwrap();
+            let bit = u8::try_from(self.random.below(8)).unwrap();
+            fate.flipped = Some((index, bit));
+        }
+        fate.overtakes = link.reordering > 0 && self.random.chance(link.reordering);
+        let copies = 1 + usize::from(self.random.chance(link.duplication));
+        let nanos = u64::try_from(link.jitter.as_nanos()).unwrap();
+        for late in &mut fate.late[..copies] {
+            let jitter = Duration::from_nanos(self.random.below(nanos + 1));
+            *late = Some(jitter);
+        }
+        if fate.late == [Some(Duration::ZERO), None] {
+            fate.late = [None; 2];
+        }
+        fate
+    }
+
+    /// Writes a line of the trace.
+    fn note(&mut self, from: usize, packet: &[u8], fate: Fate) {
+        let Some(trace) = &mut self.trace else { return };
+        let Ok(parsed) = ip::parse(packet) else {
+            return;
+        };
+        let (source, destination) = (parsed.header.source, parsed.header.destination);
+        let Ok(segment) = tcp::parse(source, destination, parsed.payload) else {
+            return;
+        };
+        let header = segment.header;
+        let [own, peer] = &mut self.first;
+        let (own, peer) = if from == A { (own, peer) } else { (peer, own) };
+        let sequence = header
+            .sequence
+            .wrapping_sub(*own.get_or_insert(header.sequence));
+        let acknowledged = peer.map_or(0, |first| header.acknowledgement.wrapping_sub(first));
+        let names = [
+            (tcp::Flags::SYN, "SYN "),
+            (tcp::Flags::FIN, "FIN "),
+            (tcp::Flags::RST, "RST "),
+        ];
+        let flags: String = names
+            .iter()
+            .filter(|(flag, _)| header.flags.has(*flag))
+            .map(|(_, name)| *name)
+            .collect();
+        let at = (self.now - self.began).as_secs_f64();
+        let side = if from == A { 'A' } else { 'B' };
+        let length = segment.payload.len();
+        write!(
+            trace,
+            "{at:.6} {side} > {flags}seq {sequence} length {length} ack {acknowledged} win {}",
+            header.window
+        )
+        .unwrap();
+        for (left, right) in header.options.sack.as_slice() {
+            let first = peer.unwrap_or_default();
+            let (left, right) = (left.wrapping_sub(first), right.wrapping_sub(first));
+            write!(trace, " sack {left}-{right}").unwrap();
+        }
+        if let Some(late) = fate.late[0].filter(|late| !late.is_zero()) {
+            write!(trace, " late {late:?}").unwrap();
+        }
+        if let Some(late) = fate.late[1] {
+            write!(trace, " twice, late {late:?}").unwrap();
+        }
+        if fate.overtakes {
+            trace.push_str(" overtakes");
+        }
+        if fate.flipped.is_some() {
+            trace.push_str(" corrupted");
+        }
+        trace.push_str(if fate.lost { " lost\n" } else { "\n" });
     }
 
     /// Goes on to whatever happens next; false when nothing ever will.
@@ -288,21 +430,53 @@ impl Pair {
             let since = (self.now - self.began).as_nanos().next_multiple_of(tick);
             self.now = self.began + Duration::from_nanos(u64::try_from(since).unwrap());
         }
+        let mut merging = [None, None];
         while self
             .in_flight
             .peek()
             .is_some_and(|Reverse((at, ..))| *at <= self.now)
         {
             let Reverse((_, _, side, packet)) = self.in_flight.pop().unwrap();
-            if let Err(discard) = self.stacks[side].handle_packet(self.now, &packet) {
-                *self.discards.entry(discard).or_default() += 1;
-            }
+            self.arrive(side, &packet, &mut merging[side]);
+        }
+        for (side, run) in merging.into_iter().enumerate() {
+            self.take_run(side, run);
         }
         for stack in &mut self.stacks {
             stack.handle_timeout(self.now);
         }
         self.drain();
         true
+    }
+
+    /// Delivers a packet, or merges it into the run that it follows.
+    fn arrive(&mut self, side: usize, packet: &[u8], merging: &mut Option<gro::Run>) {
+        if self.run > 1 {
+            if merging.as_mut().is_some_and(|run| run.append(packet)) {
+                return;
+            }
+            self.take_run(side, merging.take());
+            *merging = gro::Run::begin(packet, Vec::new()).ok();
+            if merging.is_some() {
+                return;
+            }
+        }
+        let taken = self.stacks[side].handle_packet(self.now, packet);
+        self.count(taken);
+    }
+
+    fn take_run(&mut self, side: usize, run: Option<gro::Run>) {
+        if let Some(run) = run {
+            let (merged, _) = run.finish();
+            let taken = self.stacks[side].handle_merged(self.now, &merged);
+            self.count(taken);
+        }
+    }
+
+    fn count(&mut self, taken: Result<(), Discard>) {
+        if let Err(discard) = taken {
+            *self.discards.entry(discard).or_default() += 1;
+        }
     }
 
     pub(crate) fn run_for(&mut self, duration: Duration) {

@@ -1,9 +1,15 @@
 //! Streams over bad links: every byte arrives, in order and once.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
-use super::pair::{A, B, Link, Pair, Seeded};
-use crate::{CloseReason, CongestionControl, ConnectionId, Event, Limits, Received, State};
+use super::{
+    pair::{A, B, Link, Pair, Seeded},
+    shrink::{Case, report},
+};
+use crate::{CloseReason, CongestionControl, ConnectionId, Event, Received, State};
 
 /// One direction: what is sent is a function of the position.
 struct Stream {
@@ -134,7 +140,7 @@ pub(super) fn transfer(pair: &mut Pair, lengths: [usize; 2], v6: bool, pauses: u
 }
 
 #[test]
-fn a_thousand_seeds_of_bad_links_deliver_every_byte_in_order_and_once() {
+fn ten_thousand_seeds_of_bad_links_deliver_every_byte_in_order_and_once() {
     // SEEDS=n runs that many, SEED=n repeats one.
     let given = |name| {
         std::env::var(name)
@@ -143,50 +149,58 @@ fn a_thousand_seeds_of_bad_links_deliver_every_byte_in_order_and_once() {
     };
     let seeds = match given("SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..given("SEEDS").unwrap_or(1_000),
+        None => 0..given("SEEDS").unwrap_or(10_000),
     };
-    // With a loss of 15 % each way and the backoff, luck may take minutes.
-    let patience = Duration::from_secs(600);
-    let patient = Limits {
-        connect_timeout: patience,
-        user_timeout: patience,
-        ..Limits::default()
+    // As many at a time as there are cores: nothing is shared.
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicU64::new(seeds.start);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        break;
+                    }
+                    let case = case(seed);
+                    let outcome = std::panic::catch_unwind(|| case.transfer());
+                    assert!(outcome.is_ok(), "{}", report(&case));
+                }
+            });
+        }
+    });
+}
+
+/// The run of a seed.
+fn case(seed: u64) -> Case {
+    let mut random = Seeded(seed ^ 0x5eed);
+    let millis = |random: &mut Seeded, bound| Duration::from_millis(random.below(bound));
+    let link = Link {
+        delay: millis(&mut random, 100),
+        jitter: millis(&mut random, 30),
+        reordering: 0,
+        loss: random.below(150),
+        duplication: random.below(100),
+        corruption: random.below(30),
+        rate: random.chance(300).then_some((1_000_000, 30_000)),
+        bare: random.chance(250),
+        tick: Duration::from_millis([0, 0, 1, 16][usize::try_from(random.below(4)).unwrap()]),
+        ..Link::default()
     };
-    for seed in seeds {
-        let mut random = Seeded(seed ^ 0x5eed);
-        let millis = |random: &mut Seeded, bound| Duration::from_millis(random.below(bound));
-        let link = Link {
-            delay: millis(&mut random, 100),
-            jitter: millis(&mut random, 30),
-            reordering: 0,
-            loss: random.below(150),
-            duplication: random.below(100),
-            corruption: random.below(30),
-            rate: random.chance(300).then_some((1_000_000, 30_000)),
-            bare: random.chance(250),
-            tick: Duration::from_millis([0, 0, 1, 16][usize::try_from(random.below(4)).unwrap()]),
-            ..Link::default()
-        };
-        let lengths = [random.below(60_000), random.below(20_000)];
-        let lengths = lengths.map(|length| usize::try_from(length).unwrap());
-        let v6 = random.chance(500);
-        let pauses = if random.chance(300) { 900 } else { 0 };
-        let control = if random.chance(500) {
+    let lengths = [random.below(60_000), random.below(20_000)];
+    Case {
+        seed,
+        link,
+        lengths: lengths.map(|length| usize::try_from(length).unwrap()),
+        v6: random.chance(500),
+        pauses: if random.chance(300) { 900 } else { 0 },
+        control: if random.chance(500) {
             CongestionControl::Bbr
         } else {
             CongestionControl::Cubic
-        };
-        let outcome = std::panic::catch_unwind(|| {
-            let mut pair = Pair::with_limits(seed, link, patient);
-            for stack in &mut pair.stacks {
-                stack.set_default_congestion_control(control);
-            }
-            transfer(&mut pair, lengths, v6, pauses);
-        });
-        assert!(
-            outcome.is_ok(),
-            "seed {seed}: {link:?} {lengths:?} v6 {v6} pauses {pauses} {control:?}"
-        );
+        },
+        run: if random.chance(500) { 45 } else { 1 },
+        script: None,
     }
 }
 

@@ -6,15 +6,27 @@ use std::{
 };
 
 use model::map::Role;
+use netstack::Transmit;
 use packet::ip;
 use wireguard::{HEADER, OVERHEAD, PeerId, Seal, padded};
 
-use super::{Link, Node, Outcome, QUEUE_MAX, Source};
+use super::{Link, Node, Outcome, QUEUE_MAX, Run, Source};
 use crate::{
     discard::{Discard, Reason},
     forward::{self, Verdict},
+    org::Orgs,
     path, refusal,
 };
+
+/// What the stack had to send.
+pub(super) enum Polled {
+    /// A packet of so many bytes behind the header of the slot.
+    Packet(usize),
+    /// Datagrams for a peer; `None` when they wait for a session or were discarded.
+    Sealed(Option<Run>),
+    /// Packets of a run that is for no peer.
+    Loose(Vec<Vec<u8>>),
+}
 
 impl Node {
     pub(super) fn is_gateway(&self) -> bool {
@@ -25,14 +37,7 @@ impl Node {
     }
 
     fn is_own(&self, address: IpAddr) -> bool {
-        match &self.source {
-            Source::Nothing => false,
-            Source::Map(_) => match address {
-                IpAddr::V4(_) => false,
-                IpAddr::V6(address) => self.orgs.is_own(address),
-            },
-            Source::Config { addresses, .. } => addresses.contains(&address),
-        }
+        owns(&self.source, &self.orgs, address)
     }
 
     /// Tells whether what comes to the own side is compared with rules.
@@ -221,7 +226,6 @@ impl Node {
                 if let Err(discard) = stack.handle_packet(now, packet) {
                     self.counters.add(Discard::from(discard), 1);
                 }
-                self.pump(now);
             }
             Link::None => self.counters.add(Reason::NoAttachment, 1),
         }
@@ -271,15 +275,84 @@ impl Node {
         }
     }
 
-    /// Lets the stack write its next packet behind the header of a slot.
-    pub(super) fn poll_stack(&mut self, now: Instant, buffer: &mut [u8]) -> Option<usize> {
-        match &mut self.attachment {
-            Link::Netstack(stack) => {
-                let end = buffer.len().saturating_sub(OVERHEAD - HEADER);
-                stack.poll_transmit(now, &mut buffer[HEADER..end])
+    /// Lets the stack write its next packet behind the header of a slot, or seals a run of
+    /// segments of together at most `bytes_max` bytes.
+    pub(super) fn poll_stack(
+        &mut self,
+        now: Instant,
+        bytes_max: usize,
+        buffer: &mut [u8],
+    ) -> Option<Polled> {
+        // A gateway's own connections are few and small, and each packet has its own verdict.
+        let bytes_max = if self.is_gateway() { 0 } else { bytes_max };
+        let filters = self.filters();
+        let Link::Netstack(stack) = &mut self.attachment else {
+            return None;
+        };
+        let slot = OVERHEAD + padded(stack.mtu());
+        let segments_max = (bytes_max.min(buffer.len()) / slot).max(1);
+        let end = buffer.len().saturating_sub(OVERHEAD - HEADER);
+        let packet = &mut buffer[HEADER..end];
+        let mut large = match stack.poll_transmit_large(now, segments_max, packet)? {
+            Transmit::Packet(length) => return Some(Polled::Packet(length)),
+            Transmit::Large(large) => large,
+        };
+        let destination = large.destination();
+        let own = owns(&self.source, &self.orgs, destination);
+        let peer = path::choose(&self.device, destination).filter(|_| !own);
+        let Some(peer) = peer else {
+            let next = || {
+                let length = large.next_into(buffer)?;
+                Some(buffer[..length].to_vec())
+            };
+            return Some(Polled::Loose(std::iter::from_fn(next).collect()));
+        };
+        let mut run: Option<Run> = None;
+        loop {
+            let used = run.map_or(0, |run| run.length);
+            let slot = &mut buffer[used..];
+            let Some(length) = large.next_into(&mut slot[HEADER..]) else {
+                return Some(Polled::Sealed(run));
+            };
+            if filters {
+                self.filter.sent(now, &slot[HEADER..HEADER + length]);
             }
-            Link::Tun | Link::None => None,
+            match self.device.seal_to(now, peer, slot, length) {
+                Seal::Sealed {
+                    endpoint, length, ..
+                } => {
+                    let run = run.get_or_insert(Run {
+                        destination: endpoint,
+                        length: 0,
+                        segment: length,
+                    });
+                    run.length += length;
+                }
+                Seal::Staged { .. } => {}
+                Seal::Discarded(discard) => self.counters.add(discard, 1),
+            }
         }
+    }
+
+    /// Sends packets for which there is no peer, one by one: they are for the node itself, or
+    /// their sender learns that they go nowhere.
+    pub(super) fn send_loose(&mut self, now: Instant, packets: &[Vec<u8>], buffer: &mut [u8]) {
+        for packet in packets {
+            buffer[HEADER..HEADER + packet.len()].copy_from_slice(packet);
+            let sealed = self.send(now, buffer, packet.len());
+            debug_assert!(sealed.is_none(), "there was no peer a moment ago");
+        }
+    }
+}
+
+fn owns(source: &Source, orgs: &Orgs, address: IpAddr) -> bool {
+    match source {
+        Source::Nothing => false,
+        Source::Map(_) => match address {
+            IpAddr::V4(_) => false,
+            IpAddr::V6(address) => orgs.is_own(address),
+        },
+        Source::Config { addresses, .. } => addresses.contains(&address),
     }
 }
 

@@ -328,8 +328,10 @@ impl World {
     pub(crate) fn drain(&mut self, host: u8) {
         let now = self.now;
         let mut buffer = std::mem::take(&mut self.buffer);
-        while let Some((destination, length)) = self.node(host).poll_transmit(now, &mut buffer) {
-            self.transmit(host, destination, buffer[..length].to_vec());
+        while let Some(run) = self.node(host).poll_transmit_run(now, 65_000, &mut buffer) {
+            for datagram in buffer[..run.length].chunks(run.segment) {
+                self.transmit(host, run.destination, datagram.to_vec());
+            }
         }
         self.buffer = buffer;
         let host = self.hosts.get_mut(&host).expect("a known host");

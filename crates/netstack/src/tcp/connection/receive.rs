@@ -718,7 +718,9 @@ impl Connection {
     /// at once while there are gaps (RFC 5681, 4.2).
     fn owe_ack(&mut self, now: Instant, length: usize, had_gaps: bool) {
         let length = u32::try_from(length).expect("a segment is below 4 GiB");
-        self.peer_segment = self.peer_segment.max(length);
+        // Of merged segments none was longer than what we take.
+        let segment = length.min(self.local_mss());
+        self.peer_segment = self.peer_segment.max(segment);
         self.unacknowledged = self.unacknowledged.saturating_add(length);
         let quick = self.quick_acks > 0;
         self.quick_acks = self.quick_acks.saturating_sub(1);

@@ -4,26 +4,33 @@ use std::time::Instant;
 
 use packet::tcp::{self, Flags, Header, Options, Timestamps};
 
-use super::{Ack, Budget, Connection, MSS_MIN, Pause, Probe, Recovery, Seq, State, WINDOW_SHIFT};
+use super::{
+    Ack, Budget, Connection, MSS_MIN, Pause, Probe, Recovery, Seq, State, WINDOW_SHIFT, Written,
+};
 
 impl Connection {
-    /// Writes the next segment that may go out now to the front of `out`, with a checksum of
-    /// zero, and returns its length. `None` until time or an input changes something.
+    /// Writes the header of the next segment that may go out now to the front of `out`, with a
+    /// checksum of zero, or of a run of at most `segments_max` segments. `None` until time or an
+    /// input changes something.
     pub(crate) fn poll_transmit(
         &mut self,
         now: Instant,
         budget: &Budget,
+        segments_max: usize,
         out: &mut [u8],
-    ) -> Option<usize> {
+    ) -> Option<Written> {
         match self.state {
             State::Closed => {
                 let due = std::mem::take(&mut self.reset_due);
                 due.then(|| {
                     let header = self.header(now, self.snd_nxt, Flags::RST.with(Flags::ACK));
-                    tcp::emit_header(&header, out)
+                    Written::bare(tcp::emit_header(&header, out))
                 })
             }
-            State::SynSent | State::SynReceived => self.transmit_syn(now, budget, out),
+            State::SynSent | State::SynReceived => {
+                let head = self.transmit_syn(now, budget, out);
+                head.map(Written::bare)
+            }
             State::Established
             | State::FinWait1
             | State::FinWait2
@@ -33,16 +40,56 @@ impl Connection {
             | State::TimeWait => {
                 let run = self.next_run(now);
                 if let Some((start, end)) = run {
-                    return Some(self.transmit_run(now, start, end, budget, out));
+                    let last = self.extend_run(now, (start, end), segments_max);
+                    let mut written = self.transmit_run(now, start, last, budget, out);
+                    if last != end {
+                        written.size = self.data_size();
+                    }
+                    return Some(written);
                 }
                 if std::mem::take(&mut self.question_due) {
                     // Outside the window, so that it must be answered (RFC 9293, 3.8.4).
                     let before = Seq(self.snd_una.0.wrapping_sub(1));
-                    return Some(self.transmit_empty(now, before, budget, out));
+                    let head = self.transmit_empty(now, before, budget, out);
+                    return Some(Written::bare(head));
                 }
-                (self.ack == Ack::Now).then(|| self.transmit_empty(now, self.snd_nxt, budget, out))
+                let due = self.ack == Ack::Now;
+                due.then(|| Written::bare(self.transmit_empty(now, self.snd_nxt, budget, out)))
             }
         }
+    }
+
+    /// Adds further segments of new data to a full one that was new, one by one, as far as windows
+    /// and pace let them out: so a burst is no longer than without.
+    fn extend_run(
+        &mut self,
+        now: Instant,
+        (start, mut end): (Seq, Seq),
+        segments_max: usize,
+    ) -> Seq {
+        let mss = self.segment_size();
+        let probe = self.probe_end.is_some_and(|probe| probe.end == end);
+        let fresh = end == self.snd_nxt && end - start == mss && self.fin.is_none() && !probe;
+        // Recovery lets out what each acknowledgement allows.
+        if !fresh || self.recovery != Recovery::Open || self.duplicate_acks > 0 {
+            return end;
+        }
+        for _ in 1..segments_max {
+            // A segment that measures the path goes by itself.
+            let over = self.unsent() == 0 && !self.finishing;
+            if over || self.length_of_new(now) != mss {
+                break;
+            }
+            let Some((_, next)) = self.next_new(now, false) else {
+                break;
+            };
+            let full = next - end == mss && self.fin.is_none();
+            end = next;
+            if !full {
+                break;
+            }
+        }
+        end
     }
 
     fn transmit_syn(&mut self, now: Instant, budget: &Budget, out: &mut [u8]) -> Option<usize> {
@@ -254,7 +301,7 @@ impl Connection {
         end: Seq,
         budget: &Budget,
         out: &mut [u8],
-    ) -> usize {
+    ) -> Written {
         let fin = self.fin.is_some_and(|fin| end.after(fin));
         let length = usize::try_from(end - start - u32::from(fin)).expect("a segment fits memory");
         let offset = start - self.data_start();
@@ -270,10 +317,13 @@ impl Connection {
         flags = flags.with(self.ecn_of_segment(fresh));
         let mut header = self.header(now, start, flags);
         self.acknowledge(budget, &mut header, length == 0);
-        let at = tcp::emit_header(&header, out);
-        self.send_buffer.copy(offset, &mut out[at..at + length]);
         self.last_sent = now;
-        at + length
+        Written {
+            head: tcp::emit_header(&header, out),
+            offset,
+            length,
+            size: length,
+        }
     }
 
     fn transmit_empty(
