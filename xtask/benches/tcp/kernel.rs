@@ -45,17 +45,20 @@ pub(crate) enum Direction {
 
 impl Host {
     /// Makes a host with `address` and returns the other side of its TUN.
-    pub(crate) fn new(name: &str, address: &'static str) -> Result<(Self, File)> {
+    ///
+    /// With `large`, packets have a virtio_net_hdr and may be super-packets.
+    pub(crate) fn new(name: &str, address: &'static str, large: bool) -> Result<(Self, File)> {
         let namespace = format!("ginnel-tcp-{name}-{}", std::process::id());
         let interface = format!("gbt{name}");
         ip(&format!("netns add {namespace}"))?;
         let host = Self { namespace, address };
         let tun = Tun::open(&Options {
             name: &interface,
-            offload: false,
+            offload: large,
             multi_queue: false,
         })
         .context("open a TUN")?;
+        ensure!(tun.offload().tcp == large, "the TUN takes no super-packets");
         let namespace = &host.namespace;
         ip(&format!("link set {interface} netns {namespace}"))?;
         for line in [

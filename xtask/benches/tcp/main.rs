@@ -83,7 +83,7 @@ fn main() -> Result<()> {
 
 fn run(case: &Case, contestant: Contestant, seed: u64, seconds: u64) -> Result<Measured> {
     let stop = Arc::new(AtomicBool::new(false));
-    let (server, far) = Host::new("s", SERVER)?;
+    let (server, far) = Host::new("s", SERVER, case.large)?;
     let down = match contestant {
         Contestant::Ours(algorithm) | Contestant::Kernel(algorithm) => algorithm,
     };
@@ -96,7 +96,7 @@ fn run(case: &Case, contestant: Contestant, seed: u64, seconds: u64) -> Result<M
     }
     let (client, near, inner) = match contestant {
         Contestant::Kernel(_) => {
-            let (host, near) = Host::new("c", CLIENT)?;
+            let (host, near) = Host::new("c", CLIENT, false)?;
             (Some(host), Some(near), None)
         }
         Contestant::Ours(_) if case.path.is_some() => {
@@ -106,7 +106,7 @@ fn run(case: &Case, contestant: Contestant, seed: u64, seconds: u64) -> Result<M
         Contestant::Ours(_) => (None, None, None),
     };
     let rival = (case.rivals > 0)
-        .then(|| Host::new("r", RIVAL))
+        .then(|| Host::new("r", RIVAL, false))
         .transpose()?;
     thread::scope(|scope| {
         if let Some((path, near)) = case.path.zip(near.as_ref()) {
@@ -173,6 +173,7 @@ fn measure_ours(
         streams: case.streams,
         direction: case.direction,
         control: control(contestant),
+        large: case.large,
         idle: (case.idle > 0).then(|| (SocketAddr::new(server, IDLE_PORT), case.idle)),
     };
     let (ready, got) = (AtomicBool::new(false), Arc::new(AtomicU64::new(0)));

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{ErrorKind, Read as _, Write as _},
+    io::{ErrorKind, IoSlice, Read as _, Write as _},
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
@@ -13,13 +13,15 @@ use std::{
 
 use anyhow::{Result, bail};
 use netstack::{
-    CloseReason, Config, CongestionControl, ConnectionId, Event, Limits, Received, Stack,
+    CloseReason, Config, CongestionControl, ConnectionId, Event, Large, Limits, Received, Stack,
+    Transmit,
 };
 use nix::sys::{
     resource::{UsageWho, getrusage},
     time::TimeValLike as _,
 };
 use os::clock::Clock;
+use packet::vnet;
 
 use crate::{MTU, kernel::Direction, relay};
 
@@ -33,6 +35,12 @@ pub(crate) const EXCHANGES: usize = 8;
 /// Connections that are opened at once; more would only overflow the listener's queue.
 const OPENING: usize = 64;
 
+/// A packet behind a virtio_net_hdr.
+const PACKET_MAX: usize = vnet::HEADER + 65_535;
+
+/// The largest number of segments that leave as one.
+const SEGMENTS_MAX: usize = 64;
+
 /// What the client does.
 pub(crate) struct Client {
     pub(crate) local: IpAddr,
@@ -40,6 +48,8 @@ pub(crate) struct Client {
     pub(crate) streams: usize,
     pub(crate) direction: Direction,
     pub(crate) control: CongestionControl,
+    /// The link takes and gives super-packets behind a virtio_net_hdr.
+    pub(crate) large: bool,
     /// Connections to this address that are opened first and then left alone.
     pub(crate) idle: Option<(SocketAddr, usize)>,
 }
@@ -58,7 +68,11 @@ struct Driver<'a> {
     clock: Clock,
     /// A packet that the link did not take.
     held: Option<usize>,
-    out: [u8; 2_048],
+    /// What is written: room for a virtio_net_hdr and a packet.
+    out: Vec<u8>,
+    /// What is read.
+    packet: Vec<u8>,
+    large: bool,
     connected: usize,
 }
 
@@ -145,7 +159,9 @@ impl<'a> Driver<'a> {
             stack,
             clock: Clock::start(),
             held: None,
-            out: [0; 2_048],
+            out: vec![0; PACKET_MAX],
+            packet: vec![0; PACKET_MAX],
+            large: client.large,
             connected: 0,
         }
     }
@@ -178,11 +194,9 @@ impl<'a> Driver<'a> {
         };
         relay::wait(&[self.link], wait);
         let now = self.clock.now();
-        let mut packet = [0; 2_048];
         for _ in 0..64 {
-            match self.link.read(&mut packet) {
-                // Each discard is counted inside.
-                Ok(length) => drop(self.stack.handle_packet(now, &packet[..length])),
+            match self.link.read(&mut self.packet) {
+                Ok(length) => self.take(now, length)?,
                 Err(_) => break,
             }
         }
@@ -209,10 +223,46 @@ impl<'a> Driver<'a> {
         Ok(now)
     }
 
+    /// Takes what was read; what the stack discards is sent again.
+    fn take(&mut self, now: Instant, length: usize) -> Result<()> {
+        let packet = &mut self.packet[..length];
+        if !self.large {
+            drop(self.stack.handle_packet(now, packet));
+            return Ok(());
+        }
+        let Some((header, packet)) = packet.split_first_chunk_mut() else {
+            bail!("no room for a virtio_net_hdr")
+        };
+        match vnet::parse(header) {
+            Ok(vnet::Given::Whole) => drop(self.stack.handle_packet(now, packet)),
+            // It never was on a wire.
+            Ok(vnet::Given::Super { .. } | vnet::Given::Unsummed { .. }) => {
+                drop(self.stack.handle_merged(now, packet));
+            }
+            Err(malformed) => bail!("the TUN gave {malformed:?}"),
+        }
+        Ok(())
+    }
+
     fn transmit(&mut self, now: Instant) {
         loop {
             let length = match self.held.take() {
                 Some(length) => length,
+                None if self.large => {
+                    let (header, out) = self.out.split_at_mut(vnet::HEADER);
+                    match self.stack.poll_transmit_large(now, SEGMENTS_MAX, out) {
+                        Some(Transmit::Packet(length)) => {
+                            header.fill(0);
+                            vnet::HEADER + length
+                        }
+                        Some(Transmit::Large(large)) => match write_large(self.link, &large) {
+                            Ok(()) => continue,
+                            Err(ErrorKind::WouldBlock) => hold(&large, &mut self.out),
+                            Err(_) => continue,
+                        },
+                        None => return,
+                    }
+                }
                 None => match self.stack.poll_transmit(now, &mut self.out) {
                     Some(length) => length,
                     None => return,
@@ -240,6 +290,37 @@ impl<'a> Driver<'a> {
         }
         moved
     }
+}
+
+/// Writes a run as one super-packet, without a copy.
+fn write_large(mut link: &File, large: &Large<'_>) -> Result<(), ErrorKind> {
+    let mut head = [0; 100];
+    let offload = large.emit_head(&mut head);
+    let header = vnet::emit(&offload, head[0] >> 4 == 6);
+    // 64 KiB in pieces of 4 KiB, the first and last of which may be short.
+    let mut slices = [IoSlice::new(&[]); 20];
+    slices[0] = IoSlice::new(&header);
+    slices[1] = IoSlice::new(&head[..offload.header_length]);
+    let mut count = 2;
+    for piece in large.pieces() {
+        slices[count] = IoSlice::new(piece);
+        count += 1;
+    }
+    let written = link.write_vectored(&slices[..count]);
+    written.map(drop).map_err(|error| error.kind())
+}
+
+/// Copies a run that the link has no room for.
+fn hold(large: &Large<'_>, out: &mut [u8]) -> usize {
+    let offload = large.emit_head(&mut out[vnet::HEADER..]);
+    let header = vnet::emit(&offload, out[vnet::HEADER] >> 4 == 6);
+    out[..vnet::HEADER].copy_from_slice(&header);
+    let mut at = vnet::HEADER + offload.header_length;
+    for piece in large.pieces() {
+        out[at..at + piece.len()].copy_from_slice(piece);
+        at += piece.len();
+    }
+    at
 }
 
 /// Returns the seconds of CPU that this thread has used in user mode.

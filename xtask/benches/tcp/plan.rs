@@ -14,6 +14,8 @@ pub(crate) struct Case {
     pub(crate) path: Option<Path>,
     pub(crate) direction: Direction,
     pub(crate) streams: usize,
+    /// The TUN takes and gives super-packets.
+    pub(crate) large: bool,
     /// Connections that are open beside the streams.
     pub(crate) idle: usize,
     /// Streams of a kernel with CUBIC that send over the same bottleneck.
@@ -72,6 +74,7 @@ impl Case {
             path,
             direction,
             streams: 1,
+            large: false,
             idle: 0,
             rivals: 0,
             exchanges: false,
@@ -98,6 +101,9 @@ fn all() -> Vec<Case> {
         let mut beside = Case::over(format!("idle-{name}"), None, direction);
         beside.idle = 10_000;
         cases.push(beside);
+        let mut large = Case::over(format!("large-{name}"), None, direction);
+        large.large = true;
+        cases.push(large);
     }
     for round_trip in [20, 50, 100] {
         let name = format!("queue-{round_trip}ms");
