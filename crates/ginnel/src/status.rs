@@ -4,7 +4,7 @@ mod interface;
 
 use std::{process::ExitCode, time::Duration};
 
-use model::status::{Peer, Tunnel};
+use model::status::{Connection, Peer, Tunnel};
 
 use crate::{
     agent::{
@@ -25,11 +25,15 @@ pub(crate) struct Args {
     /// Show the interface of `ginnel tun NAME` instead: offloads, and what was not delivered
     #[arg(long, value_name = "NAME")]
     interface: Option<String>,
+    /// Show the TCP connections of user mode with their windows and round-trip times
+    #[arg(long)]
+    connections: bool,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   ginnel status
+  ginnel status --connections
   ginnel --config wg0.conf status --json
   ginnel status --interface wg0";
 
@@ -46,12 +50,18 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
     match answer {
         None if global.json => terminal::json(&serde_json::json!({ "running": false }))?,
         None => terminal::line("no agent runs; the next command that needs one starts it")?,
-        Some((Answer::Status(status), _)) if global.json => {
+        Some((Answer::Status(mut status), _)) if global.json => {
+            status.tcp = status.tcp.filter(|_| args.connections);
             let mut value = serde_json::to_value(&status)?;
             value["running"] = true.into();
             terminal::json(&value)?;
         }
-        Some((Answer::Status(status), _)) => terminal::line(text(&status))?,
+        Some((Answer::Status(status), _)) => {
+            terminal::line(text(&status))?;
+            for connection in status.tcp.iter().flatten().filter(|_| args.connections) {
+                terminal::line(connection_text(connection))?;
+            }
+        }
         Some((answer, _)) => return Err(client::unexpected(&answer)),
     }
     Ok(ExitCode::SUCCESS)
@@ -142,6 +152,37 @@ fn peer_text(peer: &Peer) -> String {
     format!(
         "{name} at {endpoint}: {tunnel}, last handshake {handshake}, {} B received, {} B sent",
         peer.received_bytes, peer.sent_bytes
+    )
+}
+
+fn connection_text(told: &Connection) -> String {
+    let millis = |micros: u64| format!("{}.{} ms", micros / 1_000, micros / 100 % 10);
+    let or_none = |number: Option<u64>| number.map_or_else(|| "none".to_owned(), |n| n.to_string());
+    let rtt = told
+        .smoothed_rtt_us
+        .map_or_else(|| "none".to_owned(), millis);
+    format!(
+        "tcp          {} {} to {}\n  {} with cwnd {} B, ssthresh {}, {} B in flight, pace {} B/s, \
+         segments of {} B\n  round trip {rtt} (varies by {}), timeout {}, {} retransmissions\n  \
+         {} B acknowledged, {} B received, {} B to send, {} B to read, windows {} B and {} B",
+        told.state,
+        told.local,
+        told.remote,
+        told.congestion_control,
+        told.cwnd_bytes,
+        or_none(told.ssthresh_bytes.map(u64::from)),
+        told.in_flight_bytes,
+        or_none(told.pacing_rate_bytes),
+        told.segment_bytes,
+        millis(told.rtt_variation_us),
+        millis(told.retransmission_timeout_us),
+        told.retransmissions,
+        told.acknowledged_bytes,
+        told.received_bytes,
+        told.send_queue_bytes,
+        told.receive_queue_bytes,
+        told.send_window_bytes,
+        told.receive_window_bytes,
     )
 }
 

@@ -78,6 +78,52 @@ pub struct Peer {
     pub persistent_keepalive_seconds: Option<u16>,
 }
 
+/// A TCP connection of a node in user mode.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Connection {
+    /// Our address and port inside the network.
+    pub local: SocketAddr,
+    /// The peer's address and port.
+    pub remote: SocketAddr,
+    /// Its state as RFC 9293 names it.
+    pub state: String,
+    /// Data of a full segment.
+    pub segment_bytes: u32,
+    /// The congestion control: `cubic` or `bbr`.
+    pub congestion_control: String,
+    /// The congestion window.
+    pub cwnd_bytes: u32,
+    /// Where slow start ends; `None` before a loss.
+    #[serde(default)]
+    pub ssthresh_bytes: Option<u32>,
+    /// The pace of new data, in a second; `None` before the first round trip.
+    #[serde(default)]
+    pub pacing_rate_bytes: Option<u64>,
+    /// The smoothed round-trip time; `None` before the first round trip.
+    #[serde(default)]
+    pub smoothed_rtt_us: Option<u64>,
+    /// How much it varies.
+    pub rtt_variation_us: u64,
+    /// The retransmission timeout.
+    pub retransmission_timeout_us: u64,
+    /// Segments that were sent again.
+    pub retransmissions: u64,
+    /// Data on its way.
+    pub in_flight_bytes: u64,
+    /// What the peer lets us have on the way.
+    pub send_window_bytes: u64,
+    /// What we let the peer have on the way.
+    pub receive_window_bytes: u64,
+    /// Data that is sent and not acknowledged, or waits to be sent.
+    pub send_queue_bytes: u64,
+    /// Data that nobody has read yet.
+    pub receive_queue_bytes: u64,
+    /// Data that the peer has acknowledged.
+    pub acknowledged_bytes: u64,
+    /// Data that has come.
+    pub received_bytes: u64,
+}
+
 /// How a tunnel to a peer stands.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -116,6 +162,9 @@ pub enum Hop {
     /// The network map lacks something that is needed.
     Map,
 }
+
+/// No more connections are listed than this, which fit one answer of an agent.
+pub const CONNECTIONS_MAX: usize = 64;
 
 /// A status lists no more peers than this; a gateway may have very many.
 pub const PEERS_MAX: usize = 1_000;

@@ -32,7 +32,7 @@ pub use event::Event;
 pub use prefix::Prefix;
 pub use slab::{ConnectionId, EchoId, EchoRequestId, ListenerId, PrefixId, UdpId};
 pub use stack::{EchoRequest, Large, Received, Refusal, Stack, Transmit};
-pub use tcp::{CloseReason, CongestionControl, State};
+pub use tcp::{CloseReason, CongestionControl, State, Statistics};
 
 #[cfg(test)]
 mod tests;

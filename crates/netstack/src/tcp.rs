@@ -9,11 +9,12 @@ mod pacing;
 mod rtt;
 mod scoreboard;
 pub(crate) mod sequence;
+mod statistics;
 
 use packet::icmp::Unreachable;
 use thiserror::Error;
 
-pub use self::congestion::CongestionControl;
+pub use self::{congestion::CongestionControl, statistics::Statistics};
 
 /// The state of a connection (RFC 9293, 3.3.2); LISTEN belongs to listeners.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -38,6 +39,25 @@ pub enum State {
     TimeWait,
     /// The connection has ended.
     Closed,
+}
+
+impl State {
+    /// Returns its name in RFC 9293, 3.3.2.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SynSent => "SYN-SENT",
+            Self::SynReceived => "SYN-RECEIVED",
+            Self::Established => "ESTABLISHED",
+            Self::FinWait1 => "FIN-WAIT-1",
+            Self::FinWait2 => "FIN-WAIT-2",
+            Self::CloseWait => "CLOSE-WAIT",
+            Self::Closing => "CLOSING",
+            Self::LastAck => "LAST-ACK",
+            Self::TimeWait => "TIME-WAIT",
+            Self::Closed => "CLOSED",
+        }
+    }
 }
 
 /// How a connection ended.

@@ -14,5 +14,6 @@ mod recovery;
 mod scale;
 mod scenario;
 mod shrink;
+mod statistics;
 mod trace;
 mod transfer;

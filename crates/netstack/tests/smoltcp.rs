@@ -127,6 +127,9 @@ struct Link {
     duplication: u64,
 }
 
+/// When, in which order, and whether it is for us.
+type Arrival = Reverse<(Duration, u64, bool, Vec<u8>)>;
+
 struct World {
     began: Instant,
     now: Duration,
@@ -135,8 +138,7 @@ struct World {
     link: Link,
     random: Seeded,
     serial: u64,
-    /// When, in which order, and whether it is for us.
-    flying: BinaryHeap<Reverse<(Duration, u64, bool, Vec<u8>)>>,
+    flying: BinaryHeap<Arrival>,
 }
 
 impl World {
@@ -177,7 +179,7 @@ impl World {
         Micros::from_micros(i64::try_from(self.now.as_micros()).expect("virtual time is short"))
     }
 
-    fn carry(&mut self, to_us: bool, packet: Vec<u8>) {
+    fn carry(&mut self, to_us: bool, packet: &[u8]) {
         if self.random.chance(self.link.loss) {
             return;
         }
@@ -187,7 +189,7 @@ impl World {
             let late = self.random.below(1_000 * self.link.jitter + 1);
             let at = self.now + Duration::from_micros(1_000 * self.link.delay + late);
             self.flying
-                .push(Reverse((at, self.serial, to_us, packet.clone())));
+                .push(Reverse((at, self.serial, to_us, packet.to_vec())));
         }
     }
 
@@ -199,11 +201,11 @@ impl World {
             .interface
             .poll(micros, &mut theirs.queue, &mut theirs.sockets);
         for packet in std::mem::take(&mut self.theirs.queue.sent) {
-            self.carry(true, packet);
+            self.carry(true, &packet);
         }
         let mut out = [0; MTU];
         while let Some(length) = self.ours.poll_transmit(time, &mut out) {
-            self.carry(false, out[..length].to_vec());
+            self.carry(false, &out[..length]);
         }
         while self.ours.poll_event().is_some() {}
     }
@@ -246,7 +248,7 @@ impl World {
 
 fn bytes(length: usize, from: usize) -> Vec<u8> {
     (0..length)
-        .map(|at| ((at ^ (at >> 9)).wrapping_mul(167 + 2 * from) & 0xff) as u8)
+        .map(|at| (at ^ (at >> 9)).wrapping_mul(167 + 2 * from).to_le_bytes()[0])
         .collect()
 }
 

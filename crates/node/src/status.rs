@@ -1,17 +1,21 @@
 //! What a node says about itself: a snapshot for people and programs.
 
-use std::{net::IpAddr, time::Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use model::{
     endpoint::Endpoint,
     key::PublicKey,
     map::Role,
-    status::{Hop, Org, PEERS_MAX, Peer, Problem, Status, Tunnel},
+    status::{CONNECTIONS_MAX, Connection, Hop, Org, PEERS_MAX, Peer, Problem, Status, Tunnel},
 };
+use netstack::{CongestionControl, Statistics};
 use wireguard::{PeerStatus, REJECT_AFTER_TIME};
 
 use crate::{
-    node::{Node, Source},
+    node::{Link, Node, Source},
     path, roster,
 };
 
@@ -41,6 +45,19 @@ impl Node {
             discards: self.counters.occurred(),
             problems,
         }
+    }
+
+    /// Lists TCP connections of the stack, at most [`CONNECTIONS_MAX`], those with the most data
+    /// first.
+    #[must_use]
+    pub fn connections(&self) -> Vec<Connection> {
+        let Link::Netstack(stack) = &self.attachment else {
+            return Vec::new();
+        };
+        let mut all: Vec<_> = stack.all_statistics().collect();
+        all.sort_by_key(|told| std::cmp::Reverse(told.acknowledged + told.received));
+        all.truncate(CONNECTIONS_MAX);
+        all.iter().map(connection).collect()
     }
 
     /// Shows the peer through which packets reach `destination`; `None` when nobody leads there.
@@ -184,5 +201,34 @@ fn tunnel(now: Instant, status: &PeerStatus<'_>, peer: Option<&roster::Peer>) ->
         Tunnel::Unanswered
     } else {
         Tunnel::Idle
+    }
+}
+
+fn connection(told: &Statistics) -> Connection {
+    let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+    let bytes = |length: usize| u64::try_from(length).expect("a length fits 64 bits");
+    Connection {
+        local: told.local,
+        remote: told.remote,
+        state: told.state.name().to_owned(),
+        segment_bytes: told.segment_size,
+        congestion_control: match told.congestion_control {
+            CongestionControl::Cubic => "cubic".to_owned(),
+            CongestionControl::Bbr => "bbr".to_owned(),
+        },
+        cwnd_bytes: told.cwnd,
+        ssthresh_bytes: told.ssthresh,
+        pacing_rate_bytes: told.pacing_rate,
+        smoothed_rtt_us: told.smoothed_rtt.map(micros),
+        rtt_variation_us: micros(told.rtt_variation),
+        retransmission_timeout_us: micros(told.retransmission_timeout),
+        retransmissions: told.retransmissions,
+        in_flight_bytes: told.in_flight.into(),
+        send_window_bytes: told.send_window.into(),
+        receive_window_bytes: told.receive_window.into(),
+        send_queue_bytes: bytes(told.send_queue),
+        receive_queue_bytes: bytes(told.receive_queue),
+        acknowledged_bytes: told.acknowledged,
+        received_bytes: told.received,
     }
 }

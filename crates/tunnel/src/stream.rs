@@ -10,7 +10,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use netstack::CongestionControl;
+use netstack::{CongestionControl, Statistics};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net,
@@ -102,6 +102,15 @@ impl TcpStream {
         match &self.0 {
             Stream::Stack(stream) => stream.remote(),
             Stream::System(system) => system.remote,
+        }
+    }
+
+    /// Returns what the connection has measured and counted; `None` where the system speaks TCP,
+    /// whose own tools tell it.
+    pub fn statistics(&self) -> Option<Statistics> {
+        match &self.0 {
+            Stream::Stack(stream) => stream.statistics(),
+            Stream::System(_) => None,
         }
     }
 

@@ -153,6 +153,9 @@ pub(crate) struct Status {
     /// How it stands with the control plane; `None` with a plain configuration.
     #[serde(default)]
     pub(crate) control: Option<Control>,
+    /// TCP connections in user mode; `None` from an older agent.
+    #[serde(default)]
+    pub(crate) tcp: Option<Vec<model::status::Connection>>,
     /// The node: addresses, peers, discards, problems.
     pub(crate) node: model::status::Status,
 }

@@ -265,7 +265,8 @@ async fn ping(
 }
 
 fn status(agent: &Agent) -> Status {
-    let (node, now) = agent.tunnel.with(|node, now| (node.status(now), now));
+    let told = |node: &mut node::Node, now| (node.status(now), node.connections(), now);
+    let (node, tcp, now) = agent.tunnel.with(told);
     let control = agent.control.as_ref();
     Status {
         version: agent.version.clone(),
@@ -276,6 +277,7 @@ fn status(agent: &Agent) -> Status {
         draining: agent.mode() != Mode::Serving,
         connections: agent.connections().saturating_sub(1),
         control: control.map(|(url, contact)| contact.status(now, url)),
+        tcp: Some(tcp),
         node,
     }
 }

@@ -51,6 +51,14 @@ fn an_upgrade_lets_open_connections_of_the_old_agent_end_by_themselves() {
         (&"0.0.1".into(), &true.into())
     );
     exchange();
+    // What goes on is told in detail when somebody asks for that.
+    assert_eq!(status["tcp"], serde_json::Value::Null);
+    let told = world.json("laptop", &["status", "--connections"]);
+    let connection = &told["tcp"][0];
+    assert_eq!(connection["state"], "ESTABLISHED");
+    assert_eq!(connection["acknowledged_bytes"], 8);
+    assert_eq!(connection["received_bytes"], 8);
+    assert!(connection["smoothed_rtt_us"].is_u64(), "{connection}");
     drop(open);
     assert_eq!(old.ended().code, Some(0));
     world.run("laptop", &["resolve", "shed"]);

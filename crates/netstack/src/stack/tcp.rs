@@ -15,7 +15,7 @@ use packet::{
 use super::{Due, PORTS_FIRST, PORTS_TRIED, Pending, Received, Stack, is_unicast, unspecified};
 use crate::{
     CloseReason, CongestionControl, ConnectError, ConnectionId, Discard, Event, ListenError,
-    ListenerId, Prefix, RecvError, SendError, Stale, State,
+    ListenerId, Prefix, RecvError, SendError, Stale, State, Statistics,
     account::Accounts,
     prefix::Prefixes,
     secret::TableKey,
@@ -440,6 +440,21 @@ impl Stack {
     #[must_use]
     pub fn close_reason(&self, id: ConnectionId) -> Option<CloseReason> {
         self.connection(id).and_then(|connection| connection.reason)
+    }
+
+    /// Returns what a connection has measured and counted.
+    #[must_use]
+    pub fn statistics(&self, id: ConnectionId) -> Option<Statistics> {
+        self.connection(id).map(Connection::statistics)
+    }
+
+    /// Returns the same of all connections, also of those that only finish their close.
+    pub fn all_statistics(&self) -> impl Iterator<Item = Statistics> {
+        let connections = &self.tcp.connections;
+        connections
+            .ids()
+            .filter_map(|id| connections.get(id))
+            .map(|entry| entry.connection.statistics())
     }
 
     fn connection(&self, id: ConnectionId) -> Option<&Connection> {

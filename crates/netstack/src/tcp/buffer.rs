@@ -128,6 +128,7 @@ impl<'a> Iterator for Pieces<'a> {
 pub(crate) struct SendBuffer {
     chunks: Chunks,
     length: usize,
+    acknowledged: u64,
 }
 
 impl SendBuffer {
@@ -153,8 +154,14 @@ impl SendBuffer {
         self.chunks.pieces(offset, length)
     }
 
+    /// Bytes that have been acknowledged since the beginning.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.acknowledged
+    }
+
     pub(crate) fn advance(&mut self, length: usize, budget: &mut Budget) {
         self.length -= length;
+        self.acknowledged += to_u64(length);
         if self.length == 0 {
             self.chunks.clear(budget);
         } else {
@@ -217,6 +224,11 @@ struct Range {
 impl ReceiveBuffer {
     pub(crate) fn readable(&self) -> usize {
         self.readable
+    }
+
+    /// Bytes that have come in order since the beginning.
+    pub(crate) fn received(&self) -> u64 {
+        self.base + to_u64(self.readable)
     }
 
     pub(crate) fn has_gaps(&self) -> bool {

@@ -15,10 +15,10 @@ use std::{
 use packet::{icmp::Unreachable, ip, tcp};
 
 use super::{
-    CloseReason, State,
+    CloseReason, State, Statistics,
     buffer::{Budget, FLOOR, Pieces, ReceiveBuffer, SendBuffer},
     congestion::{Congestion, CongestionControl, Flight, Pause},
-    pacing::Pacer,
+    pacing::{Pace, Pacer},
     rtt::Rtt,
     scoreboard::Scoreboard,
     sequence::Seq,
@@ -415,6 +415,38 @@ impl Connection {
     /// Shows what is [`Written`] where it lies.
     pub(crate) fn data(&self, offset: usize, length: usize) -> Pieces<'_> {
         self.send_buffer.pieces(offset, length)
+    }
+
+    pub(crate) fn statistics(&self) -> Statistics {
+        let smoothed_rtt = self.rtt.smoothed();
+        let ssthresh = self.congestion.ssthresh;
+        Statistics {
+            local: self.opening.local,
+            remote: self.opening.remote,
+            state: self.state,
+            segment_size: self.segment_size(),
+            mtu: self.mtu,
+            congestion_control: if self.congestion.has_model() {
+                CongestionControl::Bbr
+            } else {
+                CongestionControl::Cubic
+            },
+            cwnd: self.congestion.cwnd,
+            ssthresh: (ssthresh != u32::MAX).then_some(ssthresh),
+            pacing_rate: smoothed_rtt.map(|smoothed| self.pace(smoothed).rate()),
+            smoothed_rtt,
+            rtt_variation: self.rtt.variation(),
+            min_rtt: self.rtt.min(),
+            retransmission_timeout: self.rtt.timeout(),
+            in_flight: self.pipe(),
+            send_window: self.snd_wnd,
+            receive_window: self.rcv_adv.since(self.rcv_nxt),
+            send_queue: self.send_buffer.len(),
+            receive_queue: self.receive_buffer.readable(),
+            acknowledged: self.send_buffer.acknowledged(),
+            received: self.receive_buffer.received(),
+            retransmissions: self.scoreboard.retransmissions(),
+        }
     }
 
     pub(crate) fn owes_reset(&self) -> bool {

@@ -43,6 +43,13 @@ impl Pace {
         }
     }
 
+    /// Octets in a second.
+    pub(crate) fn rate(self) -> u64 {
+        let round = self.round.as_nanos().max(1);
+        let rate = u128::from(self.window) * 1_000_000_000 / round;
+        u64::try_from(rate).unwrap_or(u64::MAX)
+    }
+
     /// How long `octets` take.
     fn time(self, octets: u32) -> Duration {
         let round = u64::try_from(self.round.as_nanos()).unwrap_or(u64::MAX);

@@ -62,6 +62,11 @@ impl Rtt {
         self.smoothed
     }
 
+    /// Returns how much the round-trip time varies.
+    pub(crate) fn variation(&self) -> Duration {
+        self.variation
+    }
+
     /// Returns the smallest round-trip time of late.
     pub(crate) fn min(&self) -> Option<Duration> {
         self.min.map(|(min, _)| min)

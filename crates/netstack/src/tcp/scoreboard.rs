@@ -58,6 +58,8 @@ pub(crate) struct Scoreboard {
     lost: VecDeque<Seq>,
     in_flight: u32,
     sacked: u32,
+    /// Runs that were transmitted again since the beginning.
+    retransmissions: u64,
     /// The highest sequence number that was delivered (RACK.fack).
     fack: Option<Seq>,
     /// SACK blocks of the segment before; what they covered is marked already.
@@ -106,6 +108,10 @@ impl Scoreboard {
 
     pub(crate) fn in_flight(&self) -> u32 {
         self.in_flight
+    }
+
+    pub(crate) fn retransmissions(&self) -> u64 {
+        self.retransmissions
     }
 
     pub(crate) fn sacked(&self) -> u32 {
@@ -232,6 +238,7 @@ impl Scoreboard {
         let Sent { start, end, .. } = self.records[index];
         self.in_flight -= self.records[index].in_flight();
         let snapshot = self.snapshot(now, end - start);
+        self.retransmissions += 1;
         let record = &mut self.records[index];
         record.snapshot = snapshot;
         record.lost = false;
@@ -581,6 +588,7 @@ impl Scoreboard {
                 rack,
                 fack: self.fack,
                 delivery: self.delivery.take(),
+                retransmissions: self.retransmissions,
                 ..Self::default()
             };
             return;

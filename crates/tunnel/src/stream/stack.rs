@@ -9,7 +9,7 @@ use std::{
 };
 
 use netstack::{
-    CloseReason, CongestionControl, ConnectionId, Received, RecvError, SendError, State,
+    CloseReason, CongestionControl, ConnectionId, Received, RecvError, SendError, State, Statistics,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -48,6 +48,11 @@ impl TcpStream {
     /// Returns the peer's address and port.
     pub(super) fn remote(&self) -> SocketAddr {
         self.remote
+    }
+
+    /// Returns what the connection has measured and counted.
+    pub(super) fn statistics(&self) -> Option<Statistics> {
+        self.tunnel.turn().stack().statistics(self.id)
     }
 
     /// Ready once the connection is established or has failed.

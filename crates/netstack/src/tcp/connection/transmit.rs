@@ -1,11 +1,11 @@
 //! Segments out.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use packet::tcp::{self, Flags, Header, Options, Timestamps};
 
 use super::{
-    Ack, Budget, Connection, MSS_MIN, Pause, Probe, Recovery, Seq, State, WINDOW_SHIFT, Written,
+    Ack, Budget, Connection, MSS_MIN, Pace, Pause, Probe, Recovery, Seq, State, WINDOW_SHIFT, Written,
 };
 
 impl Connection {
@@ -258,8 +258,7 @@ impl Connection {
         let Some(smoothed_rtt) = self.rtt.smoothed() else {
             return true;
         };
-        let in_flight = self.scoreboard.in_flight();
-        let pace = self.congestion.pace(in_flight, smoothed_rtt);
+        let pace = self.pace(smoothed_rtt);
         // A duplicate acknowledgement lets out one segment, to tell loss from reordering.
         let clocked = self.duplicate_acks > 0 || self.recovery != Recovery::Open;
         let free = probe || (clocked && !self.congestion.has_model()) || self.pipe() == 0;
@@ -268,6 +267,13 @@ impl Connection {
         }
         self.pacer.count(now, pace, octets);
         true
+    }
+
+    /// How fast data may leave.
+    pub(super) fn pace(&self, smoothed_rtt: Duration) -> Pace {
+        let in_flight = self.scoreboard.in_flight();
+        self.congestion.pace(in_flight, smoothed_rtt)
+    }
     }
 
     /// The peer's window is closed or too small to be of use.
