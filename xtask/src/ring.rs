@@ -22,10 +22,11 @@ enum Ring {
     Cli,
     Netns,
     Interop,
+    Soak,
 }
 
 impl Ring {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Format,
         Self::Clippy,
         Self::Tidy,
@@ -36,6 +37,7 @@ impl Ring {
         Self::Cli,
         Self::Netns,
         Self::Interop,
+        Self::Soak,
     ];
 
     fn name(self) -> &'static str {
@@ -50,6 +52,7 @@ impl Ring {
             Self::Cli => "cli",
             Self::Netns => "netns",
             Self::Interop => "interop",
+            Self::Soak => "soak",
         }
     }
 
@@ -64,6 +67,7 @@ impl Ring {
             Self::Control => "requests against the real router and store",
             Self::Cli => "the binary as a person meets it",
             Self::Netns => "real kernel, TUN and namespaces; needs root",
+            Self::Soak => "TCP against the kernel over a bad link, SOAK seconds; needs root",
             Self::Interop => "wireguard-go, boringtun, wg, OpenSSH, dig, tshark, psql, curl",
         }
     }
@@ -84,6 +88,13 @@ impl Ring {
                 command.args(manifest).args(["--target-dir", "target/fuzz"]);
                 command
             }),
+            Self::Soak => {
+                let seconds = std::env::var("SOAK").unwrap_or_else(|_| "60".to_owned());
+                let bench = ["bench", "--quiet", "--package", "xtask", "--bench", "tcp"];
+                let mut command = step::cargo(&bench);
+                command.args(["--", "--soak", &seconds]);
+                Some(command)
+            }
             Self::Unit => {
                 let mut command = cargo_test();
                 command.args(["--lib", "--bins", "--examples"]);
@@ -145,6 +156,7 @@ fn run(rings: &[Ring], all: bool) -> Result<()> {
                 command.env("PATH", install::path());
                 if all {
                     command.env("NETNS", "required").env("INTEROP", "required");
+                    command.env("SEEDS", "10000");
                 }
                 steps.run(ring.name(), command)?;
             }
@@ -167,7 +179,7 @@ fn rings(names: &[&str]) -> Result<Vec<Ring>> {
 
 fn needs_programs(ring: Ring) -> bool {
     match ring {
-        Ring::Control | Ring::Cli | Ring::Netns | Ring::Interop => true,
+        Ring::Control | Ring::Cli | Ring::Netns | Ring::Interop | Ring::Soak => true,
         Ring::Format | Ring::Clippy | Ring::Tidy | Ring::Unit | Ring::Flood | Ring::Fuzz => false,
     }
 }

@@ -15,6 +15,7 @@ mod kernel;
 mod ours;
 mod plan;
 mod relay;
+mod soak;
 
 use std::{
     fs::File,
@@ -45,9 +46,11 @@ const CLIENT: &str = "10.77.1.1";
 const RIVAL: &str = "10.77.1.2";
 const SERVER: &str = "10.77.2.1";
 const PORT: u16 = 5_001;
-const IDLE_PORT: u16 = 5_002;
+const IDLE_PORT: u16 = 5_010;
 const RIVAL_PORT: u16 = 5_003;
 const EXCHANGE_PORT: u16 = 5_004;
+/// Idle connections to one port.
+const IDLE_EACH: usize = 20_000;
 
 /// What one contestant has done in one run.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +68,10 @@ struct Measured {
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let plan = Plan::parse(&arguments)?;
+    if let Some(seconds) = plan.soak {
+        println!("{}", soak::run(Duration::from_secs(seconds), seconds)?);
+        return Ok(());
+    }
     os::process::raise_descriptor_limit().context("raise the limit of descriptors")?;
     let mut table = plan::Table::default();
     for case in &plan.cases {
@@ -91,8 +98,8 @@ fn run(case: &Case, contestant: Contestant, seed: u64, seconds: u64) -> Result<M
         server.answer(EXCHANGE_PORT, &stop)?;
     }
     let sunk = server.serve(PORT, case.direction, down)?;
-    if case.idle > 0 {
-        server.hold(IDLE_PORT, &stop)?;
+    for port in idle_ports(case.idle) {
+        server.hold(port, &stop)?;
     }
     let (client, near, inner) = match contestant {
         Contestant::Kernel(_) => {
@@ -156,6 +163,11 @@ fn rivals(host: &Host, server: &Host, streams: usize) -> Result<Arc<AtomicU64>> 
     host.dial(to, streams, Direction::Up, "cubic")?;
     thread::sleep(Duration::from_secs(3));
     Ok(sunk)
+}
+
+/// Ports for idle connections: one takes fewer than a host has ephemeral ones.
+fn idle_ports(idle: usize) -> impl Iterator<Item = u16> {
+    (IDLE_PORT..).take(idle.div_ceil(IDLE_EACH))
 }
 
 fn measure_ours(

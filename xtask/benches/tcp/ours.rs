@@ -23,7 +23,7 @@ use nix::sys::{
 use os::clock::Clock;
 use packet::vnet;
 
-use crate::{MTU, kernel::Direction, relay};
+use crate::{IDLE_EACH, MTU, kernel::Direction, relay};
 
 /// Bytes that one call moves.
 const CHUNK: usize = 64 << 10;
@@ -50,7 +50,8 @@ pub(crate) struct Client {
     pub(crate) control: CongestionControl,
     /// The link takes and gives super-packets behind a virtio_net_hdr.
     pub(crate) large: bool,
-    /// Connections to this address that are opened first and then left alone.
+    /// Connections to this address, [`IDLE_EACH`] to a port, that are opened first and then left
+    /// alone.
     pub(crate) idle: Option<(SocketAddr, usize)>,
 }
 
@@ -151,7 +152,10 @@ impl<'a> Driver<'a> {
             addresses: vec![client.local],
             mtu: MTU,
             seed,
-            limits: Limits::default(),
+            limits: Limits {
+                connections_max: 200_000,
+                ..Limits::default()
+            },
         });
         stack.set_default_congestion_control(client.control);
         Self {
@@ -174,6 +178,8 @@ impl<'a> Driver<'a> {
         while self.connected < count && !stop.load(Ordering::Relaxed) {
             let now = self.clock.now();
             while opened < count && opened - self.connected < OPENING {
+                let mut server = server;
+                server.set_port(server.port() + u16::try_from(opened / IDLE_EACH)?);
                 self.stack.connect(now, server)?;
                 opened += 1;
             }
@@ -227,17 +233,19 @@ impl<'a> Driver<'a> {
     fn take(&mut self, now: Instant, length: usize) -> Result<()> {
         let packet = &mut self.packet[..length];
         if !self.large {
-            drop(self.stack.handle_packet(now, packet));
+            let _ = self.stack.handle_packet(now, packet);
             return Ok(());
         }
         let Some((header, packet)) = packet.split_first_chunk_mut() else {
             bail!("no room for a virtio_net_hdr")
         };
         match vnet::parse(header) {
-            Ok(vnet::Given::Whole) => drop(self.stack.handle_packet(now, packet)),
+            Ok(vnet::Given::Whole) => {
+                let _ = self.stack.handle_packet(now, packet);
+            }
             // It never was on a wire.
             Ok(vnet::Given::Super { .. } | vnet::Given::Unsummed { .. }) => {
-                drop(self.stack.handle_merged(now, packet));
+                let _ = self.stack.handle_merged(now, packet);
             }
             Err(malformed) => bail!("the TUN gave {malformed:?}"),
         }

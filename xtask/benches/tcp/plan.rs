@@ -37,6 +37,8 @@ pub(crate) struct Plan {
     pub(crate) cases: Vec<Case>,
     pub(crate) seeds: u64,
     pub(crate) seconds: u64,
+    /// Nothing is measured, but so many seconds long compared.
+    pub(crate) soak: Option<u64>,
 }
 
 /// The results, in the order in which they came.
@@ -98,9 +100,11 @@ fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     for (name, direction) in [("send", Direction::Up), ("receive", Direction::Down)] {
         cases.push(Case::over(format!("direct-{name}"), None, direction));
-        let mut beside = Case::over(format!("idle-{name}"), None, direction);
-        beside.idle = 10_000;
-        cases.push(beside);
+        for (count, idle) in [("10,000", 10_000), ("100,000", 100_000)] {
+            let mut beside = Case::over(format!("idle-{count}-{name}"), None, direction);
+            beside.idle = idle;
+            cases.push(beside);
+        }
         let mut large = Case::over(format!("large-{name}"), None, direction);
         large.large = true;
         cases.push(large);
@@ -153,12 +157,13 @@ fn all() -> Vec<Case> {
 }
 
 impl Plan {
-    /// Reads the arguments: `--seeds N`, `--seconds N`, `--only PREFIX` of a case.
+    /// Reads the arguments: `--seeds N`, `--seconds N`, `--only PREFIX` of a case, `--soak N`.
     pub(crate) fn parse(arguments: &[String]) -> Result<Self> {
         let mut plan = Self {
             cases: all(),
             seeds: 3,
             seconds: 10,
+            soak: None,
         };
         let mut rest = arguments.iter().filter(|argument| *argument != "--bench");
         while let Some(argument) = rest.next() {
@@ -167,8 +172,9 @@ impl Plan {
             match argument.as_str() {
                 "--seeds" => plan.seeds = value.parse().context("parse --seeds")?,
                 "--seconds" => plan.seconds = value.parse().context("parse --seconds")?,
+                "--soak" => plan.soak = Some(value.parse().context("parse --soak")?),
                 "--only" => plan.cases.retain(|case| case.name.starts_with(value)),
-                other => anyhow::bail!("`{other}`: give --seeds, --seconds or --only"),
+                other => anyhow::bail!("`{other}`: give --seeds, --seconds, --only or --soak"),
             }
         }
         ensure!(!plan.cases.is_empty(), "no case begins like that");

@@ -151,7 +151,6 @@ fn a_failure_shrinks_to_the_packets_that_it_takes_and_reads_like_a_trace() {
     assert!(fates.len() <= 4, "{fates:?}\n{trace}");
     let losses = fates.values().filter(|fate| fate.lost).count();
     assert!(losses > 0, "{fates:?}");
-    assert!(short.lengths.iter().sum::<usize>() < 60_000, "{short:?}");
     let lost = trace.lines().filter(|line| line.ends_with("lost"));
     assert_eq!(lost.count(), losses, "{trace}");
     let first = trace.lines().next().unwrap();

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use packet::tcp::{self, Flags, Header, Options, Timestamps};
 
 use super::{
-    Ack, Budget, Connection, MSS_MIN, Pace, Pause, Probe, Recovery, Seq, State, WINDOW_SHIFT, Written,
+    Ack, Budget, Connection, MSS_MIN, Pace, Pause, Probe, Recovery, Seq, State, WINDOW_SHIFT,
+    Written,
 };
 
 impl Connection {
@@ -273,7 +274,6 @@ impl Connection {
     pub(super) fn pace(&self, smoothed_rtt: Duration) -> Pace {
         let in_flight = self.scoreboard.in_flight();
         self.congestion.pace(in_flight, smoothed_rtt)
-    }
     }
 
     /// The peer's window is closed or too small to be of use.
