@@ -37,6 +37,8 @@ pub(super) struct Sockets {
     by_local: HashMap<SocketAddr, ListenerId, TableKey>,
     /// Whose addresses are accepted though they are not the stack's own.
     pub(super) by_prefix: Prefixes<ListenerId>,
+    /// Whom the latest segment was for: the next is often for the same.
+    recent: Option<ConnectionId>,
     /// Oldest first; ids that are gone are skipped.
     time_wait: VecDeque<ConnectionId>,
     /// Connections that may have something to transmit, each once.
@@ -89,6 +91,7 @@ impl Sockets {
             listeners: Slab::new(),
             by_local: HashMap::with_hasher(key),
             by_prefix: Prefixes::new(key),
+            recent: None,
             time_wait: VecDeque::new(),
             ready: VecDeque::new(),
             accounts: Accounts::new(key, memory_bytes_max),
@@ -102,6 +105,19 @@ impl Sockets {
         let id = *self.by_tuple.get(&self.key.hash_one((local, remote)))?;
         let connection = &self.connections.get(id)?.connection;
         (connection.local() == local && connection.remote() == remote).then_some(id)
+    }
+
+    /// The same for a segment: a run of them costs one look-up.
+    fn find_again(&mut self, local: SocketAddr, remote: SocketAddr) -> Option<ConnectionId> {
+        if let Some(id) = self.recent
+            && let Some(entry) = self.connections.get(id)
+            && entry.mapped
+            && (entry.connection.local(), entry.connection.remote()) == (local, remote)
+        {
+            return Some(id);
+        }
+        self.recent = self.find(local, remote);
+        self.recent
     }
 
     /// Lets a connection act on what its peer may hold.
@@ -552,7 +568,7 @@ impl Stack {
         let local = SocketAddr::new(destination, segment.header.destination_port);
         let remote = SocketAddr::new(source, segment.header.source_port);
         let mut floor = None;
-        if let Some(id) = self.tcp.find(local, remote) {
+        if let Some(id) = self.tcp.find_again(local, remote) {
             let entry = self
                 .tcp
                 .connections
