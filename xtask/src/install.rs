@@ -25,6 +25,7 @@ const PACKAGES: &[&str] = &[
     "tshark",
     "util-linux",
     // Clients and servers that go through the tunnel.
+    "ansible-core",
     "ca-certificates",
     "curl",
     "dnsutils",

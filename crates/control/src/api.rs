@@ -16,7 +16,10 @@ use model::{
 };
 use tokio::time::timeout;
 use utoipa::OpenApi as _;
-use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouterExt as _},
+    routes,
+};
 
 use crate::{
     Server,
@@ -36,11 +39,13 @@ mod org;
 pub(crate) mod permission;
 mod policy;
 mod service;
+mod session;
 mod ssh;
 mod token;
 mod user;
 
-/// The largest request body; the largest request is a service with its target.
+/// The largest request body, apart from a piece of a record; the largest request is a service with
+/// its target.
 const BODY_BYTES_MAX: usize = 16 * 1024;
 
 /// How long a request may take, apart from waiting for a map.
@@ -103,6 +108,14 @@ fn routes() -> OpenApiRouter<Server> {
         .routes(routes!(ssh::rotate))
         .routes(routes!(ssh::revoke))
         .routes(routes!(ssh::record))
+        .routes(routes!(ssh::refusal))
+        .routes(routes!(session::list, session::begin))
+        .routes(routes!(session::show, session::remove))
+        .routes(
+            routes!(session::read, session::append)
+                .layer(DefaultBodyLimit::max(session::BODY_BYTES_MAX)),
+        )
+        .routes(routes!(session::end))
         .routes(routes!(audit::list))
 }
 

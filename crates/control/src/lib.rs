@@ -112,12 +112,17 @@ struct Inner {
     stopping: watch::Sender<bool>,
     /// When nodes last asked for their maps; bounded by the number of nodes.
     seen: Mutex<BTreeMap<NodeId, i64>>,
+    /// The last minute in which each node told refusals, and how many; bounded by the nodes.
+    reports: Mutex<BTreeMap<NodeId, (i64, u32)>>,
     /// Requests at work, without those that wait for a map; further ones wait.
     busy: Semaphore,
     /// Tells the requests of this run from those of others in the log.
     run: u32,
     requests: AtomicU64,
 }
+
+/// Reports of refused logins that one node may make in a minute, so that nobody fills the audit.
+const REPORTS_PER_MINUTE_MAX: u32 = 30;
 
 /// The organisation that is there from the first start.
 pub const DEFAULT_ORG: &str = "default";
@@ -174,6 +179,7 @@ impl Server {
             maps: Maps::new(),
             stopping: watch::Sender::new(false),
             seen: Mutex::new(BTreeMap::new()),
+            reports: Mutex::new(BTreeMap::new()),
             busy: Semaphore::new(BUSY_MAX),
             run: u32::from_be_bytes(run),
             requests: AtomicU64::new(0),
@@ -424,6 +430,18 @@ impl Server {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         seen.insert(node, now);
+    }
+
+    /// Counts a report of a refused login; false when a node tells too many.
+    fn may_report(&self, node: NodeId) -> bool {
+        let minute = self.now() / 60;
+        let reports = self.inner.reports.lock();
+        let mut reports = reports.unwrap_or_else(PoisonError::into_inner);
+        // What is past says nothing any more.
+        reports.retain(|_, (last, _)| *last == minute);
+        let (_, count) = reports.entry(node).or_insert((minute, 0));
+        *count += 1;
+        *count <= REPORTS_PER_MINUTE_MAX
     }
 
     fn seen(&self, node: NodeId) -> Option<i64> {

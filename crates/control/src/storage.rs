@@ -1,7 +1,8 @@
 //! The store: all SQL of the installation, one file per noun.
 //!
 //! One connection writes, so that changes are serial; several read, each from a snapshot. A
-//! [`Change`] is one transaction and cannot be committed without its audit row.
+//! [`Change`] is one transaction and cannot be committed without its audit row, apart from the
+//! pieces of a record.
 
 use std::{path::Path, time::Duration};
 
@@ -22,6 +23,7 @@ pub(crate) mod node;
 pub(crate) mod org;
 pub(crate) mod policy;
 pub(crate) mod service;
+pub(crate) mod session;
 pub(crate) mod ssh;
 pub(crate) mod token;
 pub(crate) mod user;
@@ -37,6 +39,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a removed node keeps its address, and other rows stay that only explain the past.
 pub(crate) const REMOVED_SECONDS_MIN: i64 = 30 * 24 * 60 * 60;
+
+/// How long records of sessions stay.
+pub(crate) const SESSION_SECONDS_MIN: i64 = 90 * 24 * 60 * 60;
 
 /// How long audit rows stay.
 pub(crate) const AUDIT_SECONDS_MIN: i64 = 400 * 24 * 60 * 60;
@@ -97,7 +102,7 @@ pub(crate) struct Committed {
     pub(crate) touched: Touched,
 }
 
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+const MIGRATIONS: [(i64, &str, &str); 5] = [
     (
         1,
         "first",
@@ -108,6 +113,16 @@ const MIGRATIONS: [(i64, &str, &str); 3] = [
         3,
         "policy",
         include_str!("../migrations/sqlite/0003_policy.sql"),
+    ),
+    (
+        4,
+        "ssh_cut",
+        include_str!("../migrations/sqlite/0004_ssh_cut.sql"),
+    ),
+    (
+        5,
+        "ssh_session",
+        include_str!("../migrations/sqlite/0005_ssh_session.sql"),
     ),
 ];
 
@@ -179,6 +194,12 @@ impl Change {
         let serial = installation::advance(&mut self.transaction, touched).await?;
         self.transaction.commit().await?;
         Ok(Committed { serial, touched })
+    }
+
+    /// Makes a part of a record durable, which no map shows. That the record was begun, read and
+    /// removed is in the audit.
+    pub(crate) async fn commit_record(self) -> Result<(), Error> {
+        Ok(self.transaction.commit().await?)
     }
 }
 

@@ -20,13 +20,14 @@ use model::{
         NewRule, NewService, NewToken, Node, NodeByKey, NodeChange, Org, Page, Questions, Rule,
         RuleChange, Service, TokenEntry, User, WhoAmI,
     },
-    id::{NodeId, RuleId, ServiceId, TokenId},
+    id::{NodeId, RuleId, ServiceId, SessionId, TokenId},
     key::PublicKey,
     map::NetworkMap,
     name::Label,
     ssh::{
-        AuthorityView, Certificate, HostCertificateRequest, IssuedCertificate, NewRecording,
-        Revocation, Revoked, Rotation, UserCertificateRequest,
+        AuthorityView, BegunSession, Certificate, HostCertificateRequest, IssuedCertificate,
+        NewRecording, NewSession, Piece, RefusedLogin, Revocation, Revoked, Rotation, Session,
+        SessionEnd, UserCertificateRequest,
     },
     token::{Pin, Token},
 };
@@ -450,6 +451,54 @@ impl Client {
         self.send(Method::PUT, "/v1/ssh/recording", request).await
     }
 
+    /// Tells that this node refused a login, with its node token.
+    pub(crate) async fn report_refusal(&self, refused: &RefusedLogin) -> Result<(), Error> {
+        self.tell("/v1/ssh/refusals", refused).await
+    }
+
+    /// Begins the record of a session at this node, with its node token.
+    pub(crate) async fn begin_session(&self, session: &NewSession) -> Result<BegunSession, Error> {
+        self.send(Method::POST, "/v1/ssh/sessions", session).await
+    }
+
+    /// Appends to the record of a session at this node.
+    pub(crate) async fn append_piece(&self, id: SessionId, piece: &Piece) -> Result<(), Error> {
+        let path = format!("/v1/ssh/sessions/{id}/pieces");
+        self.tell(&path, piece).await
+    }
+
+    /// Ends the record of a session at this node.
+    pub(crate) async fn end_session(&self, id: SessionId, end: &SessionEnd) -> Result<(), Error> {
+        let path = format!("/v1/ssh/sessions/{id}/end");
+        self.tell(&path, end).await
+    }
+
+    /// Lists recorded sessions, oldest first.
+    pub(crate) async fn sessions(&self, query: &ListQuery) -> Result<Page<Session>, Error> {
+        self.list("/v1/ssh/sessions", query).await
+    }
+
+    /// Shows a recorded session.
+    pub(crate) async fn session(&self, id: SessionId) -> Result<Session, Error> {
+        self.get(&format!("/v1/ssh/sessions/{id}")).await
+    }
+
+    /// Reads pieces of a record.
+    pub(crate) async fn pieces(
+        &self,
+        id: SessionId,
+        query: &ListQuery,
+    ) -> Result<Page<Piece>, Error> {
+        let path = format!("/v1/ssh/sessions/{id}/pieces");
+        self.list(&path, query).await
+    }
+
+    /// Removes a recorded session.
+    pub(crate) async fn remove_session(&self, id: SessionId) -> Result<(), Error> {
+        let path = format!("/v1/ssh/sessions/{id}");
+        self.send_for_nothing(Method::DELETE, &path).await
+    }
+
     async fn list<T: DeserializeOwned>(&self, path: &str, query: &ListQuery) -> Result<T, Error> {
         let mut path = path.to_owned();
         let parts = [
@@ -485,6 +534,17 @@ impl Client {
         let exchange = self.exchange(method, path, Some(body), REPLY_TIMEOUT);
         let (status, body) = exchange.await?;
         self.parse(status, &body)
+    }
+
+    /// Sends what is answered by nothing.
+    async fn tell(&self, path: &str, request: &impl Serialize) -> Result<(), Error> {
+        let body = serde_json::to_vec(request).expect("requests are plain data");
+        let exchange = self.exchange(Method::POST, path, Some(body), REPLY_TIMEOUT);
+        let (status, body) = exchange.await?;
+        if status == StatusCode::NO_CONTENT {
+            return Ok(());
+        }
+        Err(self.refusal(status, &body))
     }
 
     async fn send_for_nothing(&self, method: Method, path: &str) -> Result<(), Error> {

@@ -86,6 +86,7 @@ pub(crate) enum Command {
     Sftp(ssh::sftp::Args),
     SshConfig(ssh_config::Args),
     SshCa(admin::ssh_ca::Args),
+    Session(admin::session::Args),
     SshServer(ssh_server::Args),
     #[command(hide = true)]
     SftpServer(ssh::sftp_server::Args),
@@ -129,6 +130,7 @@ impl Command {
             Self::Sftp(args) => block_on(ssh::sftp::run(args, global)),
             Self::SshConfig(args) => ssh_config::run(&args, global),
             Self::SshCa(args) => block_on(admin::ssh_ca::run(args, global)),
+            Self::Session(args) => block_on(admin::session::run(args, global)),
             Self::SshServer(args) => serve_on(ssh_server::run(args, global)),
             Self::SftpServer(args) => block_on(ssh::sftp_server::run(args)),
             Self::Agent(args) => serve_on(agent::run(args, global)),

@@ -9,6 +9,8 @@
 
 mod contact;
 mod publish;
+mod record;
+mod refusal;
 mod source;
 mod ssh;
 
@@ -27,7 +29,7 @@ pub(crate) use self::{
     contact::Contact,
     source::{Source, Update},
 };
-use crate::{api::Client, enrolment::State, remedy::advise};
+use crate::{api::Client, authority::Pinned, enrolment::State, remedy::advise};
 use tunnel::{self, Endpoints, Membership, Resolver, Tunnel, Wanted};
 
 /// MTU inside the network: the least that IPv6 allows passes every path that carries a tunnel.
@@ -49,6 +51,7 @@ pub(crate) struct Enrolled {
     role: Role,
     endpoints: Endpoints,
     publisher: Publisher,
+    authority: Pinned,
 }
 
 impl Enrolled {
@@ -65,6 +68,10 @@ impl Enrolled {
             Some(map) if !map.orgs.is_empty() => map,
             Some(_) | None => source.first().await?,
         };
+        let authority = Pinned::open(state.clone())?;
+        if authority.learn(&map) {
+            authority.keep();
+        }
         let attachment = tunnel::Attachment::make(interface, memberships(&map)).await?;
         let now = os::clock::Clock::start().now();
         let random = Box::new(tunnel::OsRandom);
@@ -86,6 +93,7 @@ impl Enrolled {
             role,
             endpoints: Endpoints::default(),
             publisher,
+            authority,
         })
     }
 
@@ -101,7 +109,7 @@ impl Enrolled {
 
     /// Lives as [`Self::run`] does and serves SSH at the node's address meanwhile.
     pub(crate) async fn run_with_ssh(self, client: Arc<Client>) -> Result<()> {
-        let serving = ssh::serve(self.tunnel.clone(), client);
+        let serving = ssh::serve(self.tunnel.clone(), self.authority.clone(), client);
         tokio::select! {
             ended = self.run() => ended,
             never = serving => match never {},
@@ -180,13 +188,22 @@ impl Enrolled {
 
     /// Works by `map` at once and keeps it for the next start.
     async fn apply(&mut self, map: &NetworkMap) -> Result<()> {
+        let is_new = self.authority.learn(map);
         self.tunnel.with(|node, now| node.apply(now, map));
         self.tunnel.set_resolver(resolver(map));
         self.publisher.listen(&self.tunnel);
         tracing::info!(serial = map.serial, "map applied");
         let (state, map) = (self.state.clone(), map.clone());
+        let authority = is_new.then(|| self.authority.clone());
         // The disk is waited for elsewhere: the map already holds.
-        let kept = tokio::task::spawn_blocking(move || state.keep_map(&map)).await;
+        let kept = tokio::task::spawn_blocking(move || {
+            state.keep_map(&map)?;
+            if let Some(authority) = authority {
+                authority.keep();
+            }
+            anyhow::Ok(())
+        });
+        let kept = kept.await;
         if let Err(error) = kept.context("keep the map")? {
             tracing::warn!("{error:#}: a restart without the server begins with an older map");
         }

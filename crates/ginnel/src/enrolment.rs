@@ -19,6 +19,7 @@ use os::file::{Lock, LockError};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    authority::Pin,
     cli::Global,
     remedy::{Advise as _, advise},
     state,
@@ -64,6 +65,8 @@ const ENROLMENT: &str = "node.json";
 const SESSION: &str = "session.json";
 const MAP: &str = "map.json";
 const PRIVATE_KEY: &str = "private.key";
+/// Whom the organisation lets sign the statement of its CA keys, and its last version.
+pub(crate) const SSH_AUTHORITY: &str = "ssh_authority.json";
 /// The key that `ginnel cert` makes.
 pub(crate) const SSH_KEY: &str = "ssh_user";
 /// Its certificate, where OpenSSH looks for it.
@@ -71,13 +74,14 @@ pub(crate) const SSH_CERTIFICATE: &str = "ssh_user-cert.pub";
 /// Whom the organisation trusts to certify hosts.
 pub(crate) const SSH_KNOWN_HOSTS: &str = "ssh_known_hosts";
 /// Every file that [`State::clear`] removes: all that enrolling made.
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     ENROLMENT,
     SESSION,
     MAP,
     PRIVATE_KEY,
     "endpoints.json",
     "timestamp.json",
+    SSH_AUTHORITY,
     SSH_KEY,
     SSH_CERTIFICATE,
     SSH_KNOWN_HOSTS,
@@ -157,6 +161,9 @@ impl State {
     /// knows who it is can always start.
     pub(crate) fn keep_enrolled(&self, url: &str, enrolled: &Enrolled) -> Result<()> {
         self.keep_map(&enrolled.map)?;
+        if let Some(pin) = Pin::of(&enrolled.map) {
+            self.write(SSH_AUTHORITY, &pin)?;
+        }
         self.keep_enrolment(&Enrolment {
             url: url.to_owned(),
             id: enrolled.id,

@@ -3,6 +3,7 @@
 mod admin;
 mod agent;
 mod api;
+mod authority;
 mod cert;
 mod cli;
 mod completions;

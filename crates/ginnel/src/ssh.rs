@@ -14,5 +14,5 @@ pub(crate) mod sftp_server;
 
 pub(crate) use self::{
     acceptance::Authority,
-    server::{Identity, Lookup, Server},
+    server::{Archive, Identity, Lookup, Organisation, Server},
 };

@@ -27,10 +27,16 @@ mod outliving;
 mod policy;
 #[path = "network/reach.rs"]
 mod reach;
+#[path = "network/refusal.rs"]
+mod refusal;
 #[path = "network/removal.rs"]
 mod removal;
+#[path = "network/revocation.rs"]
+mod revocation;
 #[path = "network/secrecy.rs"]
 mod secrecy;
+#[path = "network/session.rs"]
+mod session;
 #[path = "network/ssh.rs"]
 mod ssh;
 #[path = "network/world.rs"]

@@ -41,6 +41,10 @@ id!(
     ServiceId
 );
 id!(
+    /// A recorded session.
+    SessionId
+);
+id!(
     /// A rule of a policy.
     RuleId
 );

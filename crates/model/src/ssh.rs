@@ -3,7 +3,12 @@
 //! Certificates are OpenSSH's (PROTOCOL.certkeys), all keys Ed25519. No private key and no
 //! computation with keys stands here: control signs, nodes and clients verify.
 
-use std::{collections::BTreeSet, fmt, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv6Addr,
+    str::FromStr,
+};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
@@ -14,10 +19,17 @@ pub use certificate::{
     Revocation, Revoked, Rotation, TrustedKey, UserCertificateRequest,
 };
 pub use key::{MalformedPublicKey, PublicKeyText, SignatureText};
+pub use refusal::{Reason, RefusedLogin};
+pub use session::{
+    BegunSession, COMMAND_BYTES_MAX, NewSession, PIECE_BYTES_MAX, PIECES_MAX, Piece,
+    RECORD_BYTES_MAX, Session, SessionEnd,
+};
 pub use statement::{MalformedStatement, Statement};
 
 mod certificate;
 mod key;
+mod refusal;
+mod session;
 mod statement;
 #[cfg(test)]
 mod tests;
@@ -45,6 +57,10 @@ pub const CA_KEYS_MAX: usize = 4;
 /// is refused; retiring the CA at once revokes everything.
 pub const REVOKED_MAX: usize = 65_536;
 
+/// Most addresses in a map whose earlier certificates were all taken back. A further one is refused
+/// as a further serial is.
+pub const CUT_MAX: usize = 65_536;
+
 /// Most principals that a request or a certificate may name.
 pub const PRINCIPALS_MAX: usize = 16;
 
@@ -56,9 +72,14 @@ pub struct Authority {
     pub signing_key: PublicKeyText,
     /// The CA keys with that signature, as `_sshca.internal` answers them.
     pub statement: Statement,
-    /// Serials of certificates that have not ended and are refused all the same.
+    /// Serials of certificates that are refused although they have not ended, or whose sessions end
+    /// although the certificates ended before.
     #[serde(default, deserialize_with = "bounded_serials")]
     pub revoked: BTreeSet<Serial>,
+    /// By the address of a node: user certificates up to this serial that were made for it count no
+    /// more, however long ago they ended, so that sessions which they began end too.
+    #[serde(default, deserialize_with = "bounded_cut")]
+    pub cut: BTreeMap<Ipv6Addr, Serial>,
     /// Which sessions a node must record.
     #[serde(default)]
     pub recording: Recording,
@@ -225,4 +246,14 @@ fn bounded_serials<'de, D: Deserializer<'de>>(
         return Err(serde::de::Error::custom("too many revoked serials"));
     }
     Ok(serials)
+}
+
+fn bounded_cut<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<Ipv6Addr, Serial>, D::Error> {
+    let cut = BTreeMap::deserialize(deserializer)?;
+    if cut.len() > CUT_MAX {
+        return Err(serde::de::Error::custom("too many addresses"));
+    }
+    Ok(cut)
 }

@@ -43,6 +43,10 @@ pub(crate) enum Action {
     ReadSshAuthority,
     ReadCertificate,
     ChangeSsh,
+    ReportRefusal,
+    RecordSession,
+    ReadSession,
+    ChangeSession,
 }
 
 /// Who asks, by the kind of the token and the role of its node.
@@ -90,7 +94,7 @@ const fn rule(method: Method, path: &'static str, action: Action) -> Rule {
 }
 
 /// Every route.
-pub(crate) static RULES: [Rule; 40] = [
+pub(crate) static RULES: [Rule; 48] = [
     rule(Method::GET, "/v1/health", Action::ReadHealth),
     rule(Method::GET, "/v1/openapi.json", Action::ReadDescription),
     rule(Method::GET, "/v1/whoami", Action::ReadSelf),
@@ -143,6 +147,34 @@ pub(crate) static RULES: [Rule; 40] = [
     rule(Method::POST, "/v1/ssh/rotation", Action::ChangeSsh),
     rule(Method::POST, "/v1/ssh/revocations", Action::ChangeSsh),
     rule(Method::PUT, "/v1/ssh/recording", Action::ChangeSsh),
+    rule(Method::POST, "/v1/ssh/refusals", Action::ReportRefusal),
+    rule(Method::GET, "/v1/ssh/sessions", Action::ReadSession),
+    rule(Method::POST, "/v1/ssh/sessions", Action::RecordSession),
+    rule(
+        Method::GET,
+        "/v1/ssh/sessions/{session}",
+        Action::ReadSession,
+    ),
+    rule(
+        Method::DELETE,
+        "/v1/ssh/sessions/{session}",
+        Action::ChangeSession,
+    ),
+    rule(
+        Method::GET,
+        "/v1/ssh/sessions/{session}/pieces",
+        Action::ReadSession,
+    ),
+    rule(
+        Method::POST,
+        "/v1/ssh/sessions/{session}/pieces",
+        Action::RecordSession,
+    ),
+    rule(
+        Method::POST,
+        "/v1/ssh/sessions/{session}/end",
+        Action::RecordSession,
+    ),
 ];
 
 /// Returns what the route of `method` and `path` does; `None` refuses.
@@ -180,7 +212,9 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
         Action::LookUpKey => only(who, Who::GatewayNode),
         // A certificate speaks for the person or the node of the token, whoever else may do more.
         Action::CertifyUser => own(who, Who::Session),
-        Action::CertifyHost => own(who, Who::Client),
+        Action::CertifyHost | Action::ReportRefusal | Action::RecordSession => {
+            own(who, Who::Client)
+        }
         Action::ReadOrg
         | Action::ReadNode
         | Action::ReadService
@@ -195,6 +229,8 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
         | Action::ChangePolicy
         | Action::ReadCertificate
         | Action::ChangeSsh
+        | Action::ReadSession
+        | Action::ChangeSession
         | Action::ReadAudit => only(who, Who::Session),
     }
 }
@@ -205,7 +241,11 @@ pub(crate) fn needed(action: Action) -> Kind {
         Action::Join => Kind::Join,
         Action::LogIn => Kind::Admin,
         Action::EnrolGateway => Kind::Gateway,
-        Action::ReadMap | Action::LookUpKey | Action::CertifyHost => Kind::Node,
+        Action::ReadMap
+        | Action::LookUpKey
+        | Action::CertifyHost
+        | Action::ReportRefusal
+        | Action::RecordSession => Kind::Node,
         Action::ReadHealth
         | Action::ReadDescription
         | Action::ReadSelf
@@ -225,6 +265,8 @@ pub(crate) fn needed(action: Action) -> Kind {
         | Action::ReadSshAuthority
         | Action::ReadCertificate
         | Action::ChangeSsh
+        | Action::ReadSession
+        | Action::ChangeSession
         | Action::ReadAudit => Kind::Session,
     }
 }

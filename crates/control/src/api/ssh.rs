@@ -1,14 +1,15 @@
 //! SSH certificates: signing them, taking them back, the keys that sign.
 
-use axum::{Extension, Json, extract::State};
+use axum::{Extension, Json, extract::State, http::StatusCode};
 use model::{
     api::{ErrorBody, ErrorCode, ListQuery, Page, Timestamp},
     name::{Label, ZONE},
     ssh::{
-        AuthorityQuery, AuthorityView, BACKDATE_SECONDS, Certificate, CertificateKind,
+        AuthorityQuery, AuthorityView, BACKDATE_SECONDS, CUT_MAX, Certificate, CertificateKind,
         HOST_TTL_SECONDS, HostCertificateRequest, IssuedCertificate, NewRecording, Principal,
-        REVOKED_MAX, Revocation, Revoked, Rotation, TrustedKey, USER_TTL_SECONDS_DEFAULT,
-        USER_TTL_SECONDS_MAX, USER_TTL_SECONDS_MIN, UserCertificateRequest,
+        REVOKED_MAX, RefusedLogin, Revocation, Revoked, Rotation, TrustedKey,
+        USER_TTL_SECONDS_DEFAULT, USER_TTL_SECONDS_MAX, USER_TTL_SECONDS_MIN,
+        UserCertificateRequest,
     },
 };
 
@@ -21,7 +22,7 @@ use super::{
     rows_of_page,
 };
 use crate::{
-    Server,
+    REPORTS_PER_MINUTE_MAX, Server,
     ssh::RotationRefused,
     storage::{
         self, Change, Touched,
@@ -136,11 +137,12 @@ pub(super) async fn revoke(
         Revocation::Node(node) => (Selection::Node(node), format!("node:{node}")),
     };
     let mut change = server.change().await?;
-    let orgs = revoke_in(&mut change, selection).await?;
+    let mut orgs = revoke_in(&mut change, selection).await?;
     let certificates = u32::try_from(orgs.len()).unwrap_or(u32::MAX);
-    if certificates == 0 {
+    orgs.extend(cut_off(&mut change, selection).await?);
+    if orgs.is_empty() {
         if let Selection::Serial(serial) = selection {
-            let message = format!("no certificate {serial} could be used any more");
+            let message = format!("there is no certificate {serial} that could be revoked");
             return Err(ApiError::new(ErrorCode::NotFound, message));
         }
         return Ok(Json(Revoked { certificates }));
@@ -183,6 +185,30 @@ pub(super) async fn record(
     Ok(Json(view))
 }
 
+/// Writes into the audit that the asking node refused a login.
+#[utoipa::path(post, path = "/v1/ssh/refusals", request_body = RefusedLogin,
+    responses((status = 204), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn refusal(
+    State(server): State<Server>,
+    access: Access,
+    Body(request): Body<RefusedLogin>,
+) -> Result<StatusCode, ApiError> {
+    let node = access.own()?;
+    if !server.may_report(node.id) {
+        let message = format!("a node tells at most {REPORTS_PER_MINUTE_MAX} refusals a minute");
+        return Err(ApiError::new(ErrorCode::LimitReached, message));
+    }
+    let entry = Entry {
+        actor: access.actor(),
+        action: "ssh_login_refused",
+        subject: request.to_string(),
+        org: node.org(),
+    };
+    let change = server.change().await?;
+    server.commit(change, entry, Touched::Nobody).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 impl From<RotationRefused> for ApiError {
     fn from(refused: RotationRefused) -> Self {
         match refused {
@@ -216,6 +242,26 @@ pub(super) async fn revoke_in(
         let serials = storage::ssh::revoked_serials(change.connection(), now, org).await?;
         if serials.len() > REVOKED_MAX {
             let message = "too many certificates are revoked one by one; end all of them with \
+                           `ginnel ssh-ca rotate --now`";
+            return Err(ApiError::new(ErrorCode::LimitReached, message));
+        }
+    }
+    Ok(orgs)
+}
+
+/// Ends what was begun with earlier certificates of a person or a node, in a change that publishes
+/// the maps of the organisations returned.
+async fn cut_off(
+    change: &mut Change,
+    selection: Selection,
+) -> Result<Vec<storage::OrgId>, ApiError> {
+    let orgs = storage::ssh::cut_off(change.connection(), selection).await?;
+    let mut distinct = orgs.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    for org in distinct {
+        if storage::ssh::cut(change.connection(), org).await?.len() > CUT_MAX {
+            let message = "the certificates of too many nodes are revoked; end all of them with \
                            `ginnel ssh-ca rotate --now`";
             return Err(ApiError::new(ErrorCode::LimitReached, message));
         }

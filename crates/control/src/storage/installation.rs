@@ -2,7 +2,7 @@
 
 use sqlx::{Row as _, SqliteConnection};
 
-use super::{AUDIT_SECONDS_MIN, Error, REMOVED_SECONDS_MIN, Touched, number};
+use super::{AUDIT_SECONDS_MIN, Error, REMOVED_SECONDS_MIN, SESSION_SECONDS_MIN, Touched, number};
 
 /// The one row of the installation.
 pub(crate) struct Installation {
@@ -84,6 +84,7 @@ pub(crate) async fn delete_past(connection: &mut SqliteConnection, now: i64) -> 
     let statements = [
         "DELETE FROM ssh_certificate WHERE valid_before < $1",
         "DELETE FROM ssh_certificate WHERE node IN (SELECT id FROM node WHERE removed < $1)",
+        "DELETE FROM ssh_cut WHERE node IN (SELECT id FROM node WHERE removed < $1)",
         "DELETE FROM token WHERE COALESCE(revoked, expires) < $1",
         "DELETE FROM token WHERE node IN (SELECT id FROM node WHERE removed < $1)",
         "DELETE FROM node WHERE removed < $1",
@@ -92,6 +93,17 @@ pub(crate) async fn delete_past(connection: &mut SqliteConnection, now: i64) -> 
     for statement in statements {
         gone += sqlx::query(statement)
             .bind(now - REMOVED_SECONDS_MIN)
+            .execute(&mut *connection)
+            .await?
+            .rows_affected();
+    }
+    for statement in [
+        "DELETE FROM ssh_session_piece WHERE session IN
+             (SELECT id FROM ssh_session WHERE begun < $1)",
+        "DELETE FROM ssh_session WHERE begun < $1",
+    ] {
+        gone += sqlx::query(statement)
+            .bind(now - SESSION_SECONDS_MIN)
             .execute(&mut *connection)
             .await?
             .rows_affected();

@@ -1,5 +1,7 @@
 //! SSH: the keys of each organisation's CA, sealed, and every certificate that they signed.
 
+use std::{collections::BTreeMap, net::Ipv6Addr};
+
 use model::{
     id::{NodeId, OrgId, UserId},
     name::Label,
@@ -289,6 +291,7 @@ pub(crate) async fn published(
             signature: authority.signature,
         },
         revoked: revoked_serials(connection, now, org).await?.collect(),
+        cut: cut(connection, org).await?,
         recording: authority.recording,
     }))
 }
@@ -369,7 +372,8 @@ pub(crate) async fn certificates(
     .collect()
 }
 
-/// Revokes certificates that have not ended and returns one organisation for each.
+/// Revokes certificates that have not ended, or one that has, and returns one organisation for
+/// each.
 pub(crate) async fn revoke(
     connection: &mut SqliteConnection,
     now: i64,
@@ -377,8 +381,11 @@ pub(crate) async fn revoke(
 ) -> Result<Vec<OrgId>, Error> {
     let (statement, id) = match selection {
         Selection::Serial(Serial(serial)) => (
-            "UPDATE ssh_certificate SET revoked = $1
-             WHERE valid_before > $1 AND revoked IS NULL AND serial = $2 RETURNING org",
+            // Its session may go on. That it was revoked after its end keeps it listed.
+            "UPDATE ssh_certificate SET revoked = CASE WHEN valid_before > $1
+                    THEN $1 ELSE MAX($1, valid_before + 1) END
+             WHERE revoked IS NULL AND serial = $2 AND (valid_before > $1 OR kind = 'user')
+             RETURNING org",
             // What no row can have is none of ours.
             i64::try_from(serial).unwrap_or_default(),
         ),
@@ -427,15 +434,62 @@ pub(crate) async fn end_certificates(
     Ok(())
 }
 
-/// Returns the revoked certificates of an organisation that have not ended.
+/// Lets every user certificate count no more that was made so far for the nodes of a selection, and
+/// returns the organisation of each node for which that is new.
+pub(crate) async fn cut_off(
+    connection: &mut SqliteConnection,
+    selection: Selection,
+) -> Result<Vec<OrgId>, Error> {
+    let (user, node) = match selection {
+        Selection::User(user) => (Some(user.0), None),
+        Selection::Node(node) => (None, Some(node.0)),
+        Selection::Serial(_) | Selection::Host(_) => return Ok(Vec::new()),
+    };
+    sqlx::query(
+        "INSERT INTO ssh_cut (node, org, serial)
+         SELECT id, org, (SELECT MAX(serial) FROM ssh_certificate) FROM node
+         WHERE (\"user\" = $1 OR id = $2) AND removed IS NULL AND address IS NOT NULL
+               AND EXISTS (SELECT 1 FROM ssh_certificate)
+         ON CONFLICT (node) DO UPDATE SET serial = excluded.serial
+         WHERE excluded.serial > ssh_cut.serial RETURNING org",
+    )
+    .bind(user)
+    .bind(node)
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(|row| Ok(OrgId(row.try_get("org")?)))
+    .collect()
+}
+
+/// Returns up to which serial certificates count no more, by the address of their node.
+pub(crate) async fn cut(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+) -> Result<BTreeMap<Ipv6Addr, Serial>, Error> {
+    sqlx::query(
+        "SELECT n.address, c.serial FROM ssh_cut c JOIN node n ON n.id = c.node
+         WHERE c.org = $1 AND n.removed IS NULL",
+    )
+    .bind(org.0)
+    .fetch_all(connection)
+    .await?
+    .iter()
+    .map(|row| Ok((text(row, "address")?, number(row, "serial").map(Serial)?)))
+    .collect()
+}
+
+/// Returns the revoked certificates of an organisation that have not ended, and those that were
+/// revoked after their end.
 pub(crate) async fn revoked_serials(
     connection: &mut SqliteConnection,
     now: i64,
     org: OrgId,
-) -> Result<impl ExactSizeIterator<Item = Serial>, Error> {
+) -> Result<impl ExactSizeIterator<Item = Serial> + use<>, Error> {
     let rows = sqlx::query(
         "SELECT serial FROM ssh_certificate
-         WHERE org = $1 AND revoked IS NOT NULL AND valid_before > $2",
+         WHERE org = $1 AND revoked IS NOT NULL
+               AND (valid_before > $2 OR revoked > valid_before)",
     )
     .bind(org.0)
     .bind(now)

@@ -5,6 +5,7 @@ mod enrol;
 mod map;
 mod permission;
 mod policy;
+mod session;
 mod ssh;
 mod token;
 mod world;

@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use axum::http::Method;
 use model::{
     api::{Enrolled, ErrorCode, NewService, Page, Rule, Service},
-    id::RuleId,
+    id::{RuleId, SessionId},
     key::PublicKey,
+    ssh::{BegunSession, IssuedCertificate, Serial},
     token::{Kind, Token},
 };
 use serde_json::{Value, json};
@@ -21,6 +22,8 @@ struct Stage {
     service: Service,
     token: i64,
     rule: RuleId,
+    serial: Serial,
+    session: SessionId,
 }
 
 /// An Ed25519 public key.
@@ -160,6 +163,14 @@ impl Stage {
             .0;
         let rules = world.get("/v1/rules?org=default", &session).await;
         let rule = rules.parse::<Page<Rule>>().items[0].id;
+        let body = json!({"public_key": SSH_KEY});
+        let path = "/v1/ssh/user-certificate";
+        let issued: IssuedCertificate = world.post(path, &session, &body).await.parse();
+        let body = json!({
+            "serial": issued.serial, "account": "root", "source": "fd00::1", "terminal": true
+        });
+        let begun = world.post("/v1/ssh/sessions", &web.node_token, &body).await;
+        let begun: BegunSession = begun.parse();
         let admin = world.server.admin_token().await;
         let askers = vec![
             ("anyone", None),
@@ -186,6 +197,8 @@ impl Stage {
             service,
             token,
             rule,
+            serial: issued.serial,
+            session: begun.id,
         }
     }
 
@@ -202,6 +215,7 @@ impl Stage {
             .replace("{service}", &self.service.id.to_string())
             .replace("{token}", &self.token.to_string())
             .replace("{rule}", &self.rule.to_string())
+            .replace("{session}", &self.session.to_string())
             .replace("{key}", &key);
         let key = PublicKey([100; 32]);
         let body = match path {
@@ -213,6 +227,12 @@ impl Stage {
             }
             "/v1/ssh/rotation" => json!({}),
             "/v1/ssh/revocations" => json!({"node": self.web.id}),
+            "/v1/ssh/sessions" => json!({
+                "serial": self.serial, "account": "root", "source": "fd00::1", "terminal": true
+            }),
+            "/v1/ssh/sessions/{session}/pieces" => json!({"number": 0, "text": "x"}),
+            "/v1/ssh/sessions/{session}/end" => json!({"status": 0}),
+            "/v1/ssh/refusals" => json!({"source": "fd00::1", "reason": "expired"}),
             "/v1/ssh/recording" => json!({"recording": "all"}),
             "/v1/rules" => json!({"from": ["*"], "to": ["*"]}),
             "/v1/rules/{rule}" => json!({"traffic": ["22"]}),

@@ -440,6 +440,82 @@ async fn a_serial_a_person_and_a_node_are_revoked_until_their_certificates_end()
     assert_eq!(rows[0], format!("serial:{one} certificates:1"));
 }
 
+/// A session may outlive its certificate by far; what is taken back reaches it all the same.
+#[tokio::test]
+async fn what_began_with_a_certificate_that_has_ended_can_be_ended() {
+    let Scene { world, login, web } = scene().await;
+    let session = &login.session_token;
+    let one = certify(&world, session, 60).await.serial;
+    let two = certify(&world, session, 60).await.serial;
+    world.pass(3_600);
+    let revoke = async |body: Value| {
+        let reply = world.post("/v1/ssh/revocations", session, &body).await;
+        reply.parse::<Revoked>().certificates
+    };
+    assert_eq!(revoke(json!({ "serial": one })).await, 1);
+    let authority = published(&world, &web.node_token).await;
+    assert!(authority.revoked.contains(&one) && !authority.revoked.contains(&two));
+    assert!(authority.cut.is_empty(), "{authority:?}");
+    for body in [
+        json!({ "user": login.user }),
+        json!({ "node": login.device.id }),
+    ] {
+        let address = login.device.address;
+        let serial = certify(&world, session, 60).await.serial;
+        world.pass(61);
+        assert_eq!(revoke(body.clone()).await, 0, "none could be used any more");
+        let authority = published(&world, &web.node_token).await;
+        assert_eq!(authority.cut, [(address, serial)].into(), "{body}");
+        assert!(
+            certify(&world, session, 60).await.serial > serial,
+            "the next one counts"
+        );
+        world.pass(61);
+    }
+    // The node goes, and with it what would have to be listed.
+    let path = format!("/v1/nodes/{}", login.device.id);
+    let other = world.login().await;
+    world.delete(&path, &other.session_token).await;
+    assert!(published(&world, &web.node_token).await.cut.is_empty());
+}
+
+#[tokio::test]
+async fn a_refused_login_is_in_the_audit_and_a_node_cannot_fill_it() {
+    let Scene { world, login, web } = scene().await;
+    let body = json!({
+        "account": "root", "source": "fd00::7", "reason": "expired", "serial": 9,
+        "key_id": "user=ann", "untold": 3
+    });
+    let tell = async || world.post("/v1/ssh/refusals", &web.node_token, &body).await;
+    assert_eq!(tell().await.status.as_u16(), 204);
+    let rows = audited(&world, &login.session_token, "ssh_login_refused").await;
+    let expected = "reason:expired source:fd00::7 account:root serial:9 key_id:user=ann untold:3";
+    assert_eq!(rows, [expected]);
+    let mut told = 1;
+    let refused = loop {
+        let reply = tell().await;
+        if !reply.status.is_success() {
+            break reply;
+        }
+        told += 1;
+        assert!(told < 1_000, "there is a bound");
+    };
+    refused.is(ErrorCode::LimitReached);
+    world.pass(60);
+    assert_eq!(tell().await.status.as_u16(), 204);
+    for (name, value) in [
+        ("account", json!("a b")),
+        ("source", json!("x")),
+        ("reason", json!("bored")),
+        ("key_id", json!("a\nb")),
+    ] {
+        let mut body = body.clone();
+        body[name] = value;
+        let reply = world.post("/v1/ssh/refusals", &web.node_token, &body).await;
+        reply.is(ErrorCode::MalformedRequest);
+    }
+}
+
 #[tokio::test]
 async fn a_removed_node_and_a_renamed_one_lose_their_certificates() {
     let Scene { world, login, web } = scene().await;

@@ -1,12 +1,16 @@
 //! The node's own SSH server at port 22 of its address, by what the map says of the authority.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
-use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use model::{
-    address::OrgPrefix,
-    ssh::{self, HOST_TTL_SECONDS, HostCertificateRequest, Recording, Statement},
+    map::NetworkMap,
+    ssh::{HOST_TTL_SECONDS, HostCertificateRequest, PublicKeyText},
 };
 use russh::keys::{
     Certificate,
@@ -15,11 +19,13 @@ use russh::keys::{
 use tokio::time;
 use tunnel::{TcpListener, Tunnel};
 
+use super::{record::Records, refusal};
 use crate::{
     api::Client,
+    authority::Pinned,
     cert,
     remedy::Advise as _,
-    ssh::{Authority, Identity, Lookup, Server},
+    ssh::{Authority, Identity, Lookup, Organisation, Server},
 };
 
 const PORT: u16 = 22;
@@ -27,23 +33,49 @@ const PORT: u16 = 22;
 /// A key and its certificate serve so long, then both are made anew.
 const RENEWAL: Duration = Duration::from_secs(HOST_TTL_SECONDS / 2);
 
+/// How often it is looked whether the organisation still trusts who certified this host.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// The wait after a failure: the server is away, or another program has the port.
 const BACK_OFF: Duration = Duration::from_secs(5);
 
 /// The wait after a failed accept: out of descriptors, some will be closed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// The network around the server.
+#[derive(Clone)]
+struct Surroundings {
+    tunnel: Tunnel,
+    pinned: Pinned,
+}
+
 /// Serves SSH at the node's own address; until it has a certificate nobody is served.
-pub(super) async fn serve(tunnel: Tunnel, client: Arc<Client>) -> Infallible {
+pub(super) async fn serve(tunnel: Tunnel, pinned: Pinned, client: Arc<Client>) -> Infallible {
+    let surroundings = Surroundings { tunnel, pinned };
+    let refused = refusal::teller(Arc::clone(&client));
     loop {
-        match open(&tunnel, &client).await {
-            Ok((listener, server)) => {
+        let organisation = Organisation {
+            authority: surroundings.lookup(),
+            refused: Arc::clone(&refused),
+            archive: Some(Arc::new(Records(Arc::clone(&client)))),
+        };
+        match open(&surroundings, organisation, &client).await {
+            Ok(Opened {
+                listener,
+                server,
+                certificate,
+            }) => {
                 // Connections that are open stay with the server that accepted them.
                 let serving = accept(&listener, &server);
-                match time::timeout(RENEWAL, serving).await {
-                    Ok(never) => match never {},
-                    Err(_) => tracing::info!("ssh: a new host key"),
-                }
+                let ends = async {
+                    tokio::select! {
+                        never = serving => match never {},
+                        () = surroundings.doubts(&certificate) => {}
+                    }
+                };
+                // That its time is over and that nobody believes it any more ask for the same.
+                drop(time::timeout(RENEWAL, ends).await);
+                tracing::info!("ssh: a new host key");
             }
             Err(error) => {
                 tracing::warn!("ssh: {error:#}");
@@ -53,7 +85,18 @@ pub(super) async fn serve(tunnel: Tunnel, client: Arc<Client>) -> Infallible {
     }
 }
 
-async fn open(tunnel: &Tunnel, client: &Client) -> Result<(TcpListener, Server)> {
+struct Opened {
+    listener: TcpListener,
+    server: Server,
+    certificate: Certificate,
+}
+
+async fn open(
+    surroundings: &Surroundings,
+    organisation: Organisation,
+    client: &Client,
+) -> Result<Opened> {
+    let tunnel = &surroundings.tunnel;
     let addresses = tunnel.with(|node, _| node.addresses());
     let own = addresses.first().context("this node has no address")?;
     let local = SocketAddr::new(*own, PORT);
@@ -70,16 +113,15 @@ async fn open(tunnel: &Tunnel, client: &Client) -> Result<(TcpListener, Server)>
         .context("read the server's certificate")?;
     let identity = Identity {
         key,
-        certificate: Some(certificate),
+        certificate: Some(certificate.clone()),
     };
-    let inside = tunnel.clone();
-    let lookup: Lookup = Arc::new(move || {
-        let known = known(&inside);
-        Box::pin(async move { known.map(Arc::new) })
-    });
-    let server = Server::new(identity, lookup)?;
+    let server = Server::new(identity, organisation)?;
     tracing::info!(%local, "ssh: serving");
-    Ok((listener, server))
+    Ok(Opened {
+        listener,
+        server,
+        certificate,
+    })
 }
 
 async fn accept(listener: &TcpListener, server: &Server) -> Infallible {
@@ -97,99 +139,61 @@ async fn accept(listener: &TcpListener, server: &Server) -> Infallible {
     }
 }
 
-/// Returns whom the map trusts now.
-fn known(tunnel: &Tunnel) -> Result<Authority, String> {
-    let found = tunnel.with(|node, _| {
-        let org = node.map()?.own_org()?;
-        Some((org.prefix, org.ssh.clone()?))
-    });
-    let (prefix, authority) = found.ok_or("the map names no authority")?;
-    verified(prefix, &authority)
-}
+impl Surroundings {
+    fn lookup(&self) -> Lookup {
+        let surroundings = self.clone();
+        Arc::new(move |peer| {
+            let known = surroundings.known(peer);
+            Box::pin(async move { known.map(Arc::new) })
+        })
+    }
 
-/// Takes the keys of a statement that is signed as the organisation's.
-fn verified(org: OrgPrefix, authority: &ssh::Authority) -> Result<Authority, String> {
-    let Statement {
-        version,
-        keys,
-        signature,
-    } = &authority.statement;
-    let message = Statement::message(org, *version, keys);
-    UnparsedPublicKey::new(&ED25519, authority.signing_key.0)
-        .verify(&message, &signature.0)
-        .map_err(|_| "the statement of the CA keys is not signed by the organisation")?;
-    match authority.recording {
-        Recording::Off => {}
-        Recording::Pty | Recording::All => {
-            return Err("sessions have to be recorded, which this server cannot".to_owned());
+    /// Returns whom the map trusts now, as the peer with this address meets it.
+    fn known(&self, peer: IpAddr) -> Result<Authority, String> {
+        self.tunnel.with(|node, _| {
+            let map = node.map();
+            let said = self.pinned.verified(map);
+            let said = said.map_err(|refusal| refusal.to_string())?;
+            let data = |key: &PublicKeyText| KeyData::from(Ed25519PublicKey(key.0));
+            let cut = match peer {
+                IpAddr::V6(peer) => said.cut.get(&peer),
+                IpAddr::V4(_) => None,
+            };
+            Ok(Authority {
+                user_ca: said.statement.keys.user.iter().map(data).collect(),
+                host_ca: said.statement.keys.host.iter().map(data).collect(),
+                revoked: said.revoked.iter().map(|serial| serial.0).collect(),
+                cut: cut.map(|serial| serial.0),
+                recording: said.recording,
+                is_stranger: !map.is_some_and(|map| has(map, peer)),
+            })
+        })
+    }
+
+    /// Waits until the organisation does not trust who made a host certificate, or took it back.
+    async fn doubts(&self, certificate: &Certificate) {
+        loop {
+            time::sleep(LOOK_AGAIN).await;
+            let stands = self.tunnel.with(|node, _| {
+                let said = self.pinned.verified(node.map());
+                // Whom to trust instead is not known either.
+                said.map_or(true, |said| {
+                    let mut revoked = said.revoked.iter();
+                    let mut keys = said.statement.keys.host.iter();
+                    let signer = certificate.signature_key();
+                    keys.any(|key| *signer == KeyData::from(Ed25519PublicKey(key.0)))
+                        && !revoked.any(|serial| serial.0 == certificate.serial())
+                })
+            });
+            if !stands {
+                return;
+            }
         }
     }
-    let key = |key: &ssh::PublicKeyText| KeyData::from(Ed25519PublicKey(key.0));
-    Ok(Authority {
-        user_ca: keys.user.iter().map(key).collect(),
-        host_ca: keys.host.iter().map(key).collect(),
-        revoked: authority.revoked.iter().map(|serial| serial.0).collect(),
-    })
 }
 
-#[cfg(test)]
-mod tests {
-    use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
-    use model::ssh::{CaKeys, PublicKeyText, SignatureText};
-
-    use super::*;
-
-    fn signed() -> (OrgPrefix, ssh::Authority) {
-        let org: OrgPrefix = "fd00:1:2::/48".parse().unwrap();
-        let pair = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap();
-        let keys = CaKeys {
-            user: vec![PublicKeyText([2; 32])],
-            host: vec![PublicKeyText([3; 32])],
-        };
-        let signature = pair.sign(&Statement::message(org, 4, &keys));
-        let authority = ssh::Authority {
-            signing_key: PublicKeyText(pair.public_key().as_ref().try_into().unwrap()),
-            statement: Statement {
-                version: 4,
-                keys,
-                signature: SignatureText(signature.as_ref().try_into().unwrap()),
-            },
-            revoked: [ssh::Serial(5)].into(),
-            recording: Recording::Off,
-        };
-        (org, authority)
-    }
-
-    #[test]
-    fn keys_count_as_long_as_their_statement_is_signed() {
-        let (org, authority) = signed();
-        let known = verified(org, &authority).unwrap();
-        assert_eq!((known.user_ca.len(), known.host_ca.len()), (1, 1));
-        assert!(known.revoked.contains(&5));
-    }
-
-    #[track_caller]
-    fn check(change: impl FnOnce(&mut OrgPrefix, &mut ssh::Authority), refusal: &str) {
-        let (mut org, mut authority) = signed();
-        change(&mut org, &mut authority);
-        let said = verified(org, &authority).unwrap_err();
-        assert!(said.contains(refusal), "{said}");
-    }
-
-    #[test]
-    fn a_changed_statement_lets_nobody_in() {
-        const REFUSAL: &str = "not signed by the organisation";
-        let other = PublicKeyText([9; 32]);
-        check(|_, known| known.statement.keys.user.push(other), REFUSAL);
-        check(|_, known| known.statement.version += 1, REFUSAL);
-        check(|_, known| known.signing_key = other, REFUSAL);
-        let elsewhere = "fd00:1:3::/48".parse().unwrap();
-        check(|org, _| *org = elsewhere, REFUSAL);
-    }
-
-    #[test]
-    fn who_must_record_and_cannot_lets_nobody_in() {
-        check(|_, known| known.recording = Recording::Pty, "recorded");
-        check(|_, known| known.recording = Recording::All, "recorded");
-    }
+/// Tells whether a node of the own organisation has `address`.
+fn has(map: &NetworkMap, address: IpAddr) -> bool {
+    let mut nodes = map.own_org().into_iter().flat_map(|org| org.nodes.values());
+    nodes.any(|node| IpAddr::V6(node.address) == address)
 }

@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
+use model::ssh::{Reason, Recording};
 use russh::keys::{
     Algorithm, Certificate,
     ssh_key::{certificate::OptionsMap, public::KeyData},
 };
 use thiserror::Error;
 
-/// Whom an organisation trusts at one moment.
+/// Whom an organisation trusts at one moment, as one peer meets it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Authority {
     /// Who signs user certificates: the current and the next key.
@@ -17,6 +18,12 @@ pub(crate) struct Authority {
     pub(crate) host_ca: Vec<KeyData>,
     /// Serials of certificates that count no more.
     pub(crate) revoked: BTreeSet<u64>,
+    /// Certificates up to this serial count no more if they come from the peer's address.
+    pub(crate) cut: Option<u64>,
+    /// The peer's address belongs to nobody any more.
+    pub(crate) is_stranger: bool,
+    /// Which sessions have to be recorded.
+    pub(crate) recording: Recording,
 }
 
 /// Who asks to come in.
@@ -54,12 +61,23 @@ pub(crate) struct Permit {
 impl Permit {
     /// Decides whether who came in by this may stay.
     pub(crate) fn still(&self, authority: &Authority) -> Result<(), Refusal> {
-        if authority.revoked.contains(&self.serial) {
-            return Err(Refusal::Revoked(self.serial));
-        }
+        authority.takes(self.serial)?;
         let mut trusted = authority.user_ca.iter();
         let is_trusted = trusted.any(|key| encoded(key).is_ok_and(|key| key == self.authority));
         is_trusted.then_some(()).ok_or(Refusal::WrongAuthority)
+    }
+}
+
+impl Authority {
+    /// Passes unless a certificate was taken back, or its holder's node left the network.
+    fn takes(&self, serial: u64) -> Result<(), Refusal> {
+        if self.is_stranger {
+            return Err(Refusal::Stranger);
+        }
+        if self.revoked.contains(&serial) || self.cut.is_some_and(|cut| serial <= cut) {
+            return Err(Refusal::Revoked(serial));
+        }
+        Ok(())
     }
 }
 
@@ -125,6 +143,37 @@ pub(crate) enum Refusal {
     /// Revoked.
     #[error("serial {0} was revoked")]
     Revoked(u64),
+    /// The peer's node was removed.
+    #[error("no node has the peer's address any more")]
+    Stranger,
+}
+
+impl Refusal {
+    /// Returns what the organisation is told.
+    pub(crate) fn reason(&self) -> Reason {
+        match self {
+            Self::Password => Reason::Password,
+            Self::RawKey => Reason::RawKey,
+            Self::NoAuthority(_) => Reason::NoAuthority,
+            Self::NotForUsers => Reason::HostCertificate,
+            Self::SignedByCertificate | Self::CertifiesCertificate => {
+                Reason::CertificateOfCertificate
+            }
+            Self::WrongAuthority => Reason::WrongAuthority,
+            Self::KeyOfAuthority => Reason::KeyOfAuthority,
+            Self::WeakSignature(_) => Reason::WeakSignature,
+            Self::WrongSignature => Reason::WrongSignature,
+            Self::NotYetValid => Reason::NotYetValid,
+            Self::Expired => Reason::Expired,
+            Self::WrongPrincipal(_) => Reason::WrongPrincipal,
+            Self::WrongSource(_) => Reason::WrongSource,
+            Self::UnknownCriticalOption(_) => Reason::UnknownCriticalOption,
+            Self::NoAccount(_) => Reason::NoAccount,
+            Self::OtherAccount { .. } => Reason::OtherAccount,
+            Self::Revoked(_) => Reason::Revoked,
+            Self::Stranger => Reason::Stranger,
+        }
+    }
 }
 
 const FORCE_COMMAND: &str = "force-command";
@@ -156,9 +205,7 @@ pub(crate) fn accept(
         return Err(Refusal::WrongPrincipal(asked.user.to_owned()));
     }
     let force_command = critical(certificate.critical_options(), asked.source)?;
-    if authority.revoked.contains(&certificate.serial()) {
-        return Err(Refusal::Revoked(certificate.serial()));
-    }
+    authority.takes(certificate.serial())?;
     let extensions = certificate.extensions();
     Ok(Permit {
         key_id: certificate.key_id().to_owned(),

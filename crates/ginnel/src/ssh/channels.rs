@@ -162,6 +162,11 @@ impl Channels {
         }
     }
 
+    /// Closes every channel: the connection has ended, and no message does so any more.
+    pub(super) fn close_all(&self) {
+        self.entries().clear();
+    }
+
     /// Returns how many channels are open.
     pub(super) fn count(&self) -> usize {
         self.entries().len()

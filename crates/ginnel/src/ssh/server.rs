@@ -4,6 +4,7 @@
 //!   stream ── Cut ── russh ── Connection (who, what is permitted)
 //!                                │ each channel: Channels
 //!                                ├── Program: shell, command, sftp; on a terminal or on pipes
+//!                                │     └── Record, where the organisation demands it
 //!                                └── forward: -L, -R, agent, X11
 //! ```
 
@@ -11,12 +12,20 @@ mod connection;
 mod cut;
 mod forward;
 mod program;
+mod record;
 mod socket;
 mod x11;
 
-use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
+use model::ssh::{Recording, RefusedLogin};
 use os::account::Account;
 use russh::{
     Limits, MethodKind, MethodSet, SshId,
@@ -29,6 +38,7 @@ use tokio::{
     time,
 };
 
+pub(crate) use self::record::Archive;
 use self::{connection::Connection, cut::Cut};
 use super::{
     acceptance::{Authority, Permit},
@@ -57,9 +67,20 @@ const IDLE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often it is looked whether an open connection may stay.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
-/// Asks whom the organisation trusts now; an error says why nobody knows, and nobody comes in.
-pub(crate) type Lookup = Arc<dyn Fn() -> Answer + Send + Sync>;
+/// Asks whom the organisation trusts now, as the peer with this address meets it; an error says why
+/// nobody knows, and nobody comes in.
+pub(crate) type Lookup = Arc<dyn Fn(IpAddr) -> Answer + Send + Sync>;
 pub(crate) type Answer = Pin<Box<dyn Future<Output = Result<Arc<Authority>, String>> + Send>>;
+
+/// What the server asks and tells its organisation.
+pub(crate) struct Organisation {
+    /// Whom it trusts.
+    pub(crate) authority: Lookup,
+    /// Hears of each connection that ends without a login although one was tried.
+    pub(crate) refused: Arc<dyn Fn(RefusedLogin) + Send + Sync>,
+    /// Where the records of sessions go; without it, none that must be recorded begins.
+    pub(crate) archive: Option<Arc<dyn Archive>>,
+}
 
 /// An SSH server.
 pub(crate) struct Server {
@@ -68,7 +89,7 @@ pub(crate) struct Server {
 
 struct Shared {
     config: Arc<server::Config>,
-    authority: Lookup,
+    organisation: Organisation,
     places: Arc<Semaphore>,
     /// The account of this process.
     own: Account,
@@ -86,6 +107,8 @@ pub(crate) struct Identity {
 #[derive(Clone)]
 struct Login {
     permit: Permit,
+    /// What had to be recorded when it was last known.
+    recording: Recording,
     account: Account,
     /// Programs have to become the account first.
     switch: bool,
@@ -93,13 +116,13 @@ struct Login {
 
 impl Server {
     /// Makes a server.
-    pub(crate) fn new(identity: Identity, authority: Lookup) -> anyhow::Result<Self> {
+    pub(crate) fn new(identity: Identity, organisation: Organisation) -> anyhow::Result<Self> {
         let own = Account::own()
             .context("find the own account")?
             .context("the user database does not know this process's user")?;
         let shared = Shared {
             config: Arc::new(config(identity)),
-            authority,
+            organisation,
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             own,
         };
@@ -149,7 +172,7 @@ impl Shared {
             tokio::pin!(running);
             tokio::select! {
                 ended = &mut running => ended,
-                reason = self.watch(accepted, &channels) => {
+                reason = self.watch(remote.ip(), accepted, &channels) => {
                     tracing::warn!(%remote, "ssh: cut off: {reason}");
                     // It may have ended by itself.
                     let _unheard = cut.send(());
@@ -157,13 +180,20 @@ impl Shared {
                 }
             }
         };
+        // Programs that wait for a word of the peer would wait for ever.
+        channels.close_all();
         if let Err(error) = ended {
             tracing::debug!(%remote, %error, "ssh: the connection ended");
         }
     }
 
     /// Waits until the connection may not stay, and says why.
-    async fn watch(&self, accepted: oneshot::Receiver<Login>, channels: &Channels) -> String {
+    async fn watch(
+        &self,
+        peer: IpAddr,
+        accepted: oneshot::Receiver<Login>,
+        channels: &Channels,
+    ) -> String {
         let login = match time::timeout(LOGIN_GRACE, accepted).await {
             Ok(Ok(login)) => login,
             // It has ended.
@@ -184,7 +214,7 @@ impl Shared {
                 return format!("nothing has moved for {} hours", IDLE_MAX.as_secs() / 3_600);
             }
             // Who came in stays while nobody can say that he must go.
-            if let Ok(authority) = (self.authority)().await
+            if let Ok(authority) = (self.organisation.authority)(peer).await
                 && let Err(refusal) = login.permit.still(&authority)
             {
                 return refusal.to_string();
@@ -216,3 +246,6 @@ fn config(identity: Identity) -> server::Config {
         nodelay: true,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,7 @@ use russh::keys::ssh_key::{Certificate, public::KeyData};
 use crate::{
     admin::time,
     api::Client,
+    authority::Pinned,
     cli::Global,
     enrolment::State,
     remedy::{Advise as _, advise},
@@ -139,9 +140,10 @@ impl Node {
         let state = State::locate(global)?;
         state.enrolment()?;
         let map = state.map()?.context("this node has no map yet")?;
-        let authority = map.own_org().and_then(|org| org.ssh.clone());
+        let pinned = Pinned::open(state.clone())?;
+        let authority = pinned.verified(Some(&map)).cloned();
         let authority = authority
-            .context("SSH: the map names no authority")
+            .context("SSH")
             .remedy("start `ginnel up --tun` once, or ask for a newer server")?;
         Ok(Self {
             state,

@@ -5,10 +5,10 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use model::ssh::{Authority, Principal, PublicKeyText, Serial};
 
-use crate::{cli::Global, enrolment::State, terminal};
+use crate::{authority::Pinned, cli::Global, enrolment::State, terminal};
 
 /// Say whether a certificate may log in to an account
 ///
@@ -41,11 +41,9 @@ enum Refusal {
 
 /// Runs the command. A refusal is an answer, not a failure: nothing is printed on stdout.
 pub(super) fn run(args: &Args, global: &Global) -> Result<ExitCode> {
-    let map = State::locate(global)?
-        .map()?
-        .context("this node has no map")?;
-    let authority = map.own_org().and_then(|org| org.ssh.as_ref());
-    let authority = authority.context("the map names no SSH authority")?;
+    let state = State::locate(global)?;
+    let map = state.map()?;
+    let authority = Pinned::open(state)?.verified(map.as_ref())?;
     match principal(args, authority) {
         Ok(principal) => terminal::line(principal.as_str())?,
         Err(refusal) => terminal::note(format_args!("ginnel: certificate refused: {refusal}")),
@@ -72,7 +70,7 @@ fn principal(args: &Args, authority: &Authority) -> Result<Principal, Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use model::ssh::{CaKeys, Recording, SignatureText, Statement};
 
@@ -91,6 +89,7 @@ mod tests {
                 signature: SignatureText([0; 64]),
             },
             revoked: BTreeSet::from([Serial(7)]),
+            cut: BTreeMap::new(),
             recording: Recording::Off,
         };
         let args = Args {

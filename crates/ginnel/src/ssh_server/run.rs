@@ -16,7 +16,7 @@ use tokio::{net::TcpListener, time};
 
 use crate::{
     remedy::Advise as _,
-    ssh::{Authority, Identity, Lookup, Server},
+    ssh::{Authority, Identity, Lookup, Organisation, Server},
     terminal,
 };
 
@@ -62,14 +62,21 @@ pub(super) async fn run(args: Args) -> Result<ExitCode> {
     let identity = identity(&args)?;
     let sources = Arc::new((args.user_ca, args.revoked));
     authority(&sources.0, sources.1.as_deref())?;
-    let lookup: Lookup = Arc::new(move || {
+    let lookup: Lookup = Arc::new(move |_| {
         let sources = Arc::clone(&sources);
         Box::pin(async move {
             let read = authority(&sources.0, sources.1.as_deref());
             read.map(Arc::new).map_err(|error| format!("{error:#}"))
         })
     });
-    let server = Server::new(identity, lookup)?;
+    // There is nobody to tell; the log says it.
+    let refused = Arc::new(|_| ());
+    let organisation = Organisation {
+        authority: lookup,
+        refused,
+        archive: None,
+    };
+    let server = Server::new(identity, organisation)?;
     let listener = TcpListener::bind(args.listen).await;
     let listener = listener
         .with_context(|| format!("listen at {}", args.listen))
@@ -128,8 +135,8 @@ fn authority(user_ca: &Path, revoked: Option<&Path>) -> Result<Authority> {
     };
     Ok(Authority {
         user_ca,
-        host_ca: Vec::new(),
         revoked,
+        ..Authority::default()
     })
 }
 

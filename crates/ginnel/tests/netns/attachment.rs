@@ -17,7 +17,7 @@ use std::{
 use super::world::{GINNEL, LONG, SHORT, Space, World, find, lacks, text, unique, within};
 
 /// The three machines and what runs on them.
-struct Network {
+pub(crate) struct Network {
     world: World,
     beta: Space,
     directory: tempfile::TempDir,
@@ -25,14 +25,14 @@ struct Network {
 }
 
 /// A program that stays, with all that it says in one file.
-struct Running {
+pub(crate) struct Running {
     child: Child,
     log: PathBuf,
 }
 
 /// One of the three machines.
 #[derive(Clone, Copy, PartialEq)]
-enum At {
+pub(crate) enum At {
     Alpha,
     Server,
     Beta,
@@ -40,7 +40,7 @@ enum At {
 
 impl Network {
     /// Starts the server and enrols both nodes.
-    fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         for tool in ["curl", "setpriv"] {
             if find(tool).is_none() {
                 lacks("NETNS", &format!("`{tool}` is not installed"));
@@ -105,7 +105,7 @@ impl Network {
         self.run(At::Beta, &line);
     }
 
-    fn space(&self, at: At) -> &Space {
+    pub(crate) fn space(&self, at: At) -> &Space {
         match at {
             At::Alpha => &self.world.spaces[0],
             At::Server => &self.world.spaces[1],
@@ -113,11 +113,11 @@ impl Network {
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    fn command(&self, at: At, line: &[&str]) -> Command {
+    pub(crate) fn command(&self, at: At, line: &[&str]) -> Command {
         self.command_by(at, &[], line)
     }
 
@@ -140,23 +140,23 @@ impl Network {
         command
     }
 
-    fn output(&self, at: At, line: &[&str]) -> Output {
+    pub(crate) fn output(&self, at: At, line: &[&str]) -> Output {
         self.command(at, line).output().expect("ginnel runs")
     }
 
     #[track_caller]
-    fn run(&self, at: At, line: &[&str]) -> String {
+    pub(crate) fn run(&self, at: At, line: &[&str]) -> String {
         let output = self.output(at, line);
         assert!(output.status.success(), "{line:?}: {}", text(&output));
         String::from_utf8(output.stdout).expect("UTF-8")
     }
 
-    fn start(&self, at: At, line: &[&str], sign: &str) -> Running {
+    pub(crate) fn start(&self, at: At, line: &[&str], sign: &str) -> Running {
         self.spawn(&mut self.command(at, line), sign)
     }
 
     #[track_caller]
-    fn spawn(&self, command: &mut Command, sign: &str) -> Running {
+    pub(crate) fn spawn(&self, command: &mut Command, sign: &str) -> Running {
         let log = self.path(&unique("log"));
         let file = File::create(&log).expect("a log");
         let same = file.try_clone().expect("a second handle");
@@ -254,7 +254,7 @@ impl Drop for Network {
 }
 
 impl Running {
-    fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 

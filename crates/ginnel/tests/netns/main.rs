@@ -9,6 +9,7 @@ mod mangled;
 mod offload;
 mod privileges;
 mod soak;
+mod ssh;
 mod trouble;
 mod underlay;
 mod world;

@@ -263,6 +263,7 @@ fn the_ca_keys_are_a_signed_statement_that_the_asker_can_read_back() {
         signing_key: ssh::PublicKeyText([4; 32]),
         statement: statement.clone(),
         revoked: BTreeSet::new(),
+        cut: BTreeMap::new(),
         recording: ssh::Recording::Off,
     });
     let zone = Zone::new(&org, 7);

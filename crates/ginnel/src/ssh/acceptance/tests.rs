@@ -26,6 +26,8 @@ fn authority() -> Authority {
         ],
         host_ca: vec![key(3).public_key().key_data().clone()],
         revoked: BTreeSet::from([666]),
+        cut: Some(3),
+        ..Authority::default()
     }
 }
 
@@ -326,3 +328,36 @@ const _: fn() = || {
     fn is_random(_: impl CryptoRng) {}
     let _ = || is_random(Fixed);
 };
+
+#[test]
+fn who_came_in_stays_as_long_as_nothing_was_taken_back() {
+    let permit = decide(&signed(good(), &key(1))).unwrap();
+    let still = |change: fn(&mut Authority)| {
+        let mut authority = authority();
+        change(&mut authority);
+        permit.still(&authority)
+    };
+    assert_eq!(still(|_| ()), Ok(()));
+    assert_eq!(still(|now| now.cut = Some(4)), Ok(()));
+    for cut in [5, u64::MAX] {
+        let mut now = authority();
+        now.cut = Some(cut);
+        assert_eq!(permit.still(&now), Err(Refusal::Revoked(5)));
+    }
+    let revoked = still(|now| now.revoked = BTreeSet::from([5]));
+    assert_eq!(revoked, Err(Refusal::Revoked(5)));
+    assert_eq!(still(|now| now.is_stranger = true), Err(Refusal::Stranger));
+    let replaced = still(|now| now.user_ca.clear());
+    assert_eq!(replaced, Err(Refusal::WrongAuthority));
+}
+
+#[test]
+fn a_certificate_from_before_a_revocation_of_its_node_is_refused() {
+    let mut before = typed(&key(9), CertType::User, 3);
+    before.valid_principal("ann").unwrap();
+    check(
+        &signed(before, &key(1)),
+        Refusal::Revoked(3),
+        "serial 3 was revoked",
+    );
+}

@@ -1,6 +1,6 @@
 //! Our client at our server, in memory: who is believed, and how a command ends.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 
 use model::ssh::{CaKeys, PublicKeyText};
 use os::account::Account;
@@ -13,7 +13,7 @@ use russh::keys::{
 };
 
 use super::*;
-use crate::ssh::{Authority, Identity, Server};
+use crate::ssh::{Authority, Identity, Organisation, Server};
 
 const USER_CA: u8 = 1;
 const HOST_CA: u8 = 2;
@@ -54,18 +54,22 @@ fn keys() -> CaKeys {
 async fn log_in(host: &str, certificate: Option<Certificate>, user_ca: u8) -> Result<Connection> {
     let authority = Arc::new(Authority {
         user_ca: vec![key(USER_CA).public_key().key_data().clone()],
-        host_ca: Vec::new(),
-        revoked: BTreeSet::new(),
+        ..Authority::default()
     });
     let identity = Identity {
         key: key(9),
         certificate,
     };
-    let lookup = move || -> crate::ssh::server::Answer {
+    let lookup = move |_| -> crate::ssh::server::Answer {
         let authority = Arc::clone(&authority);
         Box::pin(async move { Ok(authority) })
     };
-    let server = Server::new(identity, Arc::new(lookup)).unwrap();
+    let organisation = Organisation {
+        authority: Arc::new(lookup),
+        refused: Arc::new(|_| ()),
+        archive: None,
+    };
+    let server = Server::new(identity, organisation).unwrap();
     let (near, far) = tokio::io::duplex(64 * 1024);
     let address: SocketAddr = "[fd00::1]:22".parse().unwrap();
     tokio::spawn(server.serve(far, address, address));

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
+use model::ssh::{NewSession, Reason, Recording, RefusedLogin, Serial};
 use os::{
     account::Account,
     reactor::Watched,
@@ -17,6 +18,7 @@ use tokio::{sync::oneshot, time};
 use super::{
     Login, Shared, forward,
     program::{Program, Terminal, Wanted},
+    record::{Head, Record},
     socket::AgentSocket,
     x11::{Cookie, Display},
 };
@@ -41,6 +43,9 @@ const VARIABLE_BYTES_MAX: usize = 4_096;
 /// Who is trusted has to be known within this time.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The exit status of a session that was not begun.
+const REFUSED: u32 = 255;
+
 /// The connection.
 pub(super) struct Connection {
     shared: Arc<Shared>,
@@ -50,6 +55,8 @@ pub(super) struct Connection {
     /// Whoever waits for somebody to come in.
     accepted: Option<oneshot::Sender<Login>>,
     login: Option<Login>,
+    /// Why nobody came in so far; told when the connection ends so.
+    refused: Option<RefusedLogin>,
     /// Bounded by `SESSIONS_MAX`.
     sessions: BTreeMap<u32, Opened>,
     /// Bounded by `LISTENERS_MAX`.
@@ -70,6 +77,7 @@ struct Opened {
     display: Option<Display>,
     /// Its process, which leads a group.
     program: Option<u32>,
+    record: Option<Record>,
 }
 
 impl Connection {
@@ -87,6 +95,7 @@ impl Connection {
             channels,
             accepted: Some(accepted),
             login: None,
+            refused: None,
             sessions: BTreeMap::new(),
             listeners: BTreeMap::new(),
         }
@@ -94,7 +103,11 @@ impl Connection {
 
     /// Decides who comes in, and as which account.
     async fn decide(&self, user: &str, certificate: &Certificate) -> Result<Login, Refusal> {
-        let answer = time::timeout(LOOKUP_TIMEOUT, (self.shared.authority)()).await;
+        let answer = time::timeout(
+            LOOKUP_TIMEOUT,
+            (self.shared.organisation.authority)(self.remote.ip()),
+        )
+        .await;
         let answer = answer.unwrap_or_else(|_| Err("no answer in time".to_owned()));
         let authority = answer.map_err(Refusal::NoAuthority)?;
         let now = os::clock::wall().duration_since(std::time::UNIX_EPOCH);
@@ -118,12 +131,14 @@ impl Connection {
         let account = account.ok_or_else(|| Refusal::NoAccount(user.to_owned()))?;
         Ok(Login {
             permit,
+            recording: authority.recording,
             switch: account.uid != own.uid,
             account,
         })
     }
 
-    fn refuse(&self, user: &str, refusal: &Refusal) -> Auth {
+    fn refuse(&mut self, user: &str, refusal: &Refusal, shown: Option<&Certificate>) -> Auth {
+        self.remember(user, refusal.reason(), shown);
         let (user, remote) = (user.escape_default(), self.remote);
         if *refusal == Refusal::RawKey {
             // OpenSSH offers the bare key of a certificate first, at each login.
@@ -132,6 +147,27 @@ impl Connection {
             tracing::warn!(%remote, %user, "ssh: refused: {refusal}");
         }
         Auth::reject()
+    }
+
+    /// Keeps why a login was refused. That a bare key was offered says less than all else: OpenSSH
+    /// offers one beside each certificate.
+    fn remember(&mut self, user: &str, reason: Reason, shown: Option<&Certificate>) {
+        let telling = |reason: Reason| match reason == Reason::NoUsableCertificate {
+            true => 0,
+            false => 2 - u8::from(reason == Reason::RawKey),
+        };
+        let known = self.refused.as_ref().map(|known| known.reason);
+        if known.is_some_and(|known| telling(reason) < telling(known)) {
+            return;
+        }
+        self.refused = Some(RefusedLogin {
+            account: user.parse().ok(),
+            source: self.remote.ip().to_canonical(),
+            reason,
+            serial: shown.map(|certificate| Serial(certificate.serial())),
+            key_id: shown.and_then(|certificate| certificate.key_id().parse().ok()),
+            untold: 0,
+        });
     }
 
     fn permits(&self, what: impl Fn(&acceptance::Permit) -> bool) -> bool {
@@ -143,26 +179,20 @@ impl Connection {
     }
 
     /// Runs what is wanted in the session.
-    fn start(
+    async fn start(
         &mut self,
         channel: ChannelId,
         wanted: Wanted,
         session: &mut Session,
     ) -> Result<(), russh::Error> {
         let (handle, channels) = (session.handle(), self.channels.clone());
-        let connection = format!(
-            "{} {} {} {}",
-            self.remote.ip(),
-            self.remote.port(),
-            self.local.ip(),
-            self.local.port()
-        );
-        let client = format!(
-            "{} {} {}",
-            self.remote.ip(),
-            self.remote.port(),
-            self.local.port()
-        );
+        let (from, at) = (self.remote, self.local);
+        let connection = format!("{} {} {} {}", from.ip(), from.port(), at.ip(), at.port());
+        let client = format!("{} {} {}", from.ip(), from.port(), at.port());
+        let record = match self.record(channel, &wanted).await {
+            Ok(record) => record,
+            Err(reason) => return self.turn_down(channel, &reason, session),
+        };
         let (Some(login), Some(opened)) = (&self.login, self.sessions.get_mut(&channel.number()))
         else {
             return session.channel_failure(channel);
@@ -197,15 +227,98 @@ impl Connection {
         match Program::start(login, wanted, &environment, terminal) {
             Ok(program) => {
                 opened.program = Some(program.pid);
+                opened.record.clone_from(&record);
                 let write = Arc::clone(&opened.write);
-                tokio::spawn(program.run(channels, handle, write, inbox));
+                tokio::spawn(program.run(channels, handle, write, inbox, record));
                 session.channel_success(channel)
             }
             Err(error) => {
                 tracing::warn!(%error, user = login.account.name, "ssh: start a program");
+                if let Some(record) = record {
+                    record.end(None).await;
+                }
                 session.channel_failure(channel)
             }
         }
+    }
+
+    /// Begins the record of a session that has to be recorded; an error says why there is none.
+    async fn record(
+        &mut self,
+        channel: ChannelId,
+        wanted: &Wanted,
+    ) -> Result<Option<Record>, String> {
+        let answer = (self.shared.organisation.authority)(self.remote.ip());
+        let answer = time::timeout(LOOKUP_TIMEOUT, answer).await;
+        let Some(login) = &mut self.login else {
+            return Ok(None);
+        };
+        // While nobody knows, what was known holds.
+        if let Ok(Ok(authority)) = answer {
+            login.recording = authority.recording;
+        }
+        let Some(opened) = self.sessions.get(&channel.number()) else {
+            return Ok(None);
+        };
+        let terminal = opened.terminal.as_ref();
+        let demanded = match login.recording {
+            Recording::Off => false,
+            Recording::Pty => terminal.is_some(),
+            Recording::All => true,
+        };
+        // A session has one program; the second is refused without a record.
+        if !demanded || opened.inbox.is_none() {
+            return Ok(None);
+        }
+        let archive = self.shared.organisation.archive.as_ref();
+        let archive = archive.ok_or("this server has no place for records")?;
+        let account = login.account.name.as_str();
+        let session = NewSession {
+            serial: Serial(login.permit.serial),
+            account: account
+                .parse()
+                .map_err(|_| "the account cannot be named".to_owned())?,
+            source: self.remote.ip().to_canonical(),
+            terminal: terminal.is_some(),
+            command: wanted.line(),
+        };
+        let term = opened.environment.iter().find(|(name, _)| name == "TERM");
+        let head = Head {
+            size: terminal.map(|terminal| terminal.size),
+            term: term.map(|(_, value)| value.as_str()),
+            shell: &login.account.shell.to_string_lossy(),
+            title: format!("{account} at {}", self.local.ip()),
+        };
+        let begun = Record::begin(Arc::clone(archive), session, head).await;
+        begun.map(Some)
+    }
+
+    /// Tells the person why a session that has to be recorded does not begin.
+    fn turn_down(
+        &mut self,
+        channel: ChannelId,
+        reason: &str,
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        let remote = self.remote;
+        tracing::warn!(%remote, "ssh: a session that has to be recorded is refused: {reason}");
+        // What the administrator needs is in the log; the person need not know the server's faults.
+        let text = "ginnel: this session has to be recorded and cannot be now; try again, or ask \
+                    an administrator\r\n";
+        session.channel_success(channel)?;
+        let Some(opened) = self.opened(channel) else {
+            return Ok(());
+        };
+        opened.inbox = None;
+        let write = Arc::clone(&opened.write);
+        tokio::spawn(async move {
+            // The person may be gone.
+            drop(write.extended_data_bytes(1, text.as_bytes().to_vec()).await);
+            drop(write.eof().await);
+            drop(write.exit_status(REFUSED).await);
+            drop(write.close().await);
+        });
+        Ok(())
     }
 
     /// Takes a channel that leads elsewhere; `None` refuses it.
@@ -221,8 +334,14 @@ impl Connection {
 impl Handler for Connection {
     type Error = russh::Error;
 
+    async fn auth_none(&mut self, user: &str) -> Result<Auth, Self::Error> {
+        // Every client begins so; the transport itself turns down what is outside its time.
+        self.remember(user, Reason::NoUsableCertificate, None);
+        Ok(Auth::reject())
+    }
+
     async fn auth_password(&mut self, user: &str, _: &str) -> Result<Auth, Self::Error> {
-        Ok(self.refuse(user, &Refusal::Password))
+        Ok(self.refuse(user, &Refusal::Password, None))
     }
 
     async fn auth_publickey(
@@ -230,7 +349,7 @@ impl Handler for Connection {
         user: &str,
         _: VerifiedPublicKey<'_>,
     ) -> Result<Auth, Self::Error> {
-        Ok(self.refuse(user, &Refusal::RawKey))
+        Ok(self.refuse(user, &Refusal::RawKey, None))
     }
 
     async fn auth_openssh_certificate(
@@ -246,7 +365,7 @@ impl Handler for Connection {
                 self.login = Some(login);
                 Ok(Auth::Accept)
             }
-            Err(refusal) => Ok(self.refuse(user, &refusal)),
+            Err(refusal) => Ok(self.refuse(user, &refusal, Some(certificate))),
         }
     }
 
@@ -279,6 +398,7 @@ impl Handler for Connection {
             agent: None,
             display: None,
             program: None,
+            record: None,
         };
         self.sessions.insert(id.number(), opened);
         reply.accept().await;
@@ -418,6 +538,12 @@ impl Handler for Connection {
         {
             tracing::debug!(%error, "ssh: resize a terminal");
         }
+        if let Some(record) = self
+            .opened(channel)
+            .and_then(|opened| opened.record.as_ref())
+        {
+            record.resize(size);
+        }
         Ok(())
     }
 
@@ -445,7 +571,7 @@ impl Handler for Connection {
         channel: ChannelId,
         session: &mut Session,
     ) -> Result<(), Self::Error> {
-        self.start(channel, Wanted::Shell, session)
+        self.start(channel, Wanted::Shell, session).await
     }
 
     async fn exec_request(
@@ -456,7 +582,7 @@ impl Handler for Connection {
     ) -> Result<(), Self::Error> {
         use std::os::unix::ffi::OsStringExt as _;
         let line = std::ffi::OsString::from_vec(line.to_vec());
-        self.start(channel, Wanted::Command(line), session)
+        self.start(channel, Wanted::Command(line), session).await
     }
 
     async fn subsystem_request(
@@ -466,7 +592,7 @@ impl Handler for Connection {
         session: &mut Session,
     ) -> Result<(), Self::Error> {
         match name {
-            "sftp" => self.start(channel, Wanted::Sftp, session),
+            "sftp" => self.start(channel, Wanted::Sftp, session).await,
             _ => session.channel_failure(channel),
         }
     }
@@ -604,6 +730,16 @@ impl Handler for Connection {
     ) -> Result<bool, Self::Error> {
         let key = (address.to_owned(), port);
         Ok(self.listeners.remove(&key).is_some())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.login.is_none()
+            && let Some(refused) = self.refused.take()
+        {
+            (self.shared.organisation.refused)(refused);
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
     sync::Arc,
 };
 
+use model::ssh::COMMAND_BYTES_MAX;
 use os::{
     account,
     reactor::Watched,
@@ -22,11 +23,14 @@ use russh::{
     server::{Handle, Msg},
 };
 use tokio::{
-    io::AsyncWriteExt as _,
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     process::{Child, ChildStdin},
 };
 
-use super::Login;
+use super::{
+    Login,
+    record::{Output, Record},
+};
 use crate::ssh::channels::{Channels, Inbox, Item};
 
 /// Bytes that are read at a time from a terminal.
@@ -46,10 +50,30 @@ pub(super) enum Wanted {
     Sftp,
 }
 
+impl Wanted {
+    /// Returns how the list of sessions names it; a shell has no name.
+    pub(super) fn line(&self) -> Option<String> {
+        match self {
+            Self::Shell => None,
+            Self::Command(line) => {
+                let line = line.to_string_lossy();
+                let mut end = line.len().min(COMMAND_BYTES_MAX);
+                while !line.is_char_boundary(end) {
+                    end -= 1;
+                }
+                Some(line[..end].to_owned())
+            }
+            Self::Sftp => Some("sftp".to_owned()),
+        }
+    }
+}
+
 /// A terminal that was asked for.
 pub(super) struct Terminal {
     pub(super) pty: Arc<Watched<Pty>>,
     slave: OwnedFd,
+    /// At the beginning.
+    pub(super) size: Size,
     pub(super) path: PathBuf,
 }
 
@@ -58,6 +82,8 @@ pub(super) struct Program {
     child: Child,
     stdin: Option<ChildStdin>,
     pty: Option<Arc<Watched<Pty>>>,
+    /// Its output is a protocol, which nobody could read in a record.
+    is_opaque: bool,
     /// Its process, which leads a group.
     pub(super) pid: u32,
 }
@@ -77,6 +103,7 @@ impl Terminal {
         Ok(Self {
             pty: Arc::new(Watched::new(pty)?),
             slave,
+            size,
             path,
         })
     }
@@ -94,6 +121,7 @@ impl Program {
         if matches!(wanted, Wanted::Sftp) && !login.account.has_shell() {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
+        let is_opaque = matches!(wanted, Wanted::Sftp) && login.permit.force_command.is_none();
         let mut command = command(login, wanted);
         command
             .envs(base(login))
@@ -126,6 +154,7 @@ impl Program {
             stdin: child.stdin.take(),
             child,
             pty,
+            is_opaque,
             pid,
         })
     }
@@ -137,36 +166,63 @@ impl Program {
         handle: Handle,
         write: Arc<ChannelWriteHalf<Msg>>,
         inbox: Inbox,
+        record: Option<Record>,
     ) {
-        let pid = self.pid;
+        let mut hangup = Hangup(Some(self.pid));
         let closed = inbox.closed();
+        let sink = Sink {
+            channels: &channels,
+            write: &write,
+            record: record.as_ref().filter(|_| !self.is_opaque),
+        };
+        let broken = async {
+            match &record {
+                Some(record) => record.broken().await,
+                None => std::future::pending().await,
+            }
+        };
         let ended = match self.pty {
             Some(pty) => {
                 tokio::select! {
-                    status = on_terminal(self.child, &pty, &channels, &write) => status,
+                    status = on_terminal(self.child, &pty, &sink) => status,
                     never = type_in(&pty, inbox) => match never {},
                     () = closed => None,
+                    reason = broken => sink.say_broken(&reason).await,
                 }
             }
             None => {
                 tokio::select! {
-                    status = on_pipes(self.child, &channels, &write) => status,
+                    status = on_pipes(self.child, &sink) => status,
                     never = feed(self.stdin, inbox) => match never {},
                     () = closed => None,
+                    reason = broken => sink.say_broken(&reason).await,
                 }
             }
         };
-        match ended {
-            Some(status) => finish(status, &handle, &write).await,
-            None => {
-                // Whoever started it is gone.
-                if let Err(error) = terminal::signal_group(pid, "HUP") {
-                    tracing::debug!(%error, "ssh: hang up");
-                }
-            }
+        if let Some(status) = ended {
+            hangup.0 = None;
+            finish(status, &handle, &write).await;
         }
+        drop(hangup);
         // The peer may have closed before.
         drop(write.close().await);
+        if let Some(record) = &record {
+            let status = ended.and_then(|ended| ended.code());
+            record.end(status.map(i32::cast_unsigned)).await;
+        }
+    }
+}
+
+/// Tells a program that whoever started it is gone: also when this server ends.
+struct Hangup(Option<u32>);
+
+impl Drop for Hangup {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0
+            && let Err(error) = terminal::signal_group(pid, "HUP")
+        {
+            tracing::debug!(%error, "ssh: hang up");
+        }
     }
 }
 
@@ -208,14 +264,65 @@ fn signal(name: &str) -> Sig {
     }
 }
 
+/// Where output goes: into the record first, where there is one.
+struct Sink<'a> {
+    channels: &'a Channels,
+    write: &'a ChannelWriteHalf<Msg>,
+    record: Option<&'a Record>,
+}
+
+/// SSH_EXTENDED_DATA_STDERR (RFC 4254, 5.2).
+const STDERR: u32 = 1;
+
+impl Sink<'_> {
+    /// Sends bytes; false if the session has to end.
+    async fn send(&self, stream: Option<u32>, output: &mut Option<Output>, bytes: &[u8]) -> bool {
+        if let Some(output) = output
+            && output.write(bytes).await.is_err()
+        {
+            // That it is broken is seen, and told, elsewhere.
+            return std::future::pending().await;
+        }
+        let sent = self.channels.send(self.write, stream, bytes.to_vec());
+        sent.await.is_ok()
+    }
+
+    fn output(&self) -> Option<Output> {
+        self.record.map(Record::output)
+    }
+
+    /// Sends all that `from` gives.
+    async fn pump(&self, mut from: impl AsyncRead + Unpin, stream: Option<u32>) {
+        if self.record.is_none() {
+            self.channels.pump(from, self.write, stream).await;
+            return;
+        }
+        let mut output = self.output();
+        let mut buffer = vec![0; BUFFER];
+        while let Ok(length @ 1..) = from.read(&mut buffer).await {
+            if !self.send(stream, &mut output, &buffer[..length]).await {
+                return;
+            }
+        }
+    }
+
+    /// Tells the person that the session ends because nobody could read later what it did.
+    async fn say_broken(&self, reason: &str) -> Option<ExitStatus> {
+        let text = format!("\r\nginnel: this session has to be recorded, and ends: {reason}\r\n");
+        // The person may be gone.
+        drop(
+            self.channels
+                .send(self.write, Some(STDERR), text.into_bytes())
+                .await,
+        );
+        None
+    }
+}
+
 /// The output of a terminal ends with the program, even if others keep the terminal open.
-async fn on_terminal(
-    mut child: Child,
-    pty: &Watched<Pty>,
-    channels: &Channels,
-    write: &ChannelWriteHalf<Msg>,
-) -> Option<ExitStatus> {
+async fn on_terminal(mut child: Child, pty: &Watched<Pty>, sink: &Sink<'_>) -> Option<ExitStatus> {
     let mut buffer = vec![0; BUFFER];
+    let mut output = sink.output();
     let status = loop {
         let length = tokio::select! {
             read = pty.read(|pty| pty.read(&mut buffer)) => read.unwrap_or(0),
@@ -225,15 +332,13 @@ async fn on_terminal(
         if length == 0 {
             break child.wait().await;
         }
-        let sent = channels.send(write, None, buffer[..length].to_vec());
-        if sent.await.is_err() {
+        if !sink.send(None, &mut output, &buffer[..length]).await {
             return None;
         }
     };
     // What it wrote last.
     while let Ok(length @ 1..) = pty.get().read(&mut buffer) {
-        let sent = channels.send(write, None, buffer[..length].to_vec());
-        if sent.await.is_err() {
+        if !sink.send(None, &mut output, &buffer[..length]).await {
             break;
         }
     }
@@ -241,19 +346,10 @@ async fn on_terminal(
 }
 
 /// The output of pipes ends when the last program has closed them.
-async fn on_pipes(
-    mut child: Child,
-    channels: &Channels,
-    write: &ChannelWriteHalf<Msg>,
-) -> Option<ExitStatus> {
-    /// SSH_EXTENDED_DATA_STDERR (RFC 4254, 5.2).
-    const STDERR: u32 = 1;
+async fn on_pipes(mut child: Child, sink: &Sink<'_>) -> Option<ExitStatus> {
     let stdout = child.stdout.take()?;
     let stderr = child.stderr.take()?;
-    tokio::join!(
-        channels.pump(stdout, write, None),
-        channels.pump(stderr, write, Some(STDERR)),
-    );
+    tokio::join!(sink.pump(stdout, None), sink.pump(stderr, Some(STDERR)),);
     child.wait().await.ok()
 }
 

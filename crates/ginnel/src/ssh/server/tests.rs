@@ -1,0 +1,155 @@
+//! The server before anybody has come in: whatever bytes come, it ends that connection and serves
+//! the next.
+
+use std::{sync::Arc, time::Duration};
+
+use russh::{client, keys::PublicKeyOrCertificate};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+
+use super::*;
+use crate::cert;
+
+/// Inputs of each kind; each is one byte string from a seed of its own.
+const INPUTS: u64 = 300;
+
+/// The longest that one connection may take to end once its peer has gone.
+const END_MAX: Duration = Duration::from_secs(30);
+
+struct Anybody;
+
+impl client::Handler for Anybody {
+    type Error = russh::Error;
+
+    async fn check_server_key(&mut self, _: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
+        Ok(true)
+    }
+}
+
+fn server() -> Server {
+    let identity = Identity {
+        key: cert::make_key().unwrap(),
+        certificate: None,
+    };
+    let organisation = Organisation {
+        authority: Arc::new(|_| Box::pin(async { Err("nobody is trusted".to_owned()) })),
+        refused: Arc::new(|_| ()),
+        archive: None,
+    };
+    Server::new(identity, organisation).unwrap()
+}
+
+fn connect(server: &Server) -> (DuplexStream, tokio::task::JoinHandle<()>) {
+    let (near, far) = tokio::io::duplex(256 * 1024);
+    let address: SocketAddr = "[fd00::1]:22".parse().unwrap();
+    (near, tokio::spawn(server.serve(far, address, address)))
+}
+
+/// Sends `bytes`, goes away, and waits until the server has ended the connection.
+async fn check(server: &Server, bytes: &[u8], what: &str) {
+    let (mut near, serving) = connect(server);
+    // The server may have had enough before.
+    drop(near.write_all(bytes).await);
+    drop(near.shutdown().await);
+    let mut said = Vec::new();
+    let read = time::timeout(END_MAX, near.read_to_end(&mut said)).await;
+    assert!(read.is_ok(), "{what}: the connection stays open");
+    let ended = time::timeout(END_MAX, serving).await;
+    let ended = ended.unwrap_or_else(|_| panic!("{what}: the server does not end"));
+    assert!(ended.is_ok(), "{what}: {ended:?}");
+}
+
+/// What a client says first: its version and its KEXINIT.
+async fn first_words() -> Vec<u8> {
+    let (near, mut far) = tokio::io::duplex(256 * 1024);
+    let config = Arc::new(client::Config::default());
+    let client = tokio::spawn(client::connect_stream(config, near, Anybody));
+    far.write_all(b"SSH-2.0-test\r\n").await.unwrap();
+    let mut words = Vec::new();
+    while words.last() != Some(&b'\n') {
+        words.push(far.read_u8().await.unwrap());
+    }
+    let length = far.read_u32().await.unwrap();
+    words.extend(length.to_be_bytes());
+    let mut packet = vec![0; length as usize];
+    far.read_exact(&mut packet).await.unwrap();
+    words.extend(packet);
+    client.abort();
+    words
+}
+
+/// The next of a sequence that a seed fixes (xorshift).
+fn next(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    *state
+}
+
+fn bytes(state: &mut u64) -> Vec<u8> {
+    let length = next(state) % 600;
+    (0..length).map(|_| next(state).to_le_bytes()[0]).collect()
+}
+
+fn block_on(future: impl Future<Output = ()>) {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build().unwrap().block_on(future);
+}
+
+#[test]
+fn noise_ends_its_own_connection_and_no_other() {
+    block_on(async {
+        let server = server();
+        for seed in 1..=INPUTS {
+            let mut state = seed;
+            let noise = bytes(&mut state);
+            check(&server, &noise, &format!("noise {seed}")).await;
+            let after_version = [b"SSH-2.0-x\r\n".as_slice(), &noise].concat();
+            check(
+                &server,
+                &after_version,
+                &format!("noise {seed} after a version"),
+            )
+            .await;
+        }
+        let words = first_words().await;
+        let (mut near, _serving) = connect(&server);
+        near.write_all(&words).await.unwrap();
+        let mut version = [0; 8];
+        near.read_exact(&mut version).await.unwrap();
+        assert_eq!(&version, b"SSH-2.0-", "the next one is served");
+    });
+}
+
+#[test]
+fn a_changed_beginning_ends_its_own_connection() {
+    block_on(async {
+        let (server, words) = (server(), first_words().await);
+        for seed in 1..=INPUTS {
+            let (mut state, mut changed) = (seed, words.clone());
+            for _ in 0..=next(&mut state) % 4 {
+                let at = usize::try_from(next(&mut state)).unwrap() % changed.len();
+                changed[at] = next(&mut state).to_le_bytes()[0];
+            }
+            let cut = usize::try_from(next(&mut state)).unwrap() % (2 * changed.len());
+            changed.truncate(cut);
+            changed.extend(bytes(&mut state));
+            check(&server, &changed, &format!("seed {seed}")).await;
+        }
+    });
+}
+
+/// Lengths beyond what a packet may have (RFC 4253, 6.1) must not be believed.
+#[test]
+fn a_length_that_no_packet_has_allocates_nothing_and_ends_the_connection() {
+    block_on(async {
+        let server = server();
+        for length in [0, 1, 35_001, 1 << 24, i32::MAX as u32, u32::MAX] {
+            let mut bytes = b"SSH-2.0-x\r\n".to_vec();
+            bytes.extend(length.to_be_bytes());
+            bytes.extend([0; 64]);
+            check(&server, &bytes, &format!("length {length}")).await;
+        }
+        let endless = [b"SSH-2.0-".as_slice(), &[b'x'; 100_000]].concat();
+        check(&server, &endless, "a version without end").await;
+    });
+}
