@@ -1,6 +1,6 @@
 //! The command line: global flags and one variant for each command.
 
-use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
@@ -162,6 +162,9 @@ where
     result
 }
 
+/// How long what serves may take to be dropped.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Runs a command that serves others, on as many threads as the machine has cores.
 fn serve_on<F>(command: F) -> anyhow::Result<ExitCode>
 where
@@ -172,7 +175,8 @@ where
         .build()
         .context("start the event loop")?;
     let result = runtime.block_on(command);
-    runtime.shutdown_background();
+    // What serves is dropped, which hangs up programs of SSH sessions; nothing may hold the end up.
+    runtime.shutdown_timeout(END_TIMEOUT);
     result
 }
 
