@@ -161,7 +161,7 @@ const TEXTS: &[&str] = &[
 
 const TOKENS: &[&str] = &[
     "ginnel-join-aeaqcaibaeaqcaibaeaqcaibaeaqcaib",
-    "ginnel-admin-aeaqcaibaeaqcaibaeaqcaibaeaqcaib-\
+    "ginnel-login-aeaqcaibaeaqcaibaeaqcaibaeaqcaib-\
      aibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaibaeaqcaiba",
     " ginnel-gateway-AEAQCAIBAEAQCAIBAEAQCAIBAEAQCAIB\n",
     "ginnel-join-",

@@ -83,7 +83,8 @@ fn routes() -> OpenApiRouter<Server> {
         .routes(routes!(health::health))
         .routes(routes!(health::description))
         .routes(routes!(user::whoami))
-        .routes(routes!(user::list))
+        .routes(routes!(user::list, user::add))
+        .routes(routes!(user::show, user::set, user::remove))
         .routes(routes!(enrol::join))
         .routes(routes!(enrol::login))
         .routes(routes!(enrol::gateway))
@@ -196,7 +197,7 @@ async fn authenticate(
     headers: &HeaderMap,
 ) -> Result<Access, ApiError> {
     let Some(text) = headers.get(header::AUTHORIZATION) else {
-        return Access::new(action, None, None);
+        return Access::new(action, None, None, None);
     };
     let malformed = |message: &str| ApiError::new(ErrorCode::TokenUnknown, message);
     let token: Token = text
@@ -208,7 +209,12 @@ async fn authenticate(
         .map_err(|error: model::token::MalformedToken| malformed(&error.to_string()))?;
     let mut read = server.inner.store.read().await?;
     let (row, node) = identify(&mut read, &token, server.now()).await?;
-    Access::new(action, Some(row), node)
+    let user = match row.user {
+        Some(user) => storage::user::user(&mut read, user).await?,
+        None => None,
+    };
+    let user = user.filter(|user| user.removed.is_none());
+    Access::new(action, Some(row), node, user)
 }
 
 /// Returns the row and the node of a token that is valid now.
@@ -276,6 +282,20 @@ async fn org_named(
         )
     })?;
     Ok(org)
+}
+
+/// Returns the organisation that a request names, else the one of the asking node.
+async fn org_or_own(
+    connection: &mut storage::Connection,
+    access: &Access,
+    name: Option<&Label>,
+) -> Result<Org, ApiError> {
+    if let Some(name) = name {
+        return org_named(connection, access, name).await;
+    }
+    let own = access.own()?.org().ok_or_else(ApiError::not_found)?;
+    let org = storage::org::org(connection, own).await?;
+    org.ok_or_else(ApiError::not_found)
 }
 
 /// Returns the organisation that limits a list; `None` is all.

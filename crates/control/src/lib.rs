@@ -15,10 +15,11 @@ use std::{
 use anyhow::Context as _;
 use model::{
     api::{NodeByKey, Timestamp},
-    id::NodeId,
+    id::{NodeId, OrgId, UserId},
     key::PublicKey,
     map::NetworkMap,
     name::Label,
+    policy::Role,
     token::{Kind, Pin, Token},
 };
 use tokio::{
@@ -94,7 +95,7 @@ pub struct Server {
 /// A first credential, to be printed once.
 #[derive(Debug)]
 pub struct Bootstrap {
-    /// An admin token for one `login`.
+    /// A login token for one use.
     pub token: Token,
     /// When it ends.
     pub expires: Timestamp,
@@ -127,8 +128,11 @@ const REPORTS_PER_MINUTE_MAX: u32 = 30;
 /// The organisation that is there from the first start.
 pub const DEFAULT_ORG: &str = "default";
 
-/// The administrator that is there from the first start.
-const BOOTSTRAP_USER: &str = "admin";
+/// The person who keeps the installation from the first start on.
+const OPERATOR: &str = "admin";
+
+/// How many names are tried for that person.
+const OPERATOR_NAMES_MAX: u32 = 100;
 
 /// The name of the gateway in the server's own process.
 const BUILTIN_GATEWAY: &str = "server";
@@ -193,44 +197,36 @@ impl Server {
         Ok(server)
     }
 
-    /// Makes organisation `default` and its administrator on the first start. Returns a token
+    /// Makes organisation `default` and the first operator on the first start. Returns a token
     /// then, and again if an earlier one ended unused.
     pub async fn bootstrap(&self) -> anyhow::Result<Option<Bootstrap>> {
         let mut read = self.inner.store.read().await?;
-        if storage::token::admin_can_enter(&mut read, self.now()).await? {
+        if storage::token::somebody_can_enter(&mut read, self.now()).await? {
             return Ok(None);
         }
         drop(read);
         self.admin_token().await.map(Some)
     }
 
-    /// Makes a further admin token, for an operator at the machine who lost the first one.
+    /// Makes a further login token, for an operator at the machine who lost the first one.
     pub async fn admin_token(&self) -> anyhow::Result<Bootstrap> {
         let mut change = self.inner.store.change(self.now()).await?;
         let now = change.now();
-        let org: Label = DEFAULT_ORG.parse().expect("a well-formed label");
-        let org = match storage::org::org_named(change.connection(), &org).await? {
-            Some(org) => org.id,
-            None => self.insert_org(&mut change, &org).await?,
+        let known = storage::user::first_operator(change.connection()).await?;
+        let (org, user) = match known {
+            Some(known) => (known.org, known.id),
+            None => self.insert_operator(&mut change).await?,
         };
-        let first = storage::user::users(change.connection(), 0, 1).await?;
-        let user = match first.first() {
-            Some(user) => user.id,
-            None => {
-                let name: Label = BOOTSTRAP_USER.parse().expect("a well-formed label");
-                storage::user::insert_admin(change.connection(), now, &name).await?
-            }
-        };
-        let token = self.mint(Kind::Admin);
+        let token = self.mint(Kind::Login);
         let (hash, expires) = (secret::hash(&token), now + BOOTSTRAP_SECONDS);
-        let grant = Grant::Admin { org, user };
+        let grant = Grant::Login { org, user };
         let connection = change.connection();
         let id =
             storage::token::insert(connection, now, hash, grant, Some(1), Some(expires)).await?;
         let entry = Entry {
             actor: Actor::Server,
             action: "token_added",
-            subject: format!("token:{id} admin"),
+            subject: format!("token:{id} {} user:{user}", Kind::Login),
             org: Some(org),
         };
         let committed = change.commit(entry, Touched::Org(org)).await?;
@@ -239,6 +235,29 @@ impl Server {
             token,
             expires: Timestamp(expires),
         })
+    }
+
+    /// Makes the first person who keeps the installation, in organisation `default`.
+    async fn insert_operator(&self, change: &mut Change) -> anyhow::Result<(OrgId, UserId)> {
+        let org: Label = DEFAULT_ORG.parse().expect("a well-formed label");
+        let org = match storage::org::org_named(change.connection(), &org).await? {
+            Some(org) => org.id,
+            None => self.insert_org(change, &org).await?,
+        };
+        let (now, role) = (change.now(), Role::Admin);
+        let mut name: Label = OPERATOR.parse().expect("a well-formed label");
+        // Somebody else may have been given the name meanwhile.
+        for number in 2..=OPERATOR_NAMES_MAX {
+            let taken = storage::user::user_named(change.connection(), org, &name).await?;
+            if taken.is_none() {
+                break;
+            }
+            name = format!("{OPERATOR}-{number}")
+                .parse()
+                .expect("a well-formed label");
+        }
+        let user = storage::user::insert(change.connection(), now, org, &name, role, true).await?;
+        Ok((org, user))
     }
 
     /// Returns the URL for `login` and `join`.

@@ -7,7 +7,7 @@ use model::{
     id::{NodeId, OrgId, RuleId, UserId},
     map,
     name::Label,
-    policy::{Owner, Party, Question, Reach, Role, Selector, Traffic, Wanted, Whom, decide},
+    policy::{Owner, Party, Question, Reach, Selector, Traffic, Wanted, Whom, decide},
 };
 
 use crate::storage::{
@@ -78,7 +78,7 @@ impl Parties {
         connection: &mut storage::Connection,
         org: OrgId,
     ) -> Result<Self, Error> {
-        let users = user::users(connection, 0, u32::MAX).await?;
+        let users = user::users(connection, Some(org), None, 0, u32::MAX).await?;
         Ok(Self {
             tags: storage::policy::tags_of(connection, org).await?,
             owners: users.into_iter().map(owner).collect(),
@@ -118,12 +118,9 @@ impl Parties {
 }
 
 fn owner(user: user::User) -> (UserId, Owner) {
-    let role = match user.role {
-        user::Role::Admin => Role::Admin,
-    };
     let owner = Owner {
         name: user.name,
-        role,
+        role: user.role,
         groups: Vec::new(),
     };
     (user.id, owner)

@@ -102,7 +102,7 @@ pub(crate) struct Committed {
     pub(crate) touched: Touched,
 }
 
-const MIGRATIONS: [(i64, &str, &str); 5] = [
+const MIGRATIONS: [(i64, &str, &str); 6] = [
     (
         1,
         "first",
@@ -123,6 +123,11 @@ const MIGRATIONS: [(i64, &str, &str); 5] = [
         5,
         "ssh_session",
         include_str!("../migrations/sqlite/0005_ssh_session.sql"),
+    ),
+    (
+        6,
+        "people",
+        include_str!("../migrations/sqlite/0006_people.sql"),
     ),
 ];
 

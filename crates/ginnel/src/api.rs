@@ -15,12 +15,12 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use model::{
     api::{
-        Answers, AuditEntry, CreatedToken, EnrolRequest, Enrolled, ErrorBody, ErrorCode,
-        GatewayEnrolled, GatewayRequest, ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX, NewOrg,
-        NewRule, NewService, NewToken, Node, NodeByKey, NodeChange, Org, Page, Questions, Rule,
-        RuleChange, Service, TokenEntry, User, WhoAmI,
+        Answers, AuditEntry, CreatedToken, CreatedUser, EnrolRequest, Enrolled, ErrorBody,
+        ErrorCode, GatewayEnrolled, GatewayRequest, ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX,
+        NewOrg, NewRule, NewService, NewToken, NewUser, Node, NodeByKey, NodeChange, Org, Page,
+        Questions, Rule, RuleChange, Service, TokenEntry, User, UserChange, WhoAmI,
     },
-    id::{NodeId, RuleId, ServiceId, SessionId, TokenId},
+    id::{NodeId, RuleId, ServiceId, SessionId, TokenId, UserId},
     key::PublicKey,
     map::NetworkMap,
     name::Label,
@@ -156,6 +156,7 @@ fn hop(code: ErrorCode) -> &'static str {
         | ErrorCode::KeyTaken
         | ErrorCode::PortTaken
         | ErrorCode::OrgNotEmpty
+        | ErrorCode::LastOperator
         | ErrorCode::LimitReached
         | ErrorCode::TooLarge
         | ErrorCode::Internal
@@ -178,7 +179,7 @@ fn remedy_of_refusal(code: ErrorCode) -> &'static str {
         }
         ErrorCode::NodeRemoved => "run `ginnel logout --force`, then enrol again",
         ErrorCode::WrongTokenKind => {
-            "a join token is for `ginnel join`, an admin token for `ginnel login`, a gateway \
+            "a join token is for `ginnel join`, a login token for `ginnel login`, a gateway \
              token for `ginnel gateway`"
         }
         ErrorCode::NotPermitted => "ask an administrator to do it",
@@ -188,6 +189,9 @@ fn remedy_of_refusal(code: ErrorCode) -> &'static str {
         ErrorCode::KeyTaken => "remove that node first, or enrol with another --state DIR",
         ErrorCode::PortTaken => "choose another --port, or withdraw the other service first",
         ErrorCode::OrgNotEmpty => "remove its nodes first",
+        ErrorCode::LastOperator => {
+            "let another one enter first: `ginnel server --admin-token` at the server"
+        }
         ErrorCode::LimitReached => "remove what is not used any more",
         ErrorCode::Internal => "look for the request id in the server's log",
         ErrorCode::Unavailable => "try again in some seconds",
@@ -225,7 +229,7 @@ impl Client {
         self.send(Method::POST, "/v1/join", request).await
     }
 
-    /// Signs a person in on this device, with an admin token.
+    /// Signs a person in on this device, with a login token.
     pub(crate) async fn login(&self, request: &EnrolRequest) -> Result<LoggedIn, Error> {
         self.send(Method::POST, "/v1/login", request).await
     }
@@ -301,6 +305,32 @@ impl Client {
     /// Lists people.
     pub(crate) async fn users(&self, query: &ListQuery) -> Result<Page<User>, Error> {
         self.list("/v1/users", query).await
+    }
+
+    /// Shows a person.
+    pub(crate) async fn user(&self, id: UserId) -> Result<User, Error> {
+        self.get(&format!("/v1/users/{id}")).await
+    }
+
+    /// Adds a person.
+    pub(crate) async fn add_user(&self, request: &NewUser) -> Result<CreatedUser, Error> {
+        self.send(Method::POST, "/v1/users", request).await
+    }
+
+    /// Changes a person's name or role.
+    pub(crate) async fn change_user(
+        &self,
+        id: UserId,
+        request: &UserChange,
+    ) -> Result<User, Error> {
+        let path = format!("/v1/users/{id}");
+        self.send(Method::PATCH, &path, request).await
+    }
+
+    /// Removes a person with her devices, sessions and certificates.
+    pub(crate) async fn remove_user(&self, id: UserId) -> Result<(), Error> {
+        let path = format!("/v1/users/{id}");
+        self.send_for_nothing(Method::DELETE, &path).await
     }
 
     /// Lists nodes.

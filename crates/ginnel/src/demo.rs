@@ -174,7 +174,7 @@ impl Demo {
             let line = next_line(&mut lines, "server").await?;
             say(&shortened(&line));
             url = url.or_else(|| word(&line, "https://").map(str::to_owned));
-            token = token.or_else(|| word(&line, "ginnel-admin-").map(str::to_owned));
+            token = token.or_else(|| word(&line, "ginnel-login-").map(str::to_owned));
         }
         say("");
         keep_reading(lines);

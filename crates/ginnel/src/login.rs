@@ -9,8 +9,8 @@ use crate::{api::Client, cli::Global, enrol, enrolment::State, remedy::Advise as
 
 /// Sign in and make this device yours in the network
 ///
-/// The server prints a one-time admin token at its first start; `ginnel token add --kind admin`
-/// makes another.
+/// The server prints a one-time login token at its first start; `ginnel user add` invites others
+/// with one, and `ginnel token add --kind login` signs a further device in.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES, group = enrol::token_required())]
 pub(crate) struct Args {
@@ -28,7 +28,7 @@ pub(crate) struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
-  ginnel login https://vpn.example.org:8443 --token ginnel-admin-…
+  ginnel login https://vpn.example.org:8443 --token ginnel-login-…
   ginnel login https://vpn.example.org:8443 --token-file token.txt --name laptop";
 
 /// Runs the command.
@@ -38,9 +38,12 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     let token = args
         .token
         .read()?
-        .require(token::Kind::Admin)
+        .require(token::Kind::Login)
         .context("sign-in")
-        .remedy("the server prints an admin token at its first start; a machine uses `join`")?;
+        .remedy(
+            "the server prints a login token at its first start, `ginnel user add` another; a machine \
+                 uses `join`",
+        )?;
     let name = enrol::name(args.name)?;
     let key = state.private_key_or_new()?;
     let request = EnrolRequest {

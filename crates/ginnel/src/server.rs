@@ -53,7 +53,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", requires = "certificate")]
     certificate_key: Option<PathBuf>,
 
-    /// Print a new admin token, for an administrator who lost hers
+    /// Print a new login token, for an operator who lost hers
     #[arg(long)]
     admin_token: bool,
 }
@@ -189,7 +189,7 @@ fn announce(
     terminal::line(format_args!("wireguard  {endpoint}"))?;
     if let Some(bootstrap) = bootstrap {
         let expires = admin::time(bootstrap.expires);
-        terminal::line(format_args!("admin token, for one use until {expires}:"))?;
+        terminal::line(format_args!("login token, for one use until {expires}:"))?;
         terminal::line(bootstrap.token.emit().as_str())?;
     }
     Ok(())

@@ -31,7 +31,8 @@ pub(crate) async fn run(_: Args, global: &Global) -> Result<ExitCode> {
     }
     let mut words = Vec::new();
     if let Some(user) = &answer.user_name {
-        words.push(format!("signed in as {user}"));
+        let role = answer.role.map(|role| format!(" ({role})"));
+        words.push(format!("signed in as {user}{}", role.unwrap_or_default()));
     }
     words.push(format!("node {}", enrolment.name));
     if let Some(org) = &enrolment.org {

@@ -13,6 +13,7 @@ use crate::{
     key::PublicKey,
     map::{self, NetworkMap},
     name::Label,
+    policy::Role,
     token::{self, Token},
 };
 
@@ -93,6 +94,8 @@ pub enum ErrorCode {
     PortTaken,
     /// The organisation still has nodes (409).
     OrgNotEmpty,
+    /// Nobody would be left to keep the installation (409).
+    LastOperator,
     /// The organisation cannot grow further (409).
     LimitReached,
     /// The body is too large (413).
@@ -160,6 +163,8 @@ pub struct WhoAmI {
     /// The person's name.
     #[schema(value_type = Option<String>)]
     pub user_name: Option<Label>,
+    /// What the person may be.
+    pub role: Option<Role>,
     /// When the token ends; absent for a node, whose token lives as long as the node.
     pub expires: Option<Timestamp>,
 }
@@ -294,16 +299,64 @@ pub struct Org {
     pub created: Timestamp,
 }
 
-/// A person.
+/// A person in an organisation.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct User {
     /// The id.
     pub id: UserId,
-    /// The name.
+    /// The name, unique in the organisation.
     #[schema(value_type = String)]
     pub name: Label,
+    /// The organisation.
+    #[schema(value_type = String)]
+    pub org: Label,
+    /// What the person may be in it.
+    pub role: Role,
+    /// Whether the person keeps the installation, and so acts in every organisation.
+    pub operator: bool,
     /// When the person was added.
     pub created: Timestamp,
+}
+
+/// Adds a person to an organisation.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct NewUser {
+    /// The organisation; that of the asking device if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub org: Option<Label>,
+    /// The name, unique in the organisation.
+    #[schema(value_type = String)]
+    pub name: Label,
+    /// What the person may be.
+    pub role: Role,
+    /// How long the invitation is valid, in seconds; one hour if absent, one year at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+}
+
+/// A person was added.
+#[derive(Clone, Debug, Deserialize, Serialize, ToSchema)]
+pub struct CreatedUser {
+    /// The person.
+    pub user: User,
+    /// Signs her in on one device; shown once.
+    #[schema(value_type = String)]
+    pub token: Token,
+    /// When the token ends.
+    pub expires: Timestamp,
+}
+
+/// Changes a person; what is absent stays.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct UserChange {
+    /// The new name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub name: Option<Label>,
+    /// What the person may be from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
 }
 
 /// A node as administrators see it.
@@ -355,12 +408,17 @@ pub struct NodeChange {
 /// Makes a token.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct NewToken {
-    /// `join`, `gateway` or `admin`; the other kinds are made by enrolling and signing in.
+    /// `join`, `gateway` or `login`; the other kinds are made by enrolling and signing in.
     pub kind: token::Kind,
-    /// The organisation that a join or admin token leads into; `default` if absent.
+    /// The organisation that a join or login token leads into; that of the asking device if
+    /// absent.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub org: Option<Label>,
+    /// Whom a login token signs in; whoever asks for it if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub user: Option<Label>,
     /// How often it may be used; once if absent.
     #[serde(default)]
     pub uses_max: Option<u32>,
@@ -458,7 +516,7 @@ pub struct AuditEntry {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::MalformedRequest,
         Self::TtlOutOfRange,
         Self::NameReserved,
@@ -476,6 +534,7 @@ impl ErrorCode {
         Self::KeyTaken,
         Self::PortTaken,
         Self::OrgNotEmpty,
+        Self::LastOperator,
         Self::LimitReached,
         Self::TooLarge,
         Self::Internal,
@@ -500,6 +559,7 @@ impl ErrorCode {
             | Self::KeyTaken
             | Self::PortTaken
             | Self::OrgNotEmpty
+            | Self::LastOperator
             | Self::LimitReached => 409,
             Self::TooLarge => 413,
             Self::Internal => 500,

@@ -38,7 +38,7 @@ pub struct Token {
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Signs a person's device in (`ginnel login`).
-    Admin,
+    Login,
     /// Enrols machines (`ginnel join`).
     Join,
     /// Enrols gateways (`ginnel gateway`).
@@ -203,7 +203,7 @@ impl<'de> Deserialize<'de> for Token {
 impl Kind {
     /// Every kind.
     pub const ALL: [Self; 5] = [
-        Self::Admin,
+        Self::Login,
         Self::Join,
         Self::Gateway,
         Self::Session,
@@ -214,7 +214,7 @@ impl Kind {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Admin => "admin",
+            Self::Login => "login",
             Self::Join => "join",
             Self::Gateway => "gateway",
             Self::Session => "session",
@@ -230,7 +230,7 @@ impl Kind {
 
     fn with_article(self) -> &'static str {
         match self {
-            Self::Admin => "an admin",
+            Self::Login => "a login",
             Self::Join => "a join",
             Self::Gateway => "a gateway",
             Self::Session => "a session",
@@ -240,10 +240,10 @@ impl Kind {
 
     fn user(self) -> &'static str {
         match self {
-            Self::Admin => "`login`",
+            Self::Login => "`login`",
             Self::Join => "`join`",
             Self::Gateway => "`gateway`",
-            Self::Session => "an administrator's request",
+            Self::Session => "a person's request",
             Self::Node => "a node's request",
         }
     }
@@ -315,13 +315,13 @@ mod tests {
 
     #[test]
     fn a_damaged_token_names_its_fault() {
-        let whole = Token::new(Kind::Admin, [1; SECRET_LENGTH], Some(Pin([2; 32]))).emit();
+        let whole = Token::new(Kind::Login, [1; SECRET_LENGTH], Some(Pin([2; 32]))).emit();
         let check = |text: &str, fault| assert_eq!(text.parse::<Token>(), Err(fault), "{text}");
         check("", MalformedToken::NotAToken);
         check("glpat-123", MalformedToken::NotAToken);
         check("ginnel-", MalformedToken::Secret);
-        check("ginnel-admin", MalformedToken::Secret);
-        check("ginnel-admin-", MalformedToken::Secret);
+        check("ginnel-login", MalformedToken::Secret);
+        check("ginnel-login-", MalformedToken::Secret);
         check("ginnel-root-aaaa", MalformedToken::UnknownKind);
         check(&whole[..whole.len() - 1], MalformedToken::Pin);
         check(&whole[..40], MalformedToken::Secret);
@@ -337,11 +337,11 @@ mod tests {
     fn a_token_of_another_kind_says_what_is_needed() {
         let token = Token::new(Kind::Join, [1; SECRET_LENGTH], None);
         let wrong = token
-            .require(Kind::Admin)
-            .expect_err("a join token is no admin token");
+            .require(Kind::Login)
+            .expect_err("a join token is no login token");
         assert_eq!(
             wrong.to_string(),
-            "this is a join token; `login` needs an admin token"
+            "this is a join token; `login` needs a login token"
         );
     }
 

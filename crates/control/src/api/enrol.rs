@@ -92,7 +92,9 @@ pub(super) async fn login(
     let grant = Grant::Session { node: id, user };
     storage::token::insert(change.connection(), now, hash, grant, None, Some(expires)).await?;
     let person = storage::user::user(change.connection(), user).await?;
-    let person = person.ok_or_else(ApiError::not_found)?;
+    let person = person
+        .filter(|person| person.removed.is_none())
+        .ok_or_else(ApiError::not_found)?;
     let entry = Entry {
         actor: storage::audit::Actor::User(user),
         action: "user_logged_in",

@@ -7,12 +7,13 @@ use axum::http::Method;
 use model::{
     api::ErrorCode,
     id::{NodeId, OrgId},
-    map::Role,
+    map,
+    policy::Role,
     token::{Kind, WrongKind},
 };
 
 use super::error::ApiError;
-use crate::storage::{audit::Actor, node::Node, token::Token};
+use crate::storage::{audit::Actor, node::Node, token::Token, user::User};
 
 /// What a route does, independent of its path.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -29,6 +30,7 @@ pub(crate) enum Action {
     ReadOrg,
     ChangeOrg,
     ReadUser,
+    ChangeUser,
     ReadNode,
     ChangeNode,
     ReadToken,
@@ -49,14 +51,17 @@ pub(crate) enum Action {
     ChangeSession,
 }
 
-/// Who asks, by the kind of the token and the role of its node.
+/// Who asks, by the kind of the token and the role of its person or node.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Who {
     Anyone,
-    Admin,
+    Login,
     Join,
     Gateway,
-    Session,
+    /// A person who keeps the installation.
+    Operator,
+    /// A person in an organisation.
+    Person(Role),
     Client,
     GatewayNode,
 }
@@ -83,6 +88,7 @@ pub(crate) struct Access {
     pub(crate) reach: Reach,
     pub(crate) token: Option<Token>,
     pub(crate) node: Option<Node>,
+    pub(crate) user: Option<User>,
 }
 
 const fn rule(method: Method, path: &'static str, action: Action) -> Rule {
@@ -94,7 +100,7 @@ const fn rule(method: Method, path: &'static str, action: Action) -> Rule {
 }
 
 /// Every route.
-pub(crate) static RULES: [Rule; 48] = [
+pub(crate) static RULES: [Rule; 52] = [
     rule(Method::GET, "/v1/health", Action::ReadHealth),
     rule(Method::GET, "/v1/openapi.json", Action::ReadDescription),
     rule(Method::GET, "/v1/whoami", Action::ReadSelf),
@@ -109,6 +115,10 @@ pub(crate) static RULES: [Rule; 48] = [
     rule(Method::GET, "/v1/orgs/{org}", Action::ReadOrg),
     rule(Method::DELETE, "/v1/orgs/{org}", Action::ChangeOrg),
     rule(Method::GET, "/v1/users", Action::ReadUser),
+    rule(Method::POST, "/v1/users", Action::ChangeUser),
+    rule(Method::GET, "/v1/users/{user}", Action::ReadUser),
+    rule(Method::PATCH, "/v1/users/{user}", Action::ChangeUser),
+    rule(Method::DELETE, "/v1/users/{user}", Action::ChangeUser),
     rule(Method::GET, "/v1/nodes", Action::ReadNode),
     rule(Method::GET, "/v1/nodes/{node}", Action::ReadNode),
     rule(Method::PATCH, "/v1/nodes/{node}", Action::ChangeNode),
@@ -187,42 +197,29 @@ pub(crate) fn action(method: &Method, path: &str) -> Option<Action> {
 
 /// Decides how far `who` may go with `action`.
 pub(crate) fn reach(action: Action, who: Who) -> Reach {
+    let is_person = matches!(who, Who::Operator | Who::Person(_));
+    let is_node = matches!(who, Who::Client | Who::GatewayNode);
     match action {
         Action::ReadHealth | Action::ReadDescription => Reach::Everything,
-        Action::ReadSelf => match who {
-            Who::Anyone => Reach::Nothing,
-            Who::Admin
-            | Who::Join
-            | Who::Gateway
-            | Who::Session
-            | Who::Client
-            | Who::GatewayNode => Reach::OwnNode,
-        },
+        Action::ReadSelf => own_node(who != Who::Anyone),
         Action::Join => only(who, Who::Join),
-        Action::LogIn => only(who, Who::Admin),
+        Action::LogIn => only(who, Who::Login),
         Action::EnrolGateway => only(who, Who::Gateway),
-        Action::LogOut => match who {
-            Who::Session | Who::Client | Who::GatewayNode => Reach::OwnNode,
-            Who::Anyone | Who::Admin | Who::Join | Who::Gateway => Reach::Nothing,
-        },
-        Action::ReadMap => match who {
-            Who::Client | Who::GatewayNode => Reach::OwnNode,
-            Who::Anyone | Who::Admin | Who::Join | Who::Gateway | Who::Session => Reach::Nothing,
-        },
+        Action::LogOut => own_node(is_person || is_node),
+        Action::ReadMap => own_node(is_node),
         Action::LookUpKey => only(who, Who::GatewayNode),
         // A certificate speaks for the person or the node of the token, whoever else may do more.
-        Action::CertifyUser => own(who, Who::Session),
+        Action::CertifyUser => own_node(is_person),
         Action::CertifyHost | Action::ReportRefusal | Action::RecordSession => {
-            own(who, Who::Client)
+            own_node(who == Who::Client)
         }
-        Action::ReadOrg
-        | Action::ReadNode
-        | Action::ReadService
-        | Action::ReadPolicy
-        | Action::ReadSshAuthority => client(who, Reach::OwnOrg),
-        Action::ChangeService => client(who, Reach::OwnNode),
-        Action::ChangeOrg
-        | Action::ReadUser
+        Action::ReadOrg | Action::ReadNode | Action::ReadService | Action::ReadPolicy => {
+            by_role(who, Reach::OwnOrg, Reach::Nothing, Reach::OwnOrg)
+        }
+        Action::ReadSshAuthority => by_role(who, Reach::OwnOrg, Reach::OwnOrg, Reach::OwnOrg),
+        Action::ChangeService => by_role(who, Reach::OwnNode, Reach::Nothing, Reach::OwnNode),
+        Action::ReadUser
+        | Action::ChangeUser
         | Action::ChangeNode
         | Action::ReadToken
         | Action::ChangeToken
@@ -231,7 +228,28 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
         | Action::ChangeSsh
         | Action::ReadSession
         | Action::ChangeSession
-        | Action::ReadAudit => only(who, Who::Session),
+        | Action::ReadAudit => by_role(who, Reach::Nothing, Reach::Nothing, Reach::Nothing),
+        Action::ChangeOrg => only(who, Who::Operator),
+    }
+}
+
+/// Returns the reach of what an operator may do anywhere and an administrator in her organisation.
+fn by_role(who: Who, developer: Reach, guest: Reach, client: Reach) -> Reach {
+    match who {
+        Who::Operator => Reach::Everything,
+        Who::Person(Role::Admin) => Reach::OwnOrg,
+        Who::Person(Role::Developer) => developer,
+        Who::Person(Role::Guest) => guest,
+        Who::Client => client,
+        Who::Anyone | Who::Login | Who::Join | Who::Gateway | Who::GatewayNode => Reach::Nothing,
+    }
+}
+
+fn own_node(permitted: bool) -> Reach {
+    if permitted {
+        Reach::OwnNode
+    } else {
+        Reach::Nothing
     }
 }
 
@@ -239,7 +257,7 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
 pub(crate) fn needed(action: Action) -> Kind {
     match action {
         Action::Join => Kind::Join,
-        Action::LogIn => Kind::Admin,
+        Action::LogIn => Kind::Login,
         Action::EnrolGateway => Kind::Gateway,
         Action::ReadMap
         | Action::LookUpKey
@@ -253,6 +271,7 @@ pub(crate) fn needed(action: Action) -> Kind {
         | Action::ReadOrg
         | Action::ChangeOrg
         | Action::ReadUser
+        | Action::ChangeUser
         | Action::ReadNode
         | Action::ChangeNode
         | Action::ReadToken
@@ -272,16 +291,20 @@ pub(crate) fn needed(action: Action) -> Kind {
 }
 
 impl Who {
-    /// Returns who holds a token; a token of a node speaks by the node's role.
-    pub(crate) fn of(token: &Token, node: Option<&Node>) -> Self {
+    /// Returns who holds a token; one of a node or a person speaks by the role of these.
+    pub(crate) fn of(token: &Token, node: Option<&Node>, user: Option<&User>) -> Self {
         match token.kind {
-            Kind::Admin => Self::Admin,
+            Kind::Login => Self::Login,
             Kind::Join => Self::Join,
             Kind::Gateway => Self::Gateway,
-            Kind::Session => Self::Session,
+            Kind::Session => match user {
+                Some(User { operator: true, .. }) => Self::Operator,
+                Some(user) => Self::Person(user.role),
+                None => Self::Anyone,
+            },
             Kind::Node => match node.map(Node::role) {
-                Some(Role::Client) => Self::Client,
-                Some(Role::Gateway) => Self::GatewayNode,
+                Some(map::Role::Client) => Self::Client,
+                Some(map::Role::Gateway) => Self::GatewayNode,
                 None => Self::Anyone,
             },
         }
@@ -294,13 +317,19 @@ impl Access {
         action: Action,
         token: Option<Token>,
         node: Option<Node>,
+        user: Option<User>,
     ) -> Result<Self, ApiError> {
-        let who = token
-            .as_ref()
-            .map_or(Who::Anyone, |token| Who::of(token, node.as_ref()));
+        let who = token.as_ref().map_or(Who::Anyone, |token| {
+            Who::of(token, node.as_ref(), user.as_ref())
+        });
         let reach = reach(action, who);
         if reach != Reach::Nothing {
-            return Ok(Self { reach, token, node });
+            return Ok(Self {
+                reach,
+                token,
+                node,
+                user,
+            });
         }
         let needed = needed(action);
         Err(match token {
@@ -310,7 +339,16 @@ impl Access {
             ),
             Some(token) if token.kind == needed => ApiError::new(
                 ErrorCode::NotPermitted,
-                "this node's role does not permit the request",
+                match who {
+                    Who::Person(role) => format!("the role {role} does not permit the request"),
+                    Who::Anyone
+                    | Who::Login
+                    | Who::Join
+                    | Who::Gateway
+                    | Who::Operator
+                    | Who::Client
+                    | Who::GatewayNode => "this node's role does not permit the request".to_owned(),
+                },
             ),
             Some(token) => {
                 let found = token.kind;
@@ -351,6 +389,16 @@ impl Access {
         Ok(Some(own))
     }
 
+    /// Passes if the asker may act on a person: on one who keeps the installation only another.
+    pub(crate) fn may_change(&self, user: &User) -> Result<(), ApiError> {
+        self.reaches(Some(user.org), None)?;
+        if user.operator && self.reach != Reach::Everything {
+            let message = "only one who keeps the installation may act on another";
+            return Err(ApiError::new(ErrorCode::NotPermitted, message));
+        }
+        Ok(())
+    }
+
     /// Returns the node that the token is bound to.
     pub(crate) fn own(&self) -> Result<&Node, ApiError> {
         self.node.as_ref().ok_or_else(ApiError::not_found)
@@ -367,7 +415,7 @@ impl Access {
             (Some(token), node) => match (token.kind, token.user, node) {
                 (Kind::Session, Some(user), _) => Actor::User(user),
                 (Kind::Node, _, Some(node)) => Actor::Node(node.id),
-                (Kind::Admin | Kind::Join | Kind::Gateway | Kind::Session | Kind::Node, ..) => {
+                (Kind::Login | Kind::Join | Kind::Gateway | Kind::Session | Kind::Node, ..) => {
                     Actor::Token(token.id)
                 }
             },
@@ -381,23 +429,5 @@ fn only(who: Who, permitted: Who) -> Reach {
         Reach::Everything
     } else {
         Reach::Nothing
-    }
-}
-
-/// Only `permitted`, about its own node.
-fn own(who: Who, permitted: Who) -> Reach {
-    if who == permitted {
-        Reach::OwnNode
-    } else {
-        Reach::Nothing
-    }
-}
-
-/// A session may do it anywhere, a client within its own reach.
-fn client(who: Who, own: Reach) -> Reach {
-    match who {
-        Who::Session => Reach::Everything,
-        Who::Client => own,
-        Who::Anyone | Who::Admin | Who::Join | Who::Gateway | Who::GatewayNode => Reach::Nothing,
     }
 }

@@ -7,25 +7,22 @@ use model::{
         RuleChange, Timestamp,
     },
     id::RuleId,
-    name::Label,
     policy::{Selector, Traffic},
 };
 
 use super::{
     error::ApiError,
     extract::{Asked, Body, Named},
-    org_named, org_of_list, page,
+    org_of_list, org_or_own, page,
     permission::Access,
     rows_of_page,
 };
 use crate::{
-    DEFAULT_ORG, Server,
+    Server,
     policy::{Judge, Parties},
     storage::{
         self, Touched,
         audit::Entry,
-        node::Node,
-        org::Org,
         policy::{Rule, Terms},
     },
 };
@@ -86,7 +83,7 @@ pub(super) async fn add(
     };
     check(&terms)?;
     let mut change = server.change().await?;
-    let org = asked_org(change.connection(), &access, request.org.as_ref()).await?;
+    let org = org_or_own(change.connection(), &access, request.org.as_ref()).await?;
     if storage::policy::count_of(change.connection(), org.id).await? >= RULES_PER_ORG_MAX {
         let message = format!("an organisation has at most {RULES_PER_ORG_MAX} rules");
         return Err(ApiError::new(ErrorCode::LimitReached, message));
@@ -177,7 +174,7 @@ pub(super) async fn answer(
         return Err(ApiError::new(ErrorCode::TooLarge, message));
     }
     let mut read = server.inner.store.read().await?;
-    let org = asked_org(&mut read, &access, request.org.as_ref()).await?;
+    let org = org_or_own(&mut read, &access, request.org.as_ref()).await?;
     let shared = server.inner.maps.org(&mut read, server.now(), &org).await?;
     let parties = Parties::of(&mut read, org.id).await?;
     let nodes = storage::node::nodes_of(&mut read, org.id).await?;
@@ -199,28 +196,6 @@ pub(super) async fn answer(
     });
     let answers = answers.collect::<Result<_, _>>()?;
     Ok(Json(Answers { answers }))
-}
-
-/// Returns the organisation of a name; without one the asking node's own, else the first one.
-async fn asked_org(
-    connection: &mut storage::Connection,
-    access: &Access,
-    asked: Option<&Label>,
-) -> Result<Org, ApiError> {
-    if let Some(name) = asked {
-        return org_named(connection, access, name).await;
-    }
-    let own = match access.node.as_ref().and_then(Node::org) {
-        Some(own) => storage::org::org(connection, own).await?,
-        None => None,
-    };
-    match own {
-        Some(own) => Ok(own),
-        None => {
-            let name = DEFAULT_ORG.parse().expect("a well-formed label");
-            org_named(connection, access, &name).await
-        }
-    }
 }
 
 async fn rule_of(

@@ -14,8 +14,8 @@ use model::{
 use super::{
     error::ApiError,
     extract::{Asked, Body, Named},
-    org_named, org_of_list, page,
-    permission::Access,
+    org_of_list, org_or_own, page,
+    permission::{Access, Reach},
     rows_of_page, usable,
 };
 use crate::{
@@ -23,7 +23,9 @@ use crate::{
     storage::{
         self, Touched,
         audit::Entry,
+        org::Org,
         token::{Grant, Token},
+        user::User,
     },
 };
 
@@ -66,7 +68,7 @@ pub(super) async fn show(
     Ok(Json(described(&mut read, token).await?))
 }
 
-/// Makes a token that enrols; the reply shows it once.
+/// Makes a token that enrols or signs in; the reply shows it once.
 #[utoipa::path(post, path = "/v1/tokens", request_body = NewToken,
     responses((status = 201, body = CreatedToken), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn add(
@@ -133,7 +135,7 @@ pub(super) async fn remove(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn lifetime(asked: Option<u64>) -> Result<i64, ApiError> {
+pub(super) fn lifetime(asked: Option<u64>) -> Result<i64, ApiError> {
     let seconds = asked.unwrap_or(TOKEN_TTL_SECONDS_DEFAULT);
     let in_range = (1..=TOKEN_TTL_SECONDS_MAX).contains(&seconds);
     let seconds = i64::try_from(seconds).ok().filter(|_| in_range);
@@ -153,19 +155,56 @@ async fn grant(
         Kind::Gateway if request.org.is_some() => {
             refuse("a gateway serves every organisation; its token takes none")
         }
+        Kind::Gateway if access.reach != Reach::Everything => {
+            let message = "a gateway serves every organisation; only one who keeps the \
+                           installation may enrol it";
+            Err(ApiError::new(ErrorCode::NotPermitted, message))
+        }
         Kind::Gateway => Ok(Grant::Gateway),
-        Kind::Join | Kind::Admin => {
-            let default: Label = crate::DEFAULT_ORG.parse().expect("a well-formed label");
-            let name = request.org.as_ref().unwrap_or(&default);
-            let org = org_named(change.connection(), access, name).await?.id;
+        Kind::Join | Kind::Login => {
+            let org = org_or_own(change.connection(), access, request.org.as_ref()).await?;
             if request.kind == Kind::Join {
-                return Ok(Grant::Join { org });
+                return Ok(Grant::Join { org: org.id });
             }
-            let user = access.token()?.user.ok_or_else(ApiError::not_found)?;
-            Ok(Grant::Admin { org, user })
+            let user = person(change, access, &org, request.user.as_ref()).await?;
+            access.may_change(&user)?;
+            Ok(Grant::Login {
+                org: org.id,
+                user: user.id,
+            })
         }
         Kind::Session | Kind::Node => {
             refuse("tokens of this kind are made by signing in and by enrolling")
+        }
+    }
+}
+
+/// Returns the person of a name in `org`; without a name whoever asks, who is made known to `org`
+/// if she keeps the installation.
+async fn person(
+    change: &mut storage::Change,
+    access: &Access,
+    org: &Org,
+    name: Option<&Label>,
+) -> Result<User, ApiError> {
+    let asker = access.user.as_ref();
+    let name = match name {
+        Some(name) => name,
+        None => &asker.ok_or_else(ApiError::not_found)?.name,
+    };
+    let known = storage::user::user_named(change.connection(), org.id, name).await?;
+    match (known, asker) {
+        (Some(known), _) => Ok(known),
+        (None, Some(asker)) if asker.operator && asker.name == *name => {
+            let (now, role) = (change.now(), asker.role);
+            let connection = change.connection();
+            let id = storage::user::insert(connection, now, org.id, name, role, true).await?;
+            let user = storage::user::user(connection, id).await?;
+            user.ok_or_else(ApiError::not_found)
+        }
+        (None, _) => {
+            let message = format!("organisation `{}` has no person `{name}`", org.name);
+            Err(ApiError::new(ErrorCode::NotFound, message))
         }
     }
 }

@@ -246,6 +246,20 @@ pub(crate) async fn nodes_of(
         .collect()
 }
 
+/// Returns the live devices of a person.
+pub(crate) async fn nodes_of_user(
+    connection: &mut SqliteConnection,
+    user: UserId,
+) -> Result<Vec<Node>, Error> {
+    sqlx::query("SELECT * FROM node WHERE \"user\" = $1 AND removed IS NULL ORDER BY id")
+        .bind(user.0)
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(parse)
+        .collect()
+}
+
 /// Counts the live nodes of an organisation.
 pub(crate) async fn count_of(connection: &mut SqliteConnection, org: OrgId) -> Result<u32, Error> {
     let row = sqlx::query("SELECT COUNT(*) AS n FROM node WHERE org = $1 AND removed IS NULL")

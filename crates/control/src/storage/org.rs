@@ -52,7 +52,7 @@ pub(crate) async fn update_gateways(connection: &mut SqliteConnection) -> Result
     Ok(())
 }
 
-/// Removes an organisation without nodes and revokes the tokens that lead into it.
+/// Removes an organisation without nodes, its people, and the tokens that lead into it.
 pub(crate) async fn delete(
     connection: &mut SqliteConnection,
     now: i64,
@@ -63,6 +63,13 @@ pub(crate) async fn delete(
         .bind(org.0)
         .execute(&mut *connection)
         .await?;
+    sqlx::query(
+        "UPDATE \"user\" SET removed = $1, operator = 0 WHERE org = $2 AND removed IS NULL",
+    )
+    .bind(now)
+    .bind(org.0)
+    .execute(&mut *connection)
+    .await?;
     sqlx::query("UPDATE token SET revoked = $1 WHERE org = $2 AND revoked IS NULL")
         .bind(now)
         .bind(org.0)

@@ -26,8 +26,8 @@ pub(crate) struct Token {
 /// What a token leads to; the kind follows from it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Grant {
-    /// Signs this person in on a device of this organisation.
-    Admin { org: OrgId, user: UserId },
+    /// Signs this person in on a device of her organisation.
+    Login { org: OrgId, user: UserId },
     /// Enrols machines into this organisation.
     Join { org: OrgId },
     /// Enrols gateways.
@@ -42,7 +42,7 @@ impl Grant {
     /// Returns the kind of the token.
     pub(crate) fn kind(self) -> Kind {
         match self {
-            Self::Admin { .. } => Kind::Admin,
+            Self::Login { .. } => Kind::Login,
             Self::Join { .. } => Kind::Join,
             Self::Gateway => Kind::Gateway,
             Self::Session { .. } => Kind::Session,
@@ -61,7 +61,7 @@ pub(crate) async fn insert(
     expires: Option<i64>,
 ) -> Result<TokenId, Error> {
     let (org, node, user) = match grant {
-        Grant::Admin { org, user } => (Some(org.0), None, Some(user.0)),
+        Grant::Login { org, user } => (Some(org.0), None, Some(user.0)),
         Grant::Join { org } => (Some(org.0), None, None),
         Grant::Gateway => (None, None, None),
         Grant::Session { node, user } => (None, Some(node.0), Some(user.0)),
@@ -195,13 +195,13 @@ pub(crate) async fn count(connection: &mut SqliteConnection, now: i64) -> Result
     number(&row, "n")
 }
 
-/// Tells whether an administrator has ever signed in, or can still do so with an admin token.
-pub(crate) async fn admin_can_enter(
+/// Tells whether anybody has ever signed in, or can still do so with a login token.
+pub(crate) async fn somebody_can_enter(
     connection: &mut SqliteConnection,
     now: i64,
 ) -> Result<bool, Error> {
     let row = sqlx::query(
-        "SELECT 1 FROM token WHERE kind = 'admin' AND (uses > 0
+        "SELECT 1 FROM token WHERE kind = 'login' AND (uses > 0
                 OR (revoked IS NULL AND expires > $1))
          UNION ALL SELECT 1 FROM node WHERE \"user\" IS NOT NULL
          LIMIT 1",

@@ -1,43 +1,86 @@
-//! People.
+//! People: each row is one person in one organisation.
 
-use model::{id::UserId, name::Label};
+use model::{
+    id::{OrgId, UserId},
+    name::Label,
+    policy::Role,
+};
 use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
 
-use super::{Error, text};
+use super::{Error, number, text};
 
 /// A person's row.
 #[derive(Clone, Debug)]
 pub(crate) struct User {
     pub(crate) id: UserId,
+    pub(crate) org: OrgId,
     pub(crate) name: Label,
     pub(crate) role: Role,
+    /// Keeps the installation and acts in every organisation.
+    pub(crate) operator: bool,
     pub(crate) created: i64,
+    pub(crate) removed: Option<i64>,
 }
 
-/// What a person may do.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Role {
-    /// Everything.
-    Admin,
-}
-
-/// Adds an administrator.
-pub(crate) async fn insert_admin(
+/// Adds a person.
+pub(crate) async fn insert(
     connection: &mut SqliteConnection,
     now: i64,
+    org: OrgId,
     name: &Label,
+    role: Role,
+    operator: bool,
 ) -> Result<UserId, Error> {
     let row = sqlx::query(
-        "INSERT INTO \"user\" (name, role, created) VALUES ($1, 'admin', $2) RETURNING id",
+        "INSERT INTO \"user\" (org, name, role, operator, created)
+         VALUES ($1, $2, $3, $4, $5) RETURNING id",
     )
+    .bind(org.0)
     .bind(name.as_str())
+    .bind(role.name())
+    .bind(i64::from(operator))
     .bind(now)
     .fetch_one(connection)
     .await?;
     Ok(UserId(row.try_get("id")?))
 }
 
-/// Returns a person.
+/// Gives a person another name and role.
+pub(crate) async fn update(
+    connection: &mut SqliteConnection,
+    id: UserId,
+    name: &Label,
+    role: Role,
+) -> Result<(), Error> {
+    sqlx::query("UPDATE \"user\" SET name = $1, role = $2 WHERE id = $3")
+        .bind(name.as_str())
+        .bind(role.name())
+        .bind(id.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Removes a person and revokes the tokens that sign her in; her devices are removed apart.
+pub(crate) async fn delete(
+    connection: &mut SqliteConnection,
+    now: i64,
+    id: UserId,
+) -> Result<(), Error> {
+    sqlx::query("UPDATE \"user\" SET removed = $1, operator = 0 WHERE id = $2")
+        .bind(now)
+        .bind(id.0)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query("UPDATE token SET revoked = $1 WHERE \"user\" = $2 AND revoked IS NULL")
+        .bind(now)
+        .bind(id.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Returns a person, removed or not.
 pub(crate) async fn user(
     connection: &mut SqliteConnection,
     id: UserId,
@@ -50,31 +93,83 @@ pub(crate) async fn user(
         .transpose()
 }
 
+/// Returns the person of a name in an organisation.
+pub(crate) async fn user_named(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+    name: &Label,
+) -> Result<Option<User>, Error> {
+    sqlx::query("SELECT * FROM \"user\" WHERE org = $1 AND name = $2 AND removed IS NULL")
+        .bind(org.0)
+        .bind(name.as_str())
+        .fetch_optional(connection)
+        .await?
+        .map(parse)
+        .transpose()
+}
+
 /// Returns the people after `after` in the order of their ids.
 pub(crate) async fn users(
     connection: &mut SqliteConnection,
+    org: Option<OrgId>,
+    name: Option<&Label>,
     after: i64,
     limit: u32,
 ) -> Result<Vec<User>, Error> {
-    sqlx::query("SELECT * FROM \"user\" WHERE id > $1 ORDER BY id LIMIT $2")
-        .bind(after)
-        .bind(limit)
-        .fetch_all(connection)
+    sqlx::query(
+        "SELECT * FROM \"user\" WHERE removed IS NULL AND id > $1 AND ($2 IS NULL OR org = $2)
+                AND ($3 IS NULL OR name = $3)
+         ORDER BY id LIMIT $4",
+    )
+    .bind(after)
+    .bind(org.map(|org| org.0))
+    .bind(name.map(Label::as_str))
+    .bind(limit)
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(parse)
+    .collect()
+}
+
+/// Returns the first of those who keep the installation.
+pub(crate) async fn first_operator(
+    connection: &mut SqliteConnection,
+) -> Result<Option<User>, Error> {
+    sqlx::query("SELECT * FROM \"user\" WHERE operator = 1 AND removed IS NULL ORDER BY id LIMIT 1")
+        .fetch_optional(connection)
         .await?
-        .into_iter()
         .map(parse)
-        .collect()
+        .transpose()
+}
+
+/// Counts those who keep the installation.
+pub(crate) async fn count_operators(connection: &mut SqliteConnection) -> Result<u32, Error> {
+    let row =
+        sqlx::query("SELECT COUNT(*) AS n FROM \"user\" WHERE operator = 1 AND removed IS NULL")
+            .fetch_one(connection)
+            .await?;
+    number(&row, "n")
+}
+
+/// Counts the people of an organisation.
+pub(crate) async fn count_of(connection: &mut SqliteConnection, org: OrgId) -> Result<u32, Error> {
+    let row = sqlx::query("SELECT COUNT(*) AS n FROM \"user\" WHERE org = $1 AND removed IS NULL")
+        .bind(org.0)
+        .fetch_one(connection)
+        .await?;
+    number(&row, "n")
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
 fn parse(row: SqliteRow) -> Result<User, Error> {
     Ok(User {
         id: UserId(row.try_get("id")?),
+        org: OrgId(row.try_get("org")?),
         name: text(&row, "name")?,
-        role: match row.try_get("role")? {
-            "admin" => Role::Admin,
-            _ => return Err(Error::Corrupt("role")),
-        },
+        role: text(&row, "role")?,
+        operator: row.try_get::<i64, _>("operator")? == 1,
         created: row.try_get("created")?,
+        removed: row.try_get("removed")?,
     })
 }

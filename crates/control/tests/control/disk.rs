@@ -9,7 +9,10 @@ use model::{
     map::NetworkMap,
     token::{Kind, Token},
 };
-use sqlx::{Connection as _, SqliteConnection};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions as _, Connection as _, SqliteConnection,
+    sqlite::SqliteConnectOptions,
+};
 use tokio::time::timeout;
 
 use crate::world::{World, enrol_request, log};
@@ -34,7 +37,7 @@ async fn a_newer_database_is_refused_and_left_alone() {
         .expect("a newer database is refused");
     let error = format!("{error:#}");
     assert!(
-        error.contains("written by a newer ginnel (schema 999, this one knows 5)"),
+        error.contains("written by a newer ginnel (schema 999, this one knows 6)"),
         "{error}"
     );
 }
@@ -317,4 +320,45 @@ fn forms(token: &Token) -> Vec<Vec<u8>> {
 
 fn holds(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
+}
+
+/// Turns a closed database back into what it was before people had roles.
+pub(crate) async fn back_to_schema_3(data: &Path) {
+    let options = SqliteConnectOptions::new()
+        .filename(data.join("ginnel.db"))
+        .foreign_keys(false)
+        .pragma("legacy_alter_table", "ON");
+    let mut database = options.connect().await.expect("the database opens");
+    let statements = "
+        CREATE TABLE person (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE,
+            role TEXT NOT NULL CHECK (role IN ('admin')), created INTEGER NOT NULL);
+        INSERT INTO person (name, role, created)
+            SELECT name, 'admin', MIN(created) FROM \"user\" GROUP BY name ORDER BY MIN(id);
+        UPDATE node SET \"user\" = (SELECT p.id FROM person p JOIN \"user\" u ON u.name = p.name
+            WHERE u.id = node.\"user\");
+        CREATE TABLE ticket (id INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL,
+            hash BLOB NOT NULL UNIQUE, org INTEGER REFERENCES org (id),
+            node INTEGER REFERENCES node (id), \"user\" INTEGER REFERENCES \"user\" (id),
+            uses INTEGER NOT NULL, uses_max INTEGER, created INTEGER NOT NULL, expires INTEGER,
+            revoked INTEGER);
+        INSERT INTO ticket SELECT id, CASE kind WHEN 'login' THEN 'admin' ELSE kind END, hash, org,
+            node, (SELECT p.id FROM person p JOIN \"user\" u ON u.name = p.name
+                   WHERE u.id = token.\"user\"),
+            uses, uses_max, created, expires, revoked FROM token;
+        DROP TABLE ssh_session_piece;
+        DROP TABLE ssh_session;
+        DROP TABLE ssh_cut;
+        DROP TABLE token;
+        ALTER TABLE ticket RENAME TO token;
+        CREATE INDEX token_node ON token (node) WHERE node IS NOT NULL;
+        DROP TABLE \"user\";
+        ALTER TABLE person RENAME TO \"user\";
+        DELETE FROM _sqlx_migrations WHERE version > 3";
+    for statement in statements.split(';') {
+        sqlx::query(AssertSqlSafe(statement))
+            .execute(&mut database)
+            .await
+            .unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+    database.close().await.expect("the database closes");
 }

@@ -17,7 +17,7 @@ async fn the_first_start_makes_one_admin_token() {
         .await
         .unwrap()
         .expect("a first token");
-    assert_eq!(first.token.kind(), Kind::Admin);
+    assert_eq!(first.token.kind(), Kind::Login);
     assert_eq!(first.token.pin(), world.server.pin());
     assert!(first.token.pin().is_some());
     assert!(world.server.bootstrap().await.unwrap().is_none());

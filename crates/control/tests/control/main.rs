@@ -8,4 +8,5 @@ mod policy;
 mod session;
 mod ssh;
 mod token;
+mod user;
 mod world;

@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 use axum::http::Method;
 use model::{
     api::{Enrolled, ErrorCode, NewService, Page, Rule, Service},
-    id::{RuleId, SessionId},
+    id::{RuleId, SessionId, UserId},
     key::PublicKey,
+    policy::Role,
     ssh::{BegunSession, IssuedCertificate, Serial},
     token::{Kind, Token},
 };
@@ -24,6 +25,7 @@ struct Stage {
     rule: RuleId,
     serial: Serial,
     session: SessionId,
+    user: UserId,
 }
 
 /// An Ed25519 public key.
@@ -140,6 +142,9 @@ impl Stage {
         let web = world.join(&session, None, "web", 1).await;
         let peer = world.join(&session, None, "peer", 2).await;
         let foreign = world.join(&session, Some("other"), "web", 3).await;
+        let stranger = world
+            .person(&session, Some("other"), "stranger", Role::Admin, 20)
+            .await;
         let gone = world.join(&session, Some("other"), "gone", 4).await;
         world
             .delete(&format!("/v1/nodes/{}", gone.id), &session)
@@ -163,18 +168,13 @@ impl Stage {
             .0;
         let rules = world.get("/v1/rules?org=default", &session).await;
         let rule = rules.parse::<Page<Rule>>().items[0].id;
-        let body = json!({"public_key": SSH_KEY});
-        let path = "/v1/ssh/user-certificate";
-        let issued: IssuedCertificate = world.post(path, &session, &body).await.parse();
-        let body = json!({
-            "serial": issued.serial, "account": "root", "source": "fd00::1", "terminal": true
-        });
-        let begun = world.post("/v1/ssh/sessions", &web.node_token, &body).await;
-        let begun: BegunSession = begun.parse();
-        let admin = world.server.admin_token().await;
+        let (serial, begun) = recorded_session(&world, &session, &web).await;
+        let [admin, developer, guest] = one_of_each_role(&world, &session).await;
+        let user = world.invite(&session, None, "newcomer", Role::Guest).await;
+        let login = world.server.admin_token().await;
         let askers = vec![
             ("anyone", None),
-            ("admin", Some(admin.expect("an admin token").token)),
+            ("login", Some(login.expect("a login token").token)),
             (
                 "join",
                 Some(world.token(&session, Kind::Join, Some("other")).await),
@@ -183,7 +183,11 @@ impl Stage {
                 "enrol-gw",
                 Some(world.token(&session, Kind::Gateway, None).await),
             ),
-            ("session", Some(session)),
+            ("operator", Some(session)),
+            ("admin", Some(admin)),
+            ("develop.", Some(developer)),
+            ("guest", Some(guest)),
+            ("stranger", Some(stranger.session_token)),
             ("itself", Some(web.node_token.clone())),
             ("peer", Some(peer.node_token)),
             ("foreign", Some(foreign.node_token)),
@@ -197,8 +201,9 @@ impl Stage {
             service,
             token,
             rule,
-            serial: issued.serial,
-            session: begun.id,
+            serial,
+            session: begun,
+            user: user.user.id,
         }
     }
 
@@ -216,6 +221,7 @@ impl Stage {
             .replace("{token}", &self.token.to_string())
             .replace("{rule}", &self.rule.to_string())
             .replace("{session}", &self.session.to_string())
+            .replace("{user}", &self.user.to_string())
             .replace("{key}", &key);
         let key = PublicKey([100; 32]);
         let body = match path {
@@ -234,6 +240,8 @@ impl Stage {
             "/v1/ssh/sessions/{session}/end" => json!({"status": 0}),
             "/v1/ssh/refusals" => json!({"source": "fd00::1", "reason": "expired"}),
             "/v1/ssh/recording" => json!({"recording": "all"}),
+            "/v1/users" => json!({"name": "new", "role": "guest"}),
+            "/v1/users/{user}" => json!({"role": "developer"}),
             "/v1/rules" => json!({"from": ["*"], "to": ["*"]}),
             "/v1/rules/{rule}" => json!({"traffic": ["22"]}),
             "/v1/policy/questions" => json!({"questions": [{"from": "*", "to": "*"}]}),
@@ -249,6 +257,32 @@ impl Stage {
             .await;
         reply.status.as_u16()
     }
+}
+
+/// Begins the record of a session at `web` by a certificate of whoever has `token`.
+async fn recorded_session(world: &World, token: &Token, web: &Enrolled) -> (Serial, SessionId) {
+    let body = json!({"public_key": SSH_KEY});
+    let path = "/v1/ssh/user-certificate";
+    let issued: IssuedCertificate = world.post(path, token, &body).await.parse();
+    let body = json!({
+        "serial": issued.serial, "account": "root", "source": "fd00::1", "terminal": true
+    });
+    let begun = world.post("/v1/ssh/sessions", &web.node_token, &body).await;
+    (issued.serial, begun.parse::<BegunSession>().id)
+}
+
+/// Signs in one person of each role in the first organisation.
+async fn one_of_each_role(world: &World, session: &Token) -> [Token; 3] {
+    let [first, second, third] = Role::ALL.map(|role| (role, format!("the-{role}")));
+    let sign_in = async |(role, name): (Role, String), key| {
+        let person = world.person(session, None, &name, role, key).await;
+        person.session_token
+    };
+    [
+        sign_in(first, 10).await,
+        sign_in(second, 11).await,
+        sign_in(third, 12).await,
+    ]
 }
 
 /// Returns every route that the API describes.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::http::{Method, StatusCode};
+use axum::http::StatusCode;
 use model::{
     api::{Answer, Answers, Enrolled, ErrorCode, NewService, Node, Rule, Verdict},
     map::NetworkMap,
@@ -45,11 +45,7 @@ impl Stage {
     }
 
     async fn patch(&self, path: &str, body: &Value) -> Reply {
-        let bearer = self.admin.emit();
-        let body = Some(body.to_string());
-        self.world
-            .request(Method::PATCH, path, Some(&bearer), body)
-            .await
+        self.world.patch(path, &self.admin, body).await
     }
 
     /// Removes every rule that there is from the beginning.

@@ -21,11 +21,12 @@ use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 use model::{
     api::{
-        CreatedToken, EnrolRequest, Enrolled, ErrorBody, ErrorCode, GatewayEnrolled,
-        GatewayRequest, LoggedIn, NewOrg, NewToken,
+        CreatedToken, CreatedUser, EnrolRequest, Enrolled, ErrorBody, ErrorCode, GatewayEnrolled,
+        GatewayRequest, LoggedIn, NewOrg, NewToken, NewUser,
     },
     key::PublicKey,
     name::Label,
+    policy::Role,
     token::{Kind, Token},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -107,7 +108,7 @@ impl World {
             .server
             .admin_token()
             .await
-            .expect("an admin token")
+            .expect("a login token")
             .token;
         let reply = self
             .post("/v1/login", &token, &enrol_request("laptop", 200))
@@ -131,6 +132,7 @@ impl World {
         let request = NewToken {
             kind,
             org: org.map(label),
+            user: None,
             uses_max: Some(uses_max),
             ttl_seconds: Some(ttl_seconds),
         };
@@ -151,6 +153,45 @@ impl World {
             .post("/v1/join", &token, &enrol_request(name, key))
             .await;
         reply.parse()
+    }
+
+    /// Invites a person by the session of `admin`.
+    pub(crate) async fn invite(
+        &self,
+        admin: &Token,
+        org: Option<&str>,
+        name: &str,
+        role: Role,
+    ) -> CreatedUser {
+        let request = NewUser {
+            org: org.map(label),
+            name: label(name),
+            role,
+            ttl_seconds: None,
+        };
+        self.post("/v1/users", admin, &request).await.parse()
+    }
+
+    /// Invites a person and signs her in on a device that has her name.
+    pub(crate) async fn person(
+        &self,
+        admin: &Token,
+        org: Option<&str>,
+        name: &str,
+        role: Role,
+        key: u8,
+    ) -> LoggedIn {
+        let invited = self.invite(admin, org, name, role).await;
+        let request = enrol_request(name, key);
+        self.post("/v1/login", &invited.token, &request)
+            .await
+            .parse()
+    }
+
+    pub(crate) async fn patch(&self, path: &str, token: &Token, body: &impl Serialize) -> Reply {
+        let body = serde_json::to_string(body).expect("plain data");
+        self.request(Method::PATCH, path, Some(&token.emit()), Some(body))
+            .await
     }
 
     pub(crate) async fn gateway(&self, admin: &Token, name: &str, key: u8) -> GatewayEnrolled {

@@ -13,6 +13,7 @@ use model::{
 use crate::{
     admin::{all, client, or_dash, time},
     cli::Global,
+    remedy::advise,
     terminal::{self, Column},
 };
 
@@ -31,6 +32,7 @@ Examples:
   ginnel token add                             enrols one machine within an hour
   ginnel token add --uses 50 --ttl 7d --org ci
   ginnel token add --kind gateway
+  ginnel token add --kind login                a further device of yours
   ginnel token remove 12";
 
 #[derive(Debug, clap::Subcommand)]
@@ -47,9 +49,12 @@ enum Action {
         /// What it is for
         #[arg(long, value_enum, default_value_t = Purpose::Join)]
         kind: Purpose,
-        /// The organisation that it leads into
+        /// The organisation that it leads into [default: yours]
         #[arg(long)]
         org: Option<Label>,
+        /// Whom it signs in [default: you]
+        #[arg(long, value_name = "NAME")]
+        user: Option<Label>,
         /// How often it may be used
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
         uses: u32,
@@ -71,8 +76,8 @@ enum Purpose {
     Join,
     /// Enrol gateways
     Gateway,
-    /// Sign people's devices in
-    Admin,
+    /// Sign a person in on a further device
+    Login,
 }
 
 /// Runs the command.
@@ -93,12 +98,20 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
         Action::Add {
             kind,
             org,
+            user,
             uses,
             ttl,
         } => {
+            if user.is_some() && !matches!(kind, Purpose::Login) {
+                return Err(advise(
+                    "only a login token is a person's",
+                    "add --kind login",
+                ));
+            }
             let request = NewToken {
                 kind: kind.into(),
                 org,
+                user,
                 uses_max: Some(uses),
                 ttl_seconds: Some(ttl.as_secs()),
             };
@@ -122,7 +135,7 @@ impl From<Purpose> for Kind {
         match purpose {
             Purpose::Join => Self::Join,
             Purpose::Gateway => Self::Gateway,
-            Purpose::Admin => Self::Admin,
+            Purpose::Login => Self::Login,
         }
     }
 }

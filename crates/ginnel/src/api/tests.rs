@@ -346,6 +346,7 @@ fn request_of(kind: Kind) -> NewToken {
     NewToken {
         kind,
         org: None,
+        user: None,
         uses_max: None,
         ttl_seconds: None,
     }

@@ -90,9 +90,9 @@ impl Network {
             "--wireguard",
             wireguard,
         ];
-        let server = self.start(At::Server, &line, "ginnel-admin-");
+        let server = self.start(At::Server, &line, "ginnel-login-");
         let url = word(&server.said(), "https://");
-        let admin = word(&server.said(), "ginnel-admin-");
+        let admin = word(&server.said(), "ginnel-login-");
         self.server = Some(server);
         let line = ["login", &url, "--token", &admin, "--name", "alpha"];
         self.run(At::Alpha, &line);

@@ -520,7 +520,7 @@ fn an_administrator_who_lost_her_token_gets_another_at_the_server() {
     assert_eq!(said["wireguard"], world.wireguard);
     world.admin = word(
         said["admin_token"].as_str().expect("a token"),
-        "ginnel-admin-",
+        "ginnel-login-",
     );
     world.server = Some(server);
     assert_ne!(world.admin, first);

@@ -38,7 +38,7 @@ fn a_machine_is_enrolled_named_and_reached_by_every_command() {
     assert!(crate::world::echoes(local, b"by forward"));
     assert_eq!(
         world.run("laptop", &["whoami"]).trim().split(',').next(),
-        Some("signed in as admin")
+        Some("signed in as admin (admin)")
     );
     let services = world.json("laptop", &["service", "list"]);
     assert_eq!(services[0]["name"], "web");

@@ -58,6 +58,57 @@ fn a_removed_node_is_cut_off_within_2_seconds_with_a_transfer_running() {
 }
 
 #[test]
+fn nothing_of_a_person_works_once_she_is_removed() {
+    let (world, _laptop) = World::with_laptop();
+    let _shed = world.machine("shed", "echo", 7000, serve_echo());
+    let invitation = world.run("laptop", &["user", "add", "alice", "--role", "developer"]);
+    let invitation = invitation.trim();
+    let line = ["login", &world.url, "--token", invitation, "--name", "desk"];
+    world.run("desk", &line);
+    let whoami = world.run("desk", &["whoami"]);
+    assert!(whoami.contains("alice (developer)"), "{whoami}");
+    let mut desk = world.up("desk");
+    let (_forward, local) = world.forward("desk", "echo.svc", 7000);
+    let mut open = TcpStream::connect(local).expect("the forward listens");
+    open.set_read_timeout(Some(CUT_MAX)).expect("not zero");
+    let mut echo = || {
+        open.write_all(b"still")?;
+        open.read_exact(&mut [0; 5])
+    };
+    echo().expect("it is open");
+    // What a developer may not do fails with her role in the sentence.
+    let ended = world.try_run("desk", &["user", "remove", "admin"]);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let sentence = "policy: the role developer does not permit the request";
+    assert!(ended.stderr.contains(sentence), "{ended:?}");
+    assert_eq!(world.json("desk", &["node", "list"])[0]["name"], "laptop");
+
+    let removed = now();
+    world.run("laptop", &["user", "remove", "alice"]);
+    let waited = wait_for("the cut", || echo().is_err());
+    note(&format!(
+        "removal of a person: {:?} from the command's start, {waited:?} after its end",
+        now().duration_since(removed)
+    ));
+    assert!(waited < CUT_MAX, "{waited:?}");
+    assert_eq!(desk.ended().code, Some(1));
+    for line in [
+        &["node", "list"][..],
+        &["dial", "shed", "7000"],
+        &["ssh", "alice@shed", "true"],
+        &["cert"],
+    ] {
+        let ended = world.try_run("desk", line);
+        assert_ne!(ended.code, Some(0), "{line:?}: {ended:?}");
+        let sentence = "this node was removed from";
+        assert!(ended.stderr.contains(sentence), "{line:?}: {ended:?}");
+    }
+    let audit = world.run("laptop", &["audit", "list"]);
+    assert!(audit.contains("user_removed"), "{audit}");
+    assert!(audit.contains("alice node:"), "{audit}");
+}
+
+#[test]
 fn a_removed_node_can_be_enrolled_again_and_others_never_noticed() {
     let (world, _laptop) = World::with_laptop();
     let mut shed = world.machine("shed", "echo", 7000, serve_echo());

@@ -65,7 +65,7 @@ impl World {
         world.url = word(&server.until("server "), "https://");
         let line = server.until("wireguard");
         world.wireguard = line.split_whitespace().last().expect("a word").to_owned();
-        world.admin = word(&server.until("ginnel-admin-"), "ginnel-admin-");
+        world.admin = word(&server.until("ginnel-login-"), "ginnel-login-");
         world.server = Some(server);
         world
     }
@@ -149,7 +149,7 @@ impl World {
         serde_json::from_str(&text).expect("JSON")
     }
 
-    /// Signs `who` in with the first admin token.
+    /// Signs `who` in with the first login token.
     #[track_caller]
     pub(crate) fn login(&self, who: &str) {
         let line = ["login", &self.url, "--token", &self.admin, "--name", who];

@@ -39,7 +39,7 @@ pub struct Rule {
 /// Adds a rule.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct NewRule {
-    /// The organisation; `default` if absent.
+    /// The organisation; that of the asking device if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub org: Option<Label>,
@@ -81,7 +81,7 @@ pub struct RuleChange {
 /// Asks who may reach what.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct Questions {
-    /// The organisation; the asking node's, else `default`, if absent.
+    /// The organisation; that of the asking node or device if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub org: Option<Label>,
