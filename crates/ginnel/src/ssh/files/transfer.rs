@@ -231,10 +231,11 @@ impl<'a> Transfer<'a> {
             ..FileAttributes::empty()
         };
         let flags = OpenFlags::WRITE | OpenFlags::CREATE | OpenFlags::EXCLUDE;
+        // From the request on: an interruption may come before its answer.
+        self.unfinished.set(Some(partial.clone()));
         let opened = self.files.sftp.open(partial.as_str(), flags, attributes);
         let handle = opened.await.with_context(|| there(to))?.handle;
         let mut progress = Progress::begin(&from.display().to_string(), found.len(), self.quiet);
-        self.unfinished.set(Some(partial.clone()));
         let sent = self.send(&handle, &file, &mut progress).await;
         // The handle goes also where the bytes did not arrive.
         let closed = self.files.sftp.close(handle.as_str()).await;
