@@ -90,9 +90,9 @@ impl Ring {
             }),
             Self::Soak => {
                 let seconds = std::env::var("SOAK").unwrap_or_else(|_| "60".to_owned());
-                let bench = ["bench", "--quiet", "--package", "xtask", "--bench", "tcp"];
-                let mut command = step::cargo(&bench);
-                command.args(["--", "--soak", &seconds]);
+                // In the profile of the tests, where the stack is optimised too: no second build.
+                let mut command = cargo_test();
+                command.args(["--bench", "tcp", "--", "--soak", &seconds]);
                 Some(command)
             }
             Self::Unit => {
