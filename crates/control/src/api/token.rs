@@ -179,32 +179,41 @@ async fn grant(
     }
 }
 
-/// Returns the person of a name in `org`; without a name whoever asks, who is made known to `org`
-/// if she keeps the installation.
+/// Returns the person of a name in `org`; without a name whoever asks. One who keeps the
+/// installation is made known to an organisation that does not know her yet.
 async fn person(
     change: &mut storage::Change,
     access: &Access,
     org: &Org,
     name: Option<&Label>,
 ) -> Result<User, ApiError> {
-    let asker = access.user.as_ref();
-    let name = match name {
-        Some(name) => name,
-        None => &asker.ok_or_else(ApiError::not_found)?.name,
-    };
-    let known = storage::user::user_named(change.connection(), org.id, name).await?;
-    match (known, asker) {
-        (Some(known), _) => Ok(known),
-        (None, Some(asker)) if asker.operator && asker.name == *name => {
-            let (now, role) = (change.now(), asker.role);
-            let connection = change.connection();
+    let now = change.now();
+    let connection = change.connection();
+    if let Some(name) = name {
+        let known = storage::user::user_named(connection, org.id, name).await?;
+        return known.ok_or_else(|| {
+            let message = format!("organisation `{}` has no person `{name}`", org.name);
+            ApiError::new(ErrorCode::NotFound, message)
+        });
+    }
+    let asker = access.user.as_ref().ok_or_else(ApiError::not_found)?;
+    if asker.org == org.id {
+        return Ok(asker.clone());
+    }
+    let (name, role) = (&asker.name, asker.role);
+    match storage::user::user_named(connection, org.id, name).await? {
+        Some(known) if known.operator => Ok(known),
+        Some(_) => {
+            let message = format!(
+                "`{name}` is somebody else in organisation `{}`; say whom to sign in",
+                org.name
+            );
+            Err(ApiError::new(ErrorCode::NameTaken, message))
+        }
+        None => {
             let id = storage::user::insert(connection, now, org.id, name, role, true).await?;
             let user = storage::user::user(connection, id).await?;
             user.ok_or_else(ApiError::not_found)
-        }
-        (None, _) => {
-            let message = format!("organisation `{}` has no person `{name}`", org.name);
-            Err(ApiError::new(ErrorCode::NotFound, message))
         }
     }
 }

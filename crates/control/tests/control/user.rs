@@ -174,6 +174,32 @@ async fn only_an_operator_acts_on_an_operator_and_the_last_one_stays() {
 }
 
 #[tokio::test]
+async fn an_operator_is_never_taken_for_somebody_else_of_her_name() {
+    let world = World::new().await;
+    let operator = world.login().await.session_token;
+    world.add_org(&operator, "other").await;
+    world.add_org(&operator, "third").await;
+    let other = world
+        .invite(&operator, Some("other"), "admin", Role::Guest)
+        .await;
+    let login = |org: &str| json!({"kind": "login", "org": org});
+    let reply = world.post("/v1/tokens", &operator, &login("other")).await;
+    reply.is(ErrorCode::NameTaken);
+    for _ in 0..2 {
+        let token: CreatedToken = world
+            .post("/v1/tokens", &operator, &login("third"))
+            .await
+            .parse();
+        assert_eq!(token.entry.org, Some(label("third")));
+    }
+    let users = world.get("/v1/users", &operator).await.json();
+    let users = users["items"].as_array().expect("a list");
+    let operators = users.iter().filter(|user| user["operator"] == true);
+    assert_eq!(operators.count(), 2, "{users:?}");
+    assert!(!other.user.operator);
+}
+
+#[tokio::test]
 async fn a_change_of_role_holds_at_once_for_open_sessions_and_rules() {
     let world = World::new().await;
     let admin = world.login().await.session_token;

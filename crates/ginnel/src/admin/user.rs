@@ -20,8 +20,8 @@ use crate::{
 /// List, invite, change and remove people
 ///
 /// An administrator changes everything in the organisation; a developer reaches what the policy
-/// gives and publishes services of her devices; a guest has what the policy gives and sees nothing
-/// else. Removing a person ends her sessions, certificates and devices everywhere at once.
+/// gives, sees nodes and rules, and publishes services of her devices; a guest reaches what the
+/// policy gives. Removing a person ends her sessions, certificates and devices everywhere at once.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
