@@ -41,6 +41,8 @@ use crate::{
     },
 };
 
+pub use crate::api::permission::{Permission, Reach, permissions};
+
 mod api;
 mod ca;
 mod map;

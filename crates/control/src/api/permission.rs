@@ -67,12 +67,38 @@ pub(crate) enum Who {
 }
 
 /// How far a permission goes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Reach {
+#[derive(Clone, Copy, Debug, Eq, PartialEq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reach {
+    /// Not at all.
     Nothing,
+    /// To what belongs to the asking node or device.
     OwnNode,
+    /// To what belongs to the organisation of the asker.
     OwnOrg,
+    /// To everything in the installation.
     Everything,
+}
+
+/// One line of the table of permissions: a route, and how far who has signed in may go with it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Permission {
+    /// The method of the route.
+    pub method: String,
+    /// The path of the route.
+    pub path: &'static str,
+    /// A person who keeps the installation.
+    pub operator: Reach,
+    /// An administrator of an organisation.
+    pub admin: Reach,
+    /// A developer.
+    pub developer: Reach,
+    /// A guest.
+    pub guest: Reach,
+    /// A machine, or a device without its person.
+    pub node: Reach,
+    /// A gateway.
+    pub gateway: Reach,
 }
 
 /// One route and what it does.
@@ -186,6 +212,24 @@ pub(crate) static RULES: [Rule; 52] = [
         Action::RecordSession,
     ),
 ];
+
+/// Returns the whole table of permissions.
+pub fn permissions() -> Vec<Permission> {
+    let permission = |rule: &Rule| {
+        let reach = |who| reach(rule.action, who);
+        Permission {
+            method: rule.method.to_string(),
+            path: rule.path,
+            operator: reach(Who::Operator),
+            admin: reach(Who::Person(Role::Admin)),
+            developer: reach(Who::Person(Role::Developer)),
+            guest: reach(Who::Person(Role::Guest)),
+            node: reach(Who::Client),
+            gateway: reach(Who::GatewayNode),
+        }
+    };
+    RULES.iter().map(permission).collect()
+}
 
 /// Returns what the route of `method` and `path` does; `None` refuses.
 pub(crate) fn action(method: &Method, path: &str) -> Option<Action> {

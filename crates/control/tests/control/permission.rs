@@ -150,16 +150,7 @@ impl Stage {
             .delete(&format!("/v1/nodes/{}", gone.id), &session)
             .await;
         let gateway = world.gateway(&session, "edge", 5).await;
-        let request = NewService {
-            name: label("web"),
-            node: None,
-            port: 80,
-            target: None,
-        };
-        let service = world
-            .post("/v1/services", &web.node_token, &request)
-            .await
-            .parse();
+        let service = published(&world, &web).await;
         let token = world
             .token_with(&session, Kind::Join, None, 1, 60)
             .await
@@ -257,6 +248,18 @@ impl Stage {
             .await;
         reply.status.as_u16()
     }
+}
+
+/// Publishes a service at `web`.
+async fn published(world: &World, web: &Enrolled) -> Service {
+    let request = NewService {
+        name: label("web"),
+        node: None,
+        port: 80,
+        target: None,
+    };
+    let reply = world.post("/v1/services", &web.node_token, &request).await;
+    reply.parse()
 }
 
 /// Begins the record of a session at `web` by a certificate of whoever has `token`.

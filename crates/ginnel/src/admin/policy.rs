@@ -3,6 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
+use control::{Permission, Reach, permissions};
 use model::{
     api::{
         Answer, Example, ListQuery, NewRule, QUESTIONS_MAX, Questions, Rule, RuleChange, Verdict,
@@ -48,6 +49,7 @@ Examples:
   ginnel policy add --from user:alice --to service:db --comment 'until the migration is done'
   ginnel policy set 3 --allow all
   ginnel policy explain laptop db 5432
+  ginnel policy matrix
   ginnel policy test policy.txt       # lines such as `user:alice may not reach db:22`";
 
 #[derive(Debug, clap::Subcommand)]
@@ -118,6 +120,11 @@ enum Action {
         /// With what: `22`, `53/udp`, `ping` [default: a ping; for a service its own port]
         wanted: Option<Wanted>,
     },
+    /// Show what each role may do at the control plane, route by route
+    ///
+    /// `own org` goes to what belongs to the organisation, `own node` to what belongs to the device
+    /// or machine that asks.
+    Matrix,
     /// Hold the rules to a file of assertions
     ///
     /// A line is `FROM may reach TO[:PORT[/udp]]` or `FROM may not reach TO[:PORT[/udp]]`; empty
@@ -185,6 +192,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
             let question = Question { from, to, wanted };
             return explain(&reader(global)?, org, question, global.json).await;
         }
+        Action::Matrix => terminal::list(&permissions(), MATRIX, global.json)?,
         Action::Test { file } => return test(&reader(global)?, org, &file, global.json).await,
     }
     Ok(ExitCode::SUCCESS)
@@ -377,6 +385,26 @@ const COLUMNS: &[Column<Rule>] = &[
     ("ALLOW", |rule| joined(&rule.traffic)),
     ("COMMENT", |rule| rule.comment.clone()),
 ];
+
+const MATRIX: &[Column<Permission>] = &[
+    ("ROUTE", |line| format!("{} {}", line.method, line.path)),
+    ("OPERATOR", |line| reach(line.operator)),
+    ("ADMIN", |line| reach(line.admin)),
+    ("DEVELOPER", |line| reach(line.developer)),
+    ("GUEST", |line| reach(line.guest)),
+    ("NODE", |line| reach(line.node)),
+    ("GATEWAY", |line| reach(line.gateway)),
+];
+
+fn reach(reach: Reach) -> String {
+    let word = match reach {
+        Reach::Nothing => "-",
+        Reach::OwnNode => "own node",
+        Reach::OwnOrg => "own org",
+        Reach::Everything => "everything",
+    };
+    word.to_owned()
+}
 
 #[cfg(test)]
 mod tests {

@@ -91,6 +91,17 @@ fn a_file_of_assertions_is_held_against_the_rules() {
     let ended = test("# the first rule\nlaptop may reach shed:22\nshed may not reach laptop:22\n");
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert_eq!(ended.stdout, "2 of 2 assertions hold\n");
+    // What roles may do needs no server.
+    let matrix = world.json("nobody", &["policy", "matrix"]);
+    let lines = matrix.as_array().expect("a list");
+    let orgs = lines
+        .iter()
+        .find(|line| line["method"] == "POST" && line["path"] == "/v1/orgs")
+        .expect("a line of each route");
+    assert_eq!(
+        (&orgs["operator"], &orgs["admin"]),
+        (&"everything".into(), &"nothing".into())
+    );
     let ended = test("laptop may reach shed:22\nuser:admin may not reach shed:80\n");
     assert_eq!(ended.code, Some(1), "{ended:?}");
     let line = "line 2: user:admin may not reach shed:80/tcp: allowed: laptop to shed";
