@@ -41,8 +41,8 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
         .require(token::Kind::Login)
         .context("sign-in")
         .remedy(
-            "the server prints a login token at its first start, `ginnel user add` another; a machine \
-                 uses `join`",
+            "the server prints a login token at its first start, `ginnel user add` another; a \
+             machine uses `join`",
         )?;
     let name = enrol::name(args.name)?;
     let key = state.private_key_or_new()?;
