@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use netstack::{Config, ConnectionId, Limits, Received, Stack};
+use netstack::{CloseReason, Config, ConnectionId, Limits, Received, SendError, Stack};
 use os::clock::Clock;
 
 use crate::{
@@ -197,7 +197,8 @@ fn exchange(
     loop {
         fill(chunk, moved.sent);
         match stack.send(now, id, chunk) {
-            Ok(0) | Err(netstack::SendError::ShutDown) => break,
+            // Finished: the last acknowledgement was of our FIN too.
+            Ok(0) | Err(SendError::ShutDown | SendError::Closed(CloseReason::Finished)) => break,
             Ok(taken) => moved.sent += taken as u64,
             Err(error) => bail!("send: {error}"),
         }
