@@ -70,7 +70,7 @@ fn is_running(pid: u32) -> bool {
 /// Signs a second device of the person in and lets it run.
 fn second_device(world: &World) -> Process {
     let token = word(
-        &world.run("laptop", &["token", "add", "--kind", "admin"]),
+        &world.run("laptop", &["token", "add", "--kind", "login"]),
         "ginnel-",
     );
     let line = ["login", &world.url, "--token", &token, "--name", "tablet"];
