@@ -84,6 +84,9 @@ impl Scene {
     }
 }
 
+/// Where sshd finds the program meanwhile.
+const PROGRAM: &str = "/var/lib/ginnel-test";
+
 /// Debian's server below a directory of its own.
 fn sshd(scene: &Scene) -> (String, Running) {
     let root = scene.path("root");
@@ -116,6 +119,15 @@ fn sshd(scene: &Scene) -> (String, Running) {
         said.contains("accepts the certificates of default"),
         "{said}"
     );
+    // sshd runs no program below a directory that others may write to, such as /tmp.
+    let program = PROGRAM;
+    fs::copy(env!("CARGO_BIN_EXE_ginnel"), program).expect("a copy");
+    for entry in fs::read_dir(ssh.join("sshd_config.d")).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        let text = fs::read_to_string(&path).expect("a file");
+        let text = text.replace(env!("CARGO_BIN_EXE_ginnel"), program);
+        fs::write(&path, text).expect("it is written");
+    }
     let mut command = scene.network.space(At::Beta).command("/usr/sbin/sshd");
     command
         .args(["-D", "-e", "-f"])
@@ -178,6 +190,7 @@ fn debian_s_server_takes_our_certificates_and_gives_them_back() {
     within(LONG, "nobody is let in any more", || {
         scene.ginnel("true").is_none()
     });
+    fs::remove_file(PROGRAM).expect("the copy is there");
 }
 
 #[test]
