@@ -139,7 +139,7 @@ fn a_command_is_recorded_where_all_is_and_files_only_by_name() {
 }
 
 #[test]
-fn without_its_record_no_session_begins() {
+fn without_its_record_no_session_begins_and_one_that_runs_ends() {
     let Some((mut world, _laptop, _shed)) = world() else {
         return;
     };
@@ -180,6 +180,9 @@ fn without_its_record_no_session_begins() {
     wait_for("the gateway apart", || {
         finish(&mut ssh(&world, &["-T", "root@shed", "true"])).code == Some(0)
     });
+    let line = "while true; do date; sleep 0.2; done";
+    let mut runs = world.spawn(&mut ssh(&world, &["-tt", "root@shed", line]));
+    runs.until(":");
     let server = world.server.take().expect("a server");
     server.kill();
     let sentence = "this session has to be recorded and cannot be now";
@@ -190,4 +193,19 @@ fn without_its_record_no_session_begins() {
     // Without a terminal it need not be recorded, and the data plane goes on without the server.
     let ended = finish(&mut ssh(&world, &["-T", "root@shed", "echo ran"]));
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "ran\n"));
+    // It is tried again for 30 seconds, in which its output waits.
+    wait_for_long("the end of the session", || {
+        runs.stderr()
+            .contains("this session has to be recorded, and ends")
+    });
+}
+
+/// Waits longer than the network ring does otherwise.
+fn wait_for_long(what: &str, mut condition: impl FnMut() -> bool) {
+    let begin = crate::world::now();
+    while !condition() {
+        let waited = crate::world::now().duration_since(begin);
+        assert!(waited.as_secs() < 90, "{what}");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
 }

@@ -231,10 +231,16 @@ impl Writer {
     }
 
     async fn follow(&mut self, items: &mut mpsc::Receiver<Item>) -> Result<(), String> {
+        // When the first line that waits has waited enough, whatever follows it.
+        let mut due = time::Instant::from_std(now()) + LINE_WAIT;
         loop {
             let item = match self.text.is_empty() {
-                true => items.recv().await,
-                false => match time::timeout(LINE_WAIT, items.recv()).await {
+                true => {
+                    let item = items.recv().await;
+                    due = time::Instant::from_std(now()) + LINE_WAIT;
+                    item
+                }
+                false => match time::timeout_at(due, items.recv()).await {
                     Ok(item) => item,
                     Err(_) => {
                         self.flush().await?;
