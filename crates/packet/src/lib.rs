@@ -1,4 +1,5 @@
-//! Bytes on the wire: total parsers and exact emitters for IP, TCP, UDP and ICMP.
+//! Bytes on the wire: total parsers and exact emitters for IP, TCP, UDP and ICMP, and capture
+//! files.
 //!
 //! A parser never panics and never reads outside its input; what it accepts, the emitter writes
 //! back unchanged. Nothing here has state.
@@ -9,6 +10,8 @@ pub mod gro;
 pub mod gso;
 pub mod icmp;
 pub mod ip;
+pub mod pcap_filter;
+pub mod pcapng;
 pub mod tcp;
 pub mod udp;
 pub mod vnet;
