@@ -15,6 +15,7 @@ use model::{
     zone::{Answer, Question, Zone},
 };
 use netstack::{Limits, ListenerId, Stack};
+use packet::ecn::{self, Ecn, NotEct};
 use wireguard::{Device, HEADER, KeyLog, OVERHEAD, PeerId, Received, StaticSecret, Tai64n, Ticket};
 
 use crate::{
@@ -59,6 +60,8 @@ pub enum Outcome<'a> {
     Send {
         /// Where it goes.
         destination: SocketAddr,
+        /// What its outer header says, as the packet inside does (RFC 6040, 4.1).
+        ecn: Ecn,
         /// The whole UDP payload.
         datagram: &'a [u8],
     },
@@ -69,6 +72,8 @@ pub enum Outcome<'a> {
 pub struct Run {
     /// Where they go.
     pub destination: SocketAddr,
+    /// What their outer headers say, as the packets inside do (RFC 6040, 4.1).
+    pub ecn: Ecn,
     /// Bytes of all of them.
     pub length: usize,
     /// Bytes of each but the last, which may be shorter.
@@ -337,13 +342,15 @@ impl Node {
         }
     }
 
-    /// Takes a datagram from the network.
+    /// Takes a datagram from the network, whose outer header says `ecn`: what routers have marked
+    /// is marked inside (RFC 6040, 4.2).
     ///
     /// The outcome lies in `datagram`, or in the node where that is too short.
     pub fn handle_datagram<'a>(
         &'a mut self,
         now: Instant,
         source: SocketAddr,
+        ecn: Ecn,
         datagram: &'a mut [u8],
     ) -> Outcome<'a> {
         let (peer, length) = match self.device.handle_datagram(now, source, &mut *datagram) {
@@ -357,6 +364,11 @@ impl Node {
                 return Outcome::Nothing;
             }
         };
+        let packet = &mut datagram[HEADER..HEADER + length];
+        if let Err(NotEct) = ecn::decapsulate(ecn, packet) {
+            self.counters.add(wireguard::Discard::NotEct, 1);
+            return Outcome::Nothing;
+        }
         if self.is_gateway() {
             return self.forward(now, peer, datagram, length);
         }
@@ -383,9 +395,11 @@ impl Node {
         slot: &'a mut [u8],
         length: usize,
     ) -> Outcome<'a> {
+        let ecn = Ecn::of_packet(&slot[HEADER..HEADER + length]);
         match self.send(now, slot, length) {
             Some((destination, length)) => Outcome::Send {
                 destination,
+                ecn,
                 datagram: &slot[..length],
             },
             None => Outcome::Nothing,
@@ -419,8 +433,9 @@ impl Node {
         bytes_max: usize,
         buffer: &mut [u8],
     ) -> Option<Run> {
-        let one = |(destination, length)| Run {
+        let one = |ecn, (destination, length)| Run {
             destination,
+            ecn,
             length,
             segment: length,
         };
@@ -433,18 +448,22 @@ impl Node {
                     continue;
                 };
                 room.copy_from_slice(&transmit.datagram);
-                return Some(one((transmit.destination, length)));
+                return Some(one(Ecn::NotEct, (transmit.destination, length)));
             }
             if let Some(peer) = self.initiate.pop_front() {
                 self.device.initiate(now, peer);
             } else if let Some((peer, packet)) = self.outgoing.pop_front() {
                 let sealed = self.seal_copy(now, peer, &packet, buffer);
-                if sealed.is_some() {
-                    return sealed.map(one);
+                if let Some(sealed) = sealed {
+                    return Some(one(Ecn::of_packet(&packet), sealed));
                 }
             } else if let Some(polled) = self.poll_stack(now, bytes_max, buffer) {
                 let run = match polled {
-                    Polled::Packet(length) => self.send(now, buffer, length).map(one),
+                    Polled::Packet(length) => {
+                        let ecn = Ecn::of_packet(&buffer[HEADER..HEADER + length]);
+                        let sealed = self.send(now, buffer, length);
+                        sealed.map(|sealed| one(ecn, sealed))
+                    }
                     Polled::Sealed(run) => run,
                     Polled::Loose(packets) => {
                         self.send_loose(now, &packets, buffer);

@@ -20,7 +20,7 @@ use socket2::{Domain, Protocol, Type};
 pub(crate) use control::set_option;
 pub use probe::{Runs, probe};
 pub use receive::{Arrival, Batch, Datagram};
-pub use send::{Parcel, SendError};
+pub use send::{Envelope, Parcel, SendError};
 
 /// How to set a socket up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -100,7 +100,7 @@ impl Socket {
             set_buffers(&socket, options.buffer_bytes)?;
         }
         control::allow_fragments(&socket, local.is_ipv6())?;
-        control::request_source_and_runs(&socket, local.is_ipv6());
+        control::request_all(&socket, local.is_ipv6());
         socket.bind(&local.into())?;
         let local = socket
             .local_addr()?

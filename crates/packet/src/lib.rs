@@ -5,6 +5,7 @@
 //! back unchanged. Nothing here has state.
 
 pub mod checksum;
+pub mod ecn;
 pub mod flow;
 pub mod gro;
 pub mod gso;

@@ -8,7 +8,7 @@ use std::{
 
 use model::id::OrgId;
 use node::{Event, Node, Outcome};
-use packet::{ip, udp};
+use packet::{ecn::Ecn, ip, udp};
 
 use crate::{
     beginning,
@@ -596,6 +596,7 @@ impl World {
             if let Outcome::Send {
                 destination,
                 datagram,
+                ..
             } = node.handle_packet(clock, &mut slot, length)
             {
                 let payload = datagram.to_vec();
@@ -654,12 +655,13 @@ impl World {
         };
         let mut delivered = None;
         let mut forwarded = None;
-        match node.handle_datagram(clock, source, &mut payload) {
+        match node.handle_datagram(clock, source, Ecn::NotEct, &mut payload) {
             Outcome::Nothing => (),
             Outcome::Packet(packet) => delivered = Some(packet.to_vec()),
             Outcome::Send {
                 destination,
                 datagram,
+                ..
             } => {
                 forwarded = Some((destination, datagram.to_vec()));
             }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr, task::Waker, time::Instant};
 
 use netstack::{ConnectionId, EchoId, Event, ListenerId, Stack, UdpId};
 use node::{Node, Outcome, Reason};
-use os::udp::Socket;
+use os::udp::{Datagram, Socket};
 use tokio::sync::{mpsc, oneshot};
 use wireguard::HEADER;
 
@@ -73,20 +73,23 @@ impl Core {
     pub(super) fn handle_datagram(
         &mut self,
         now: Instant,
-        source: SocketAddr,
-        datagram: &mut [u8],
+        datagram: Datagram<'_>,
         sockets: &Sockets,
         interface: Option<&Interface>,
     ) {
         if !self.outbox.has_room() && self.outbox.blocked.is_none() {
             self.outbox.send(sockets);
         }
-        let taken = match self.node.handle_datagram(now, source, datagram) {
+        let Datagram {
+            source, ecn, bytes, ..
+        } = datagram;
+        let taken = match self.node.handle_datagram(now, source, ecn, bytes) {
             // A gateway forwards.
             Outcome::Send {
                 destination,
+                ecn,
                 datagram,
-            } if self.outbox.copy(destination, datagram) => Ok(()),
+            } if self.outbox.copy(destination, ecn, datagram) => Ok(()),
             Outcome::Send { .. } => Err(Reason::QueueFull),
             Outcome::Packet(packet) => interface.map_or(Ok(()), |own| own.write(packet)),
             Outcome::Nothing => Ok(()),
@@ -106,10 +109,11 @@ impl Core {
             let taken = match self.node.handle_packet(now, slot, length) {
                 Outcome::Send {
                     destination,
+                    ecn,
                     datagram,
                 } => {
                     let length = datagram.len();
-                    self.outbox.push(destination, length);
+                    self.outbox.push(destination, ecn, length);
                     Ok(())
                 }
                 Outcome::Packet(packet) => interface.write(packet),

@@ -58,8 +58,7 @@ fn read(shared: &Shared, batch: &mut Batch) -> bool {
         let now = turn.now;
         for datagram in batch.datagrams() {
             let interface = shared.attachment.interface();
-            let (source, bytes) = (datagram.source, datagram.bytes);
-            turn.handle_datagram(now, source, bytes, &shared.sockets, interface);
+            turn.handle_datagram(now, datagram, &shared.sockets, interface);
         }
         if turn
             .node

@@ -3,7 +3,8 @@
 
 use std::{collections::BTreeMap, io::IoSlice, net::SocketAddr};
 
-use os::udp::{self, SendError, Socket};
+use os::udp::{self, Envelope, SendError, Socket};
+use packet::ecn::Ecn;
 
 use super::socket::Sockets;
 
@@ -33,9 +34,11 @@ struct Datagram {
     length: usize,
 }
 
-/// Datagrams to one destination, all of one length, the last one perhaps shorter.
+/// Datagrams to one destination, with one ECN field and of one length, the last one perhaps
+/// shorter.
 struct Parcel {
     destination: SocketAddr,
+    ecn: Ecn,
     count: usize,
     length: usize,
     segment: usize,
@@ -71,12 +74,12 @@ impl Outbox {
     }
 
     /// Takes a copy of a datagram; false when the buffer has no room for it.
-    pub(super) fn copy(&mut self, destination: SocketAddr, datagram: &[u8]) -> bool {
+    pub(super) fn copy(&mut self, destination: SocketAddr, ecn: Ecn, datagram: &[u8]) -> bool {
         let Some(room) = self.room().get_mut(..datagram.len()) else {
             return false;
         };
         room.copy_from_slice(datagram);
-        self.push(destination, datagram.len());
+        self.push(destination, ecn, datagram.len());
         true
     }
 
@@ -85,14 +88,14 @@ impl Outbox {
         let mut left = run.length;
         while left > 0 {
             let length = left.min(run.segment);
-            self.push(run.destination, length);
+            self.push(run.destination, run.ecn, length);
             left -= length;
         }
     }
 
     /// Takes the datagram of `length` bytes that was written to `room`.
-    pub(super) fn push(&mut self, destination: SocketAddr, length: usize) {
-        let parcel = self.parcel_for(destination, length);
+    pub(super) fn push(&mut self, destination: SocketAddr, ecn: Ecn, length: usize) {
+        let parcel = self.parcel_for(destination, ecn, length);
         self.datagrams.push(Datagram {
             parcel,
             start: self.used,
@@ -101,18 +104,19 @@ impl Outbox {
         self.used += length;
     }
 
-    fn parcel_for(&mut self, destination: SocketAddr, length: usize) -> usize {
+    fn parcel_for(&mut self, destination: SocketAddr, ecn: Ecn, length: usize) -> usize {
         let newest = self.parcels.len().checked_sub(1);
         let newest = newest.filter(|place| self.parcels[*place].destination == destination);
         let known = newest.or_else(|| self.latest.get(&destination).copied());
         if let Some(place) = known.filter(|place| *place >= self.sent)
-            && self.parcels[place].accepts(length)
+            && self.parcels[place].accepts(ecn, length)
         {
             self.parcels[place].add(length);
             return place;
         }
         self.parcels.push(Parcel {
             destination,
+            ecn,
             count: 1,
             length,
             segment: length,
@@ -137,8 +141,10 @@ impl Outbox {
             let (datagrams, others) = rest.split_at(parcel.count);
             rest = others;
             udp::Parcel {
-                to: parcel.destination,
-                from: None,
+                envelope: Envelope {
+                    ecn: parcel.ecn,
+                    ..Envelope::to(parcel.destination)
+                },
                 datagrams,
             }
         });
@@ -148,14 +154,14 @@ impl Outbox {
             let sent = match sockets.send(rest) {
                 Ok(sent) => sent,
                 Err(SendError::WouldBlock) => {
-                    self.blocked = Some(first.to);
+                    self.blocked = Some(first.envelope.to);
                     self.sent += parcels.len() - rest.len();
                     return;
                 }
                 // The network is away for now, or a datagram is too long for it: as good as lost
                 // on the way, and repaired as any loss is.
                 Err(error) => {
-                    tracing::debug!(%error, destination = %first.to, "send");
+                    tracing::debug!(%error, destination = %first.envelope.to, "send");
                     1
                 }
             };
@@ -174,8 +180,9 @@ impl Outbox {
 }
 
 impl Parcel {
-    fn accepts(&self, length: usize) -> bool {
+    fn accepts(&self, ecn: Ecn, length: usize) -> bool {
         !self.ended
+            && ecn == self.ecn
             && length <= self.segment
             && self.length + length <= Socket::PARCEL_BYTES_MAX
             && self.count < Socket::PARCEL_MAX
@@ -198,7 +205,7 @@ mod tests {
         let mut outbox = Outbox::new();
         for (port, length) in datagrams {
             assert!(outbox.has_room());
-            outbox.push(address(*port), *length);
+            outbox.push(address(*port), Ecn::NotEct, *length);
         }
         let made = outbox.parcels.iter();
         let made: Vec<_> = made
@@ -238,7 +245,7 @@ mod tests {
         let datagram = |number: u8| vec![number; if number % 5 == 4 { 60 } else { 100 }];
         for number in 0..100 {
             for destination in to {
-                assert!(outbox.copy(destination, &datagram(number)));
+                assert!(outbox.copy(destination, Ecn::NotEct, &datagram(number)));
             }
         }
         outbox.send(&sockets);
@@ -262,7 +269,7 @@ mod tests {
         let mut outbox = Outbox::new();
         let destination = SocketAddr::from(([192, 0, 2, 1], 1));
         let datagram = [0; DATAGRAM_MAX];
-        let taken = (0..6).filter(|_| outbox.copy(destination, &datagram));
+        let taken = (0..6).filter(|_| outbox.copy(destination, Ecn::NotEct, &datagram));
         assert_eq!(taken.count(), BUFFER / DATAGRAM_MAX);
         assert!(!outbox.has_room());
     }

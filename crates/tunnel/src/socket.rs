@@ -82,11 +82,13 @@ impl Sockets {
         let Some(first) = parcels.first() else {
             return Ok(0);
         };
-        let is_v4 = first.to.is_ipv4();
+        let is_v4 = first.envelope.to.is_ipv4();
         let Some(socket) = (if is_v4 { &self.v4 } else { &self.v6 }) else {
             return Err(SendError::Unreachable);
         };
-        let others = parcels.iter().position(|one| one.to.is_ipv4() != is_v4);
+        let others = parcels
+            .iter()
+            .position(|one| one.envelope.to.is_ipv4() != is_v4);
         let parcels = &parcels[..others.unwrap_or(parcels.len())];
         let mut outcome = Err(SendError::WouldBlock);
         // Only a full queue is hidden here, so that the driver really waits for room.

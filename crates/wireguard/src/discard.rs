@@ -66,6 +66,9 @@ discards! {
     SourceNotAllowed => "source_not_allowed",
     /// No peer has the destination among its allowed IPs.
     NoRoute => "no_route",
+    /// A datagram was marked as having met congestion, and the packet inside says that its sender
+    /// does not understand that: it counts as lost (RFC 6040, 4.2).
+    NotEct => "not_ect",
     /// The peer is gone.
     UnknownPeer => "unknown_peer",
     /// The peer's endpoint is not known yet.

@@ -9,7 +9,7 @@ use std::{
 use model::address::{Kind, OrgPrefix};
 use os::{
     clock::Clock,
-    udp::{Batch, Options, Socket},
+    udp::{Batch, Envelope, Options, Socket},
 };
 use packet::{ip, udp};
 use wireguard::{Device, HEADER, OVERHEAD, PeerId, Prefix, Received, Seal, StaticSecret, padded};
@@ -206,7 +206,7 @@ impl End {
         while let Some(transmit) = self.device.poll_transmit() {
             let sent = self
                 .socket
-                .send(transmit.destination, None, &transmit.datagram);
+                .send(&Envelope::to(transmit.destination), &transmit.datagram);
             sent.expect("loopback takes it");
         }
         while self.device.poll_event().is_some() {}
@@ -236,7 +236,7 @@ impl End {
         let to = to.expect("at least one packet");
         let sent = self
             .socket
-            .send_run(to, None, &run[..count * sealed], sealed);
+            .send_run(&Envelope::to(to), &run[..count * sealed], sealed);
         sent.expect("loopback takes it");
     }
 

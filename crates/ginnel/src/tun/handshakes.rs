@@ -90,6 +90,7 @@ impl Handshakes {
                     source,
                     local,
                     bytes,
+                    ..
                 } in few
                 {
                     match state.device.handle_datagram(now, *source, bytes) {

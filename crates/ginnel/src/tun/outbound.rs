@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, ops::Range};
 
+use packet::ecn::Ecn;
 use wireguard::{HEADER, OVERHEAD, padded};
 
 /// Packets that are sealed and sent together.
@@ -31,6 +32,7 @@ struct Span {
 #[derive(Debug)]
 pub(crate) struct Run<'a> {
     pub(crate) destination: SocketAddr,
+    pub(crate) ecn: Ecn,
     pub(crate) bytes: &'a [u8],
     pub(crate) segment: usize,
 }

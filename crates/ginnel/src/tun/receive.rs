@@ -20,6 +20,7 @@ use os::{
     udp::{self, Arrival, Socket},
 };
 use packet::{
+    ecn::{self, Ecn, NotEct},
     gro::{Leaving, Train},
     ip, vnet,
 };
@@ -66,7 +67,8 @@ enum Entry {
     Opened {
         session: usize,
         newest: bool,
-        source: Option<IpAddr>,
+        /// Who sent the packet, or why it goes no further.
+        source: Result<IpAddr, Discard>,
         length: usize,
     },
 }
@@ -166,9 +168,12 @@ impl Opener {
             return;
         }
         tunnel.note_data();
-        for datagram in arrivals.iter_mut().flatten().flat_map(datagrams_mut) {
-            let entry = self.open(now, datagram);
-            self.entries.push(entry);
+        for arrival in arrivals.iter_mut().flatten() {
+            let ecn = arrival.ecn;
+            for datagram in datagrams_mut(arrival) {
+                let entry = self.open(now, ecn, datagram);
+                self.entries.push(entry);
+            }
         }
         tunnel.with(|state, now| self.note(state, now, arrivals));
         self.write(arrivals);
@@ -239,7 +244,7 @@ impl Opener {
         self.sessions.iter().rposition(is_it)
     }
 
-    fn open(&self, now: Instant, datagram: &mut [u8]) -> Entry {
+    fn open(&self, now: Instant, ecn: Ecn, datagram: &mut [u8]) -> Entry {
         let Some((index, counter)) = transport(datagram) else {
             return Entry::Handled;
         };
@@ -251,7 +256,10 @@ impl Opener {
             Ok(opened) => opened,
             Err(discard) => return Entry::Discarded(discard),
         };
-        let addresses = ip::addresses(opened.text).ok();
+        let addresses = match ecn::decapsulate(ecn, opened.text) {
+            Ok(()) => ip::addresses(opened.text).map_err(|_| Discard::NotIp),
+            Err(NotEct) => Err(Discard::NotEct),
+        };
         Entry::Opened {
             session,
             newest: opened.newest,
@@ -284,12 +292,12 @@ impl Opener {
                 report.add(state, now, session.index, datagram.len(), newest, data);
                 match source {
                     _ if !data => {}
-                    None => *entry = Entry::Discarded(Discard::NotIp),
-                    Some(source) if allowed == Some((peer, source)) => {}
-                    Some(source) if state.device.allows(peer, source) => {
+                    Err(discard) => *entry = Entry::Discarded(discard),
+                    Ok(source) if allowed == Some((peer, source)) => {}
+                    Ok(source) if state.device.allows(peer, source) => {
                         allowed = Some((peer, source));
                     }
-                    Some(_) => *entry = Entry::Discarded(Discard::SourceNotAllowed),
+                    Ok(_) => *entry = Entry::Discarded(Discard::SourceNotAllowed),
                 }
             }
             if report.flush(state, now) {

@@ -15,6 +15,7 @@ use std::{
 
 use os::{clock::Pace, tun::VNET_HEADER, udp::SendError};
 use packet::{
+    ecn::Ecn,
     gso::{self, Kind},
     ip,
     vnet::{self, Given},
@@ -52,6 +53,7 @@ struct Sealer {
 /// Packets of a batch, one behind the other, that go the same way.
 struct Group {
     peer: PeerId,
+    ecn: Ecn,
     path: Path,
     packets: Range<usize>,
 }
@@ -219,8 +221,9 @@ impl Sealer {
                 },
             };
             last = Some((destination, peer));
+            let ecn = Ecn::of_packet(batch.packet(place));
             if let Some(group) = self.groups.last_mut()
-                && group.peer == peer
+                && (group.peer, group.ecn) == (peer, ecn)
                 && group.packets.end == place
             {
                 group.packets.end += 1;
@@ -228,6 +231,7 @@ impl Sealer {
                 let packets = place..place + 1;
                 self.groups.push(Group {
                     peer,
+                    ecn,
                     path,
                     packets,
                 });
@@ -261,6 +265,7 @@ impl Sealer {
         for (bytes, segment) in batch.runs(group.packets.clone()) {
             let run = Run {
                 destination: group.path.endpoint,
+                ecn: group.ecn,
                 bytes,
                 segment,
             };
@@ -287,12 +292,14 @@ impl Sealer {
 
 /// Lets the device seal or stage one packet.
 fn seal_by_device(state: &mut State, now: Instant, peer: PeerId, batch: &mut Batch, place: usize) {
+    let ecn = Ecn::of_packet(batch.packet(place));
     let (slot, length) = batch.roomy_slot_of(place);
     match state.device.seal_to(now, peer, slot, length) {
         Seal::Sealed {
             endpoint, length, ..
         } => state.wire.send(&Run {
             destination: endpoint,
+            ecn,
             bytes: &slot[..length],
             segment: length,
         }),

@@ -21,6 +21,7 @@ use os::{
     clock::{self, Clock, Effort},
     tun::{self, Offload, Tun},
 };
+use packet::ecn::Ecn;
 use wireguard::{Agreement, Device, Discard, Event, Gate, PeerId, Sealing};
 use zeroize::Zeroizing;
 
@@ -204,6 +205,7 @@ impl Tunnel {
         for answer in answers {
             let run = Run {
                 destination: answer.destination,
+                ecn: Ecn::NotEct,
                 bytes: &answer.bytes,
                 segment: answer.bytes.len(),
             };
@@ -472,6 +474,7 @@ impl State {
             }
             let run = Run {
                 destination: transmit.destination,
+                ecn: Ecn::NotEct,
                 bytes,
                 segment: bytes.len(),
             };

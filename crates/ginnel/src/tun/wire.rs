@@ -13,7 +13,7 @@ use std::{
 
 use os::{
     poll::{self, Interest},
-    udp::{Options, Pair, SendError, Socket},
+    udp::{Envelope, Options, Pair, SendError, Socket},
 };
 
 use super::{outbound::Run, uapi::Errno};
@@ -241,12 +241,17 @@ fn send_within(
 ) -> Result<(), (SendError, usize)> {
     let mut sent = 0;
     while sent < run.bytes.len() {
+        let envelope = Envelope {
+            to: run.destination,
+            from: *from,
+            ecn: run.ecn,
+        };
         let rest = &run.bytes[sent..];
         let lost = rest.len().div_ceil(run.segment.max(1));
         let Some(socket) = pair.towards(run.destination) else {
             return Err((SendError::Unreachable, lost));
         };
-        match socket.send_run(run.destination, *from, rest, run.segment) {
+        match socket.send_run(&envelope, rest, run.segment) {
             Ok(length) => sent += length,
             Err(SendError::SourceGone) if from.is_some() => *from = None,
             Err(SendError::WouldBlock) if waits > 0 => {

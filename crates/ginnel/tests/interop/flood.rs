@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use os::udp::{Batch, Options, Socket};
+use os::udp::{Batch, Envelope, Options, Socket};
 use wireguard::{Device, Random, StaticSecret};
 
 use super::{
@@ -70,7 +70,9 @@ fn flood(
     while !done.load(Ordering::Relaxed) {
         for run in all.chunks(64 * wireguard::INITIATION) {
             // A full queue is as good as a sent datagram here.
-            socket.send_run(to, None, run, wireguard::INITIATION).ok();
+            socket
+                .send_run(&Envelope::to(to), run, wireguard::INITIATION)
+                .ok();
         }
         while socket.recv_batch(&mut batch).is_ok() {
             let replies = batch

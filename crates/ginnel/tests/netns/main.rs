@@ -3,6 +3,7 @@
 //! Skips loudly without root; fails then with `NETNS=required`.
 
 mod attachment;
+mod congestion;
 mod flood;
 mod interface;
 mod mangled;

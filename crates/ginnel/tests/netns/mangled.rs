@@ -15,7 +15,7 @@ use std::{
 
 use os::{
     poll::{Interest, wait_for},
-    udp::{Batch, Options, Socket},
+    udp::{Batch, Envelope, Options, Socket},
 };
 
 use super::{
@@ -65,7 +65,8 @@ impl Relay {
                     for train in trains(datagram.bytes, round) {
                         let segment = train[0].len();
                         let bytes = train.concat();
-                        by.send_run(to, None, &bytes, segment).expect("room");
+                        by.send_run(&Envelope::to(to), &bytes, segment)
+                            .expect("room");
                     }
                 }
             }

@@ -20,7 +20,7 @@ use std::{
 
 use os::{
     poll::{Interest, wait_for},
-    udp::{Batch, Options, Socket},
+    udp::{Batch, Envelope, Options, Socket},
 };
 
 use super::{
@@ -81,7 +81,9 @@ fn lost_of_steady([here, there]: &[Space; 2], seconds: u64) -> (u32, u32) {
     let (done, back) = (AtomicBool::new(false), AtomicU32::new(0));
     thread::scope(|scope| {
         scope.spawn(|| {
-            let each = |from: SocketAddr, bytes: &[u8]| echo.send(from, None, bytes).expect("room");
+            let each = |from: SocketAddr, bytes: &[u8]| {
+                echo.send(&Envelope::to(from), bytes).expect("room");
+            };
             receive(&echo, &done, each);
         });
         scope.spawn(|| {
@@ -98,7 +100,7 @@ fn lost_of_steady([here, there]: &[Space; 2], seconds: u64) -> (u32, u32) {
         while now() < end {
             let mut bytes = vec![7; [20, 200, 1392][usize::try_from(sent % 3).expect("small")]];
             bytes[..4].copy_from_slice(&sent.to_le_bytes());
-            socket.send(to, None, &bytes).expect("room");
+            socket.send(&Envelope::to(to), &bytes).expect("room");
             sent += 1;
             thread::sleep(Duration::from_millis(4));
         }

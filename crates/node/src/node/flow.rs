@@ -7,7 +7,7 @@ use std::{
 
 use model::map::Role;
 use netstack::Transmit;
-use packet::ip;
+use packet::{ecn::Ecn, ip};
 use wireguard::{HEADER, OVERHEAD, PeerId, Seal, padded};
 
 use super::{Link, Node, Outcome, QUEUE_MAX, Run, Source};
@@ -86,6 +86,7 @@ impl Node {
             }
         };
         packet[HOP_LIMIT_V6] = hop_limit - 1;
+        let ecn = Ecn::of_packet(packet);
         let room = OVERHEAD + padded(length);
         // A peer need not pad beyond its MTU, so a full packet may leave no room for our padding.
         let copied = datagram.len() < room;
@@ -111,6 +112,7 @@ impl Node {
                 let datagram = &slot[..length];
                 Outcome::Send {
                     destination,
+                    ecn,
                     datagram,
                 }
             }
@@ -314,8 +316,10 @@ impl Node {
             let Some(length) = large.next_into(&mut slot[HEADER..]) else {
                 return Some(Polled::Sealed(run));
             };
+            let packet = &slot[HEADER..HEADER + length];
+            let ecn = Ecn::of_packet(packet);
             if filters {
-                self.filter.sent(now, &slot[HEADER..HEADER + length]);
+                self.filter.sent(now, packet);
             }
             match self.device.seal_to(now, peer, slot, length) {
                 Seal::Sealed {
@@ -323,6 +327,7 @@ impl Node {
                 } => {
                     let run = run.get_or_insert(Run {
                         destination: endpoint,
+                        ecn,
                         length: 0,
                         segment: length,
                     });

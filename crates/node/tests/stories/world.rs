@@ -14,7 +14,7 @@ use model::{
     name::Label,
 };
 use node::{Attachment, Event, Node, Outcome};
-use packet::ip;
+use packet::{ecn::Ecn, ip};
 use wireguard::{HEADER, Random, StaticSecret};
 
 pub(crate) const LATENCY: Duration = Duration::from_millis(10);
@@ -26,7 +26,9 @@ pub(crate) struct World {
     pub(crate) now: Instant,
     pub(crate) hosts: BTreeMap<u8, Host>,
     /// Datagrams under way, in order of arrival.
-    link: VecDeque<(Instant, u8, u8, Vec<u8>)>,
+    link: VecDeque<Flight>,
+    /// What routers make of the ECN field of datagrams.
+    pub(crate) routers: fn(Ecn) -> Ecn,
     /// Hosts whose datagrams are lost, both ways.
     pub(crate) cut: Vec<u8>,
     buffer: Vec<u8>,
@@ -191,6 +193,7 @@ impl World {
             now,
             hosts: BTreeMap::new(),
             link: VecDeque::new(),
+            routers: |ecn| ecn,
             cut: Vec::new(),
             buffer: vec![0; Node::DATAGRAM_MAX],
         }
@@ -254,11 +257,12 @@ impl World {
         let outcome = self.node(host).handle_packet(now, &mut slot, packet.len());
         if let Outcome::Send {
             destination,
+            ecn,
             datagram,
         } = outcome
         {
             let datagram = datagram.to_vec();
-            self.transmit(host, destination, datagram);
+            self.transmit(host, destination, ecn, datagram);
         }
         self.drain(host);
     }
@@ -278,7 +282,7 @@ impl World {
             .hosts
             .values()
             .filter_map(|host| host.node.poll_timeout());
-        let arrival = self.link.front().map(|(at, ..)| *at);
+        let arrival = self.link.front().map(|flight| flight.at);
         let next = timeouts.chain(arrival).min().unwrap_or(end);
         if next > end || (next == end && self.now == end) {
             self.now = end;
@@ -293,33 +297,38 @@ impl World {
             }
             self.drain(host);
         }
-        while let Some((at, ..)) = self.link.front()
-            && *at <= now
-        {
-            let (_, from, to, datagram) = self.link.pop_front().expect("just seen");
-            self.receive(from, to, datagram);
+        while self.link.front().is_some_and(|flight| flight.at <= now) {
+            let flight = self.link.pop_front().expect("just seen");
+            self.receive(flight);
         }
         true
     }
 
-    /// Hands a datagram to a host, as if it came from `from`.
-    pub(crate) fn receive(&mut self, from: u8, to: u8, mut datagram: Vec<u8>) {
+    fn receive(&mut self, flight: Flight) {
         let now = self.now;
+        let Flight {
+            from,
+            to,
+            ecn,
+            mut datagram,
+            ..
+        } = flight;
         let Some(host) = self.hosts.get_mut(&to) else {
             return;
         };
         match host
             .node
-            .handle_datagram(now, endpoint(from), &mut datagram)
+            .handle_datagram(now, endpoint(from), ecn, &mut datagram)
         {
             Outcome::Nothing => {}
             Outcome::Packet(packet) => host.packets.push(packet.to_vec()),
             Outcome::Send {
                 destination,
+                ecn,
                 datagram,
             } => {
                 let datagram = datagram.to_vec();
-                self.transmit(to, destination, datagram);
+                self.transmit(to, destination, ecn, datagram);
             }
         }
         self.drain(to);
@@ -330,7 +339,7 @@ impl World {
         let mut buffer = std::mem::take(&mut self.buffer);
         while let Some(run) = self.node(host).poll_transmit_run(now, 65_000, &mut buffer) {
             for datagram in buffer[..run.length].chunks(run.segment) {
-                self.transmit(host, run.destination, datagram.to_vec());
+                self.transmit(host, run.destination, run.ecn, datagram.to_vec());
             }
         }
         self.buffer = buffer;
@@ -343,16 +352,31 @@ impl World {
         }
     }
 
-    fn transmit(&mut self, from: u8, destination: SocketAddr, datagram: Vec<u8>) {
+    fn transmit(&mut self, from: u8, destination: SocketAddr, ecn: Ecn, datagram: Vec<u8>) {
         let IpAddr::V4(address) = destination.ip() else {
             panic!("the network has IPv4 only");
         };
         let to = address.octets()[3];
         if !self.cut.contains(&from) && !self.cut.contains(&to) {
-            self.link
-                .push_back((self.now + LATENCY, from, to, datagram));
+            self.link.push_back(Flight {
+                at: self.now + LATENCY,
+                from,
+                to,
+                ecn: (self.routers)(ecn),
+                datagram,
+            });
         }
     }
+}
+
+/// A datagram on its way.
+struct Flight {
+    /// When it arrives.
+    at: Instant,
+    from: u8,
+    to: u8,
+    ecn: Ecn,
+    datagram: Vec<u8>,
 }
 
 /// A raw packet.

@@ -1,4 +1,5 @@
-//! Control messages beside a datagram: its local address and the size of its segments (cmsg(3)).
+//! Control messages beside a datagram: its local address, the size of its segments, and its ECN
+//! field (cmsg(3)).
 
 use std::{
     io,
@@ -8,6 +9,9 @@ use std::{
     ptr,
 };
 
+use packet::ecn::Ecn;
+
+use super::Envelope;
 use crate::link::socklen;
 
 /// Room for all control messages that are asked for or sent.
@@ -22,22 +26,30 @@ pub(super) struct Beside {
     pub(super) local: Option<IpAddr>,
     /// The size of each segment but the last, if several were joined.
     pub(super) segment: Option<usize>,
+    pub(super) ecn: Ecn,
 }
 
 impl Control {
     pub(super) const EMPTY: Self = Self([0; ROOM]);
 }
 
-/// Asks the kernel for the local address of each datagram and for joined datagrams.
+/// Asks the kernel for the local address and the ECN field of each datagram, and for joined
+/// datagrams, all of which have the same.
 ///
 /// Failure is harmless: an older kernel gives single datagrams.
-pub(super) fn request_source_and_runs(socket: &socket2::Socket, v6: bool) {
+pub(super) fn request_all(socket: &socket2::Socket, v6: bool) {
     let (level, option) = if v6 {
         (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)
     } else {
         (libc::IPPROTO_IP, libc::IP_PKTINFO)
     };
     set_option(socket, level, option, 1).ok();
+    let field = if v6 {
+        libc::IPV6_RECVTCLASS
+    } else {
+        libc::IP_RECVTOS
+    };
+    set_option(socket, level, field, 1).ok();
     set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1).ok();
 }
 
@@ -143,6 +155,14 @@ pub(super) unsafe fn parse(header: &libc::msghdr) -> Beside {
                     let size = ptr::read_unaligned(data.cast::<libc::c_int>());
                     beside.segment = usize::try_from(size).ok().filter(|size| *size > 0);
                 }
+                (libc::IPPROTO_IP, libc::IP_TOS) => {
+                    beside.ecn = Ecn::of_traffic_class(ptr::read_unaligned(data));
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    let class = ptr::read_unaligned(data.cast::<libc::c_int>());
+                    let class = u8::try_from(class & 0xff).expect("masked to 8 bits");
+                    beside.ecn = Ecn::of_traffic_class(class);
+                }
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                     let info = ptr::read_unaligned(data.cast::<libc::in_pktinfo>());
                     let address = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
@@ -166,18 +186,18 @@ pub(super) unsafe fn parse(header: &libc::msghdr) -> Beside {
 pub(super) fn emit(
     header: &mut libc::msghdr,
     control: &mut Control,
-    from: Option<IpAddr>,
+    &Envelope { to, from, ecn }: &Envelope,
     segment: Option<u16>,
 ) {
-    if from.is_none() && segment.is_none() {
+    if from.is_none() && segment.is_none() && ecn == Ecn::NotEct {
         header.msg_control = ptr::null_mut();
         header.msg_controllen = 0;
         return;
     }
     header.msg_control = control.0.as_mut_ptr().cast();
     header.msg_controllen = ROOM;
-    // SAFETY: the buffer is aligned, zeroed where lengths are read, and `ROOM` holds one address
-    // and one size, as the assertion below shows; `push` writes inside it.
+    // SAFETY: the buffer is aligned, zeroed where lengths are read, and `ROOM` holds one address,
+    // one size and one field, as the assertion below shows; `push` writes inside it.
     unsafe {
         let mut used = 0;
         let mut next = libc::CMSG_FIRSTHDR(header);
@@ -197,6 +217,15 @@ pub(super) fn emit(
                 used += push(next, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info);
             }
             None => {}
+        }
+        if ecn != Ecn::NotEct {
+            let next = control.0.as_mut_ptr().add(used).cast();
+            let (level, kind) = if to.is_ipv6() {
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS)
+            } else {
+                (libc::IPPROTO_IP, libc::IP_TOS)
+            };
+            used += push(next, level, kind, libc::c_int::from(ecn.bits()));
         }
         header.msg_controllen = used;
     }
@@ -230,4 +259,4 @@ fn wide(length: libc::c_uint) -> usize {
 const ROOM: usize = 128;
 // SAFETY: CMSG_SPACE only computes.
 const _: () =
-    assert!(ROOM >= unsafe { libc::CMSG_SPACE(20) as usize + 2 * libc::CMSG_SPACE(12) as usize });
+    assert!(ROOM >= unsafe { libc::CMSG_SPACE(20) as usize + 2 * libc::CMSG_SPACE(4) as usize });

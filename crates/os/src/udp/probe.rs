@@ -2,7 +2,7 @@
 
 use std::{io, net::Ipv4Addr, os::fd::AsFd as _, sync::atomic::Ordering, time::Duration};
 
-use super::{Arrival, Batch, Options, Socket};
+use super::{Arrival, Batch, Envelope, Options, Socket};
 use crate::poll::{Interest, wait_for};
 
 /// What this kernel does with datagrams that pass as one.
@@ -33,7 +33,7 @@ pub(super) fn probe_with(sender: &Socket, receiver: &Socket) -> io::Result<Runs>
         let length = SEGMENT * (COUNT - 1) + last;
         let bytes: Vec<u8> = (0..=u8::MAX).cycle().take(length).collect();
         let to = receiver.local_address();
-        let sent = sender.send_run(to, None, &bytes, SEGMENT);
+        let sent = sender.send_run(&Envelope::to(to), &bytes, SEGMENT);
         sent.map_err(io::Error::other)?;
         let mut arrived = Vec::new();
         while arrived.len() < COUNT {

@@ -7,6 +7,8 @@ use std::{
     ptr,
 };
 
+use packet::ecn::Ecn;
+
 use super::{
     Socket,
     control::{self, Beside, Control},
@@ -27,6 +29,8 @@ pub struct Datagram<'a> {
     pub source: SocketAddr,
     /// The address it was sent to, from which an answer should go.
     pub local: Option<IpAddr>,
+    /// What its sender and the routers on its way say about congestion.
+    pub ecn: Ecn,
     /// The payload, to be changed in place.
     pub bytes: &'a mut [u8],
 }
@@ -36,6 +40,7 @@ pub struct Datagram<'a> {
 pub(super) struct Run {
     source: SocketAddr,
     local: Option<IpAddr>,
+    ecn: Ecn,
     length: usize,
     /// All but the last have this size; never zero.
     segment: usize,
@@ -48,6 +53,8 @@ pub struct Arrival<'a> {
     pub source: SocketAddr,
     /// The address they were sent to, from which an answer should go.
     pub local: Option<IpAddr>,
+    /// What their sender and the routers on their way say about congestion.
+    pub ecn: Ecn,
     /// The payloads, one behind the other; nothing is one empty datagram.
     pub bytes: &'a mut [u8],
     /// All datagrams but the last have this length; at least 1.
@@ -80,6 +87,7 @@ impl Batch {
             run.map(|run| Arrival {
                 source: run.source,
                 local: run.local,
+                ecn: run.ecn,
                 bytes: &mut buffer[..run.length],
                 segment: run.segment,
             })
@@ -102,6 +110,7 @@ impl Run {
         Self {
             source,
             local: beside.local,
+            ecn: beside.ecn,
             length,
             segment: segment.unwrap_or(length.max(1)),
         }
@@ -119,6 +128,7 @@ impl Run {
             .map(move |bytes| Datagram {
                 source: self.source,
                 local: self.local,
+                ecn: self.ecn,
                 bytes,
             })
     }

@@ -7,6 +7,7 @@ use std::{
     sync::atomic::Ordering,
 };
 
+use packet::ecn::Ecn;
 use thiserror::Error;
 
 use super::{
@@ -14,14 +15,23 @@ use super::{
     control::{self, Control},
 };
 
+/// What stands in the outer header of a datagram.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Envelope {
+    /// Where it goes.
+    pub to: SocketAddr,
+    /// Our address that it leaves from; otherwise routing chooses.
+    pub from: Option<IpAddr>,
+    /// Whether routers may mark it instead of dropping it.
+    pub ecn: Ecn,
+}
+
 /// Datagrams for one destination, each in a place of its own: all have one length, and the last may
 /// be shorter.
 #[derive(Clone, Copy, Debug)]
 pub struct Parcel<'a> {
-    /// Where they go.
-    pub to: SocketAddr,
-    /// Our address that they leave from; otherwise routing chooses.
-    pub from: Option<IpAddr>,
+    /// What each has outside.
+    pub envelope: Envelope,
     /// At least one and at most [`Socket::PARCEL_MAX`], of [`Socket::PARCEL_BYTES_MAX`] together.
     pub datagrams: &'a [IoSlice<'a>],
 }
@@ -55,16 +65,23 @@ pub enum SendError {
     Failed(i32),
 }
 
+impl Envelope {
+    /// Leaves everything but the destination to the system.
+    #[must_use]
+    pub fn to(to: SocketAddr) -> Self {
+        Self {
+            to,
+            from: None,
+            ecn: Ecn::NotEct,
+        }
+    }
+}
+
 impl Socket {
-    /// Sends one datagram; `from` chooses our address, otherwise routing does.
-    pub fn send(
-        &self,
-        to: SocketAddr,
-        from: Option<IpAddr>,
-        bytes: &[u8],
-    ) -> Result<(), SendError> {
-        self.send_message(to, from, bytes, None)
-            .map_err(|errno| classify(errno, from))
+    /// Sends one datagram.
+    pub fn send(&self, envelope: &Envelope, bytes: &[u8]) -> Result<(), SendError> {
+        self.send_message(envelope, bytes, None)
+            .map_err(|errno| classify(errno, envelope.from))
     }
 
     /// Sends `bytes` as datagrams of `segment` bytes each, of which the last may be shorter.
@@ -74,8 +91,7 @@ impl Socket {
     /// datagram at once: it is not lost. A socket that only meets refusals asks no more.
     pub fn send_run(
         &self,
-        to: SocketAddr,
-        from: Option<IpAddr>,
+        envelope: &Envelope,
         bytes: &[u8],
         segment: usize,
     ) -> Result<usize, SendError> {
@@ -84,13 +100,13 @@ impl Socket {
         while sent < bytes.len() {
             let rest = &bytes[sent..];
             let result = if rest.len() > segment && self.segments() {
-                self.send_segmented(to, from, rest, segment)
+                self.send_segmented(envelope, rest, segment)
             } else {
-                self.send_each(to, from, rest, segment)
+                self.send_each(envelope, rest, segment)
             };
             match result {
                 Ok(length) => sent += length,
-                Err(errno) if sent == 0 => return Err(classify(errno, from)),
+                Err(errno) if sent == 0 => return Err(classify(errno, envelope.from)),
                 Err(_) => break,
             }
         }
@@ -116,7 +132,7 @@ impl Socket {
             let sent = self.send_singly(first);
             return sent
                 .map(|()| 1)
-                .map_err(|errno| classify(errno, first.from));
+                .map_err(|errno| classify(errno, first.envelope.from));
         }
         match self.send_messages(parcels) {
             Ok(sent) => {
@@ -134,7 +150,7 @@ impl Socket {
                     None => Err(errno),
                 };
                 sent.map(|()| 1)
-                    .map_err(|errno| classify(errno, first.from))
+                    .map_err(|errno| classify(errno, first.envelope.from))
             }
         }
     }
@@ -146,7 +162,7 @@ impl Socket {
         let parcels = parcels.take_while(|parcel| segments || parcel.datagrams.len() == 1);
         let addresses: Vec<_> = parcels
             .clone()
-            .map(|parcel| socket2::SockAddr::from(parcel.to))
+            .map(|parcel| socket2::SockAddr::from(parcel.envelope.to))
             .collect();
         let mut controls = vec![Control::EMPTY; addresses.len()];
         let mut headers: Vec<libc::mmsghdr> = Vec::with_capacity(addresses.len());
@@ -164,7 +180,7 @@ impl Socket {
                 .first()
                 .filter(|_| parcel.datagrams.len() > 1);
             let size = size.map(|first| u16::try_from(first.len()).unwrap_or(u16::MAX));
-            control::emit(message, control, parcel.from, size);
+            control::emit(message, control, &parcel.envelope, size);
             headers.push(header);
         }
         let count = libc::c_uint::try_from(headers.len()).expect("at most `MESSAGES_MAX`");
@@ -203,17 +219,16 @@ impl Socket {
 
     fn send_segmented(
         &self,
-        to: SocketAddr,
-        from: Option<IpAddr>,
+        envelope: &Envelope,
         bytes: &[u8],
         segment: usize,
     ) -> Result<usize, i32> {
         let count = (RUN_BYTES_MAX / segment).min(SEGMENTS_MAX);
         let (Ok(size), true) = (u16::try_from(segment), count > 1) else {
-            return self.send_each(to, from, bytes, segment);
+            return self.send_each(envelope, bytes, segment);
         };
         let run = &bytes[..bytes.len().min(count * segment)];
-        match self.send_message(to, from, run, Some(size)) {
+        match self.send_message(envelope, run, Some(size)) {
             Ok(()) => {
                 self.refusals.store(0, Ordering::Relaxed);
                 Ok(run.len())
@@ -221,7 +236,7 @@ impl Socket {
             Err(errno) => {
                 let refusal = Refusal::of(errno).ok_or(errno)?;
                 // What fails one by one too says nothing about segmentation.
-                let sent = self.send_each(to, from, run, segment)?;
+                let sent = self.send_each(envelope, run, segment)?;
                 self.count(refusal);
                 Ok(sent)
             }
@@ -243,18 +258,17 @@ impl Socket {
 
     fn send_message(
         &self,
-        to: SocketAddr,
-        from: Option<IpAddr>,
+        envelope: &Envelope,
         bytes: &[u8],
         segment: Option<u16>,
     ) -> Result<(), i32> {
-        let address = socket2::SockAddr::from(to);
+        let address = socket2::SockAddr::from(envelope.to);
         let mut control = Control::EMPTY;
         let mut vector = vector_of(bytes);
         // SAFETY: all zeros is a valid msghdr.
         let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
         address_to(&mut header, &address, &mut vector);
-        control::emit(&mut header, &mut control, from, segment);
+        control::emit(&mut header, &mut control, envelope, segment);
         loop {
             // SAFETY: the header points to `address`, `vector`, `bytes` and `control`, which live
             // through the call and are only read.
@@ -270,23 +284,17 @@ impl Socket {
     }
 
     /// Sends up to `SEGMENTS_MAX` datagrams with one call that does not need segmentation.
-    fn send_each(
-        &self,
-        to: SocketAddr,
-        from: Option<IpAddr>,
-        bytes: &[u8],
-        segment: usize,
-    ) -> Result<usize, i32> {
+    fn send_each(&self, envelope: &Envelope, bytes: &[u8], segment: usize) -> Result<usize, i32> {
         if bytes.len() <= segment {
             return self
-                .send_message(to, from, bytes, None)
+                .send_message(envelope, bytes, None)
                 .map(|()| bytes.len());
         }
-        let address = socket2::SockAddr::from(to);
+        let address = socket2::SockAddr::from(envelope.to);
         let mut control = Control::EMPTY;
         // SAFETY: all zeros is a valid mmsghdr.
         let mut first: libc::mmsghdr = unsafe { std::mem::zeroed() };
-        control::emit(&mut first.msg_hdr, &mut control, from, None);
+        control::emit(&mut first.msg_hdr, &mut control, envelope, None);
         let mut vectors: Vec<_> = bytes
             .chunks(segment)
             .take(SEGMENTS_MAX)

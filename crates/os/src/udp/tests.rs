@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, os::fd::AsFd as _, time::Duration};
 
+use packet::ecn::Ecn;
+
 use super::{
     control::Beside,
     receive::Run,
@@ -59,7 +61,11 @@ fn check_run(
     let mut expected: Vec<Vec<u8>> = bytes.chunks(size).map(<[u8]>::to_vec).collect();
     while sent < bytes.len() {
         let length = sender
-            .send_run(receiver.local_address(), None, &bytes[sent..], size)
+            .send_run(
+                &Envelope::to(receiver.local_address()),
+                &bytes[sent..],
+                size,
+            )
             .unwrap();
         received.extend(collect(&receiver, length.div_ceil(size)));
         sent += length;
@@ -95,7 +101,7 @@ fn refuse_segmentation(socket: &Socket, refuse: bool) {
 /// Sends one run of five datagrams and sees that all of them arrive.
 fn send_five(sender: &Socket, receiver: &Socket) {
     let run = numbered(5, 1200, 600);
-    let sent = sender.send_run(receiver.local_address(), None, &run, 1200);
+    let sent = sender.send_run(&Envelope::to(receiver.local_address()), &run, 1200);
     assert_eq!(sent, Ok(run.len()));
     let expected: Vec<_> = run.chunks(1200).map(<[u8]>::to_vec).collect();
     assert_eq!(collect(receiver, 5), expected);
@@ -202,7 +208,9 @@ fn option(socket: &Socket, level: i32, name: i32) -> i32 {
 fn an_empty_datagram_arrives_among_others() {
     let (sender, receiver) = pair("127.0.0.1");
     for bytes in [&b"before"[..], b"", b"behind"] {
-        sender.send(receiver.local_address(), None, bytes).unwrap();
+        sender
+            .send(&Envelope::to(receiver.local_address()), bytes)
+            .unwrap();
     }
     let expected = [&b"before"[..], b"", b"behind"];
     assert_eq!(collect(&receiver, 3), expected);
@@ -213,8 +221,8 @@ fn an_unlikely_segment_size_leaves_one_datagram() {
     let source = ([127, 0, 0, 1], 1).into();
     let sizes = |length: usize, segment| {
         let beside = Beside {
-            local: None,
             segment,
+            ..Beside::default()
         };
         let mut buffer = vec![0; 200];
         let run = Run::new(source, length, beside);
@@ -239,7 +247,9 @@ fn mixed_sizes_and_the_largest_datagram_keep_their_borders() {
     let sizes = [1, 148, 32, 32, 32, 1452, 1452, 60, 65_507, 92];
     for size in sizes {
         let bytes = vec![u8::try_from(size % 251).unwrap(); size];
-        sender.send(receiver.local_address(), None, &bytes).unwrap();
+        sender
+            .send(&Envelope::to(receiver.local_address()), &bytes)
+            .unwrap();
     }
     let received: Vec<_> = collect(&receiver, sizes.len())
         .iter()
@@ -253,15 +263,18 @@ fn a_datagram_names_its_source_and_the_address_it_was_sent_to() {
     let (sender, _) = pair("127.0.0.1");
     let any = Socket::bind("0.0.0.0:0".parse().unwrap(), &Options::default()).unwrap();
     let to = (Ipv4Addr::new(127, 0, 0, 7), any.local_address().port()).into();
-    sender.send(to, None, b"x").unwrap();
+    sender.send(&Envelope::to(to), b"x").unwrap();
     wait_for(any.as_fd(), Interest::READ, Duration::from_secs(5)).unwrap();
     let mut batch = Batch::default();
     any.recv_batch(&mut batch).unwrap();
     let datagram = batch.datagrams().next().unwrap();
     assert_eq!(datagram.source, sender.local_address());
     assert_eq!(datagram.local, Some(to.ip()));
-    let answer_from = datagram.local;
-    any.send(sender.local_address(), answer_from, b"y").unwrap();
+    let answer = Envelope {
+        from: datagram.local,
+        ..Envelope::to(sender.local_address())
+    };
+    any.send(&answer, b"y").unwrap();
     wait_for(sender.as_fd(), Interest::READ, Duration::from_secs(5)).unwrap();
     sender.recv_batch(&mut batch).unwrap();
     assert_eq!(batch.datagrams().next().unwrap().source, to);
@@ -270,19 +283,24 @@ fn a_datagram_names_its_source_and_the_address_it_was_sent_to() {
 #[test]
 fn errors_that_a_caller_counts_have_their_own_variants() {
     let (sender, receiver) = pair("127.0.0.1");
-    let gone = Some("192.0.2.77".parse().unwrap());
-    let to = receiver.local_address();
-    assert_eq!(sender.send(to, gone, b"x"), Err(SendError::SourceGone));
+    let gone = Envelope {
+        from: Some("192.0.2.77".parse().unwrap()),
+        ..Envelope::to(receiver.local_address())
+    };
+    assert_eq!(sender.send(&gone, b"x"), Err(SendError::SourceGone));
     let run = [0; 300];
     assert_eq!(
-        sender.send_run(to, gone, &run, 100),
+        sender.send_run(&gone, &run, 100),
         Err(SendError::SourceGone)
     );
     assert!(
         sender.segments(),
         "a bad source says nothing about segmentation"
     );
-    assert_eq!(sender.send(to, None, &[0; 65_508]), Err(SendError::TooLong));
+    assert_eq!(
+        sender.send(&Envelope::to(receiver.local_address()), &[0; 65_508]),
+        Err(SendError::TooLong)
+    );
     let mut batch = Batch::default();
     let empty = receiver.recv_batch(&mut batch).unwrap_err();
     assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
@@ -306,7 +324,7 @@ fn a_waiting_reader_gets_what_comes_and_ends_with_the_socket() {
                 }
             }
         });
-        sender.send(to, None, b"one").unwrap();
+        sender.send(&Envelope::to(to), b"one").unwrap();
         std::thread::sleep(Duration::from_millis(50));
         receiver.retire();
         assert_eq!(reader.join().unwrap(), [3]);
@@ -321,7 +339,7 @@ fn a_reader_of_one_run_leaves_the_next_where_it_is() {
     // Of two senders, so that the kernel does not join them.
     for (socket, byte) in [(&sender, 1), (&other, 2)] {
         socket
-            .send(receiver.local_address(), None, &[byte; 9])
+            .send(&Envelope::to(receiver.local_address()), &[byte; 9])
             .unwrap();
     }
     let mut batch = Batch::default();
@@ -352,7 +370,7 @@ fn both_families_share_a_port_and_a_taken_one_is_in_use() {
 #[tokio::test]
 async fn a_socket_works_under_tokio() {
     let (sender, receiver) = pair("127.0.0.1");
-    let to = receiver.local_address();
+    let to = Envelope::to(receiver.local_address());
     let (sender, receiver) = (
         Watched::new(sender).unwrap(),
         Watched::new(receiver).unwrap(),
@@ -363,7 +381,7 @@ async fn a_socket_works_under_tokio() {
         let (mut sent, mut received) = (0, 0);
         while received < run {
             tokio::select! {
-                length = sender.send(|s| s.send_run(to, None, &bytes[sent..], 1000)),
+                length = sender.send(|s| s.send_run(&to, &bytes[sent..], 1000)),
                     if sent < run => sent += length.unwrap(),
                 read = receiver.recv_batch(&mut batch) => {
                     read.unwrap();
@@ -385,7 +403,9 @@ fn a_socket_beside_another_takes_what_begins_otherwise() {
         assert_eq!(beside.local_address(), address);
         let sender = Socket::bind(any, &Options::default()).unwrap();
         for datagram in [&[4, 1], &[1, 2], &[4, 3], &[2, 4]] {
-            sender.send_run(address, None, datagram, 2).unwrap();
+            sender
+                .send_run(&Envelope::to(address), datagram, 2)
+                .unwrap();
         }
         assert_eq!(collect(&one, 2), [[4, 1], [4, 3]]);
         assert_eq!(collect(&beside, 2), [[1, 2], [2, 4]]);
@@ -403,7 +423,11 @@ fn sockets_of_one_port_share_what_comes_by_a_word_of_it() {
     let (two, three, rest) = (bind(), bind(), bind());
     one.steer(4, NonZeroU8::new(3).unwrap()).unwrap();
     let sender = Socket::bind(any, &Options::default()).unwrap();
-    let send = |datagram: &[u8]| sender.send(one.local_address(), None, datagram).unwrap();
+    let send = |datagram: &[u8]| {
+        sender
+            .send(&Envelope::to(one.local_address()), datagram)
+            .unwrap();
+    };
     for word in 0..9 {
         send(&[4, 9, 9, 9, 0, 0, 0, word, 9]);
         send(&[1, 9, 9, 9, 0, 0, 0, word, 9]);
@@ -441,8 +465,7 @@ fn check_parcels(prepare: fn(&Socket), segments: bool) {
     let to = [&first, &second, &first].map(Socket::local_address);
     let parcels: Vec<_> = (0..3)
         .map(|place| Parcel {
-            to: to[place],
-            from: None,
+            envelope: Envelope::to(to[place]),
             datagrams: &slices[place],
         })
         .collect();
@@ -477,8 +500,7 @@ fn a_parcel_that_cannot_be_sent_is_told_apart_from_those_behind_it() {
     let (sender, receiver) = pair("127.0.0.1");
     let datagrams = [io::IoSlice::new(b"x")];
     let to = |to: SocketAddr| Parcel {
-        to,
-        from: None,
+        envelope: Envelope::to(to),
         datagrams: &datagrams,
     };
     let nowhere = to(([255, 255, 255, 255], 9).into());
@@ -490,4 +512,40 @@ fn a_parcel_that_cannot_be_sent_is_told_apart_from_those_behind_it() {
     assert_eq!(sender.send_parcels(&parcels[2..]), Ok(1));
     assert_eq!(collect(&receiver, 2), [b"x", b"x"]);
     assert_eq!(sender.send_parcels(&[]), Ok(0));
+}
+
+#[test]
+fn what_is_said_about_congestion_arrives_with_each_run() {
+    for localhost in ["127.0.0.1", "[::1]"] {
+        let (sender, receiver) = pair(localhost);
+        let (_, other) = pair(localhost);
+        let to = receiver.local_address();
+        let all = [Ecn::NotEct, Ecn::Ect1, Ecn::Ect0, Ecn::Ce];
+        let bytes = numbered(3, 100, 60);
+        for ecn in all {
+            let envelope = Envelope {
+                ecn,
+                ..Envelope::to(to)
+            };
+            sender.send(&envelope, b"x").unwrap();
+            assert_eq!(sender.send_run(&envelope, &bytes, 100), Ok(bytes.len()));
+            let slices: Vec<_> = bytes.chunks(100).map(io::IoSlice::new).collect();
+            let parcel = Parcel {
+                envelope,
+                datagrams: &slices,
+            };
+            // Of another sender, so that the kernel does not join them.
+            assert_eq!(other.send_parcels(&[parcel]), Ok(1));
+        }
+        let mut batch = Batch::default();
+        let mut told = Vec::new();
+        while told.len() < 7 * all.len() {
+            let readable = wait_for(receiver.as_fd(), Interest::READ, Duration::from_secs(5));
+            assert!(readable.unwrap(), "{} came", told.len());
+            receiver.recv_batch(&mut batch).unwrap();
+            told.extend(batch.datagrams().map(|one| one.ecn));
+        }
+        let expected: Vec<_> = all.into_iter().flat_map(|ecn| [ecn; 7]).collect();
+        assert_eq!(told, expected, "{localhost}");
+    }
 }
