@@ -40,6 +40,7 @@ pub(crate) mod permission;
 mod policy;
 mod service;
 mod session;
+mod site;
 mod ssh;
 mod token;
 mod user;
@@ -99,6 +100,8 @@ fn routes() -> OpenApiRouter<Server> {
         .routes(routes!(token::show, token::remove))
         .routes(routes!(service::list, service::add))
         .routes(routes!(service::show, service::remove))
+        .routes(routes!(site::list, site::add))
+        .routes(routes!(site::show, site::remove))
         .routes(routes!(policy::list, policy::add))
         .routes(routes!(policy::show, policy::set, policy::remove))
         .routes(routes!(policy::answer))

@@ -149,6 +149,17 @@ async fn build(
         };
         services.entry(service.name).or_default().push(offer);
     }
+    let mut sites = BTreeMap::new();
+    for site in storage::site::sites_of(connection, org.id).await? {
+        let reached_by = policy::site_reached_by(&rules, &site.name);
+        let entry = map::Site {
+            name: site.name,
+            node: site.node,
+            prefixes: site.prefixes,
+            reached_by,
+        };
+        sites.insert(site.id, entry);
+    }
     let gateway = match org.gateway {
         Some(id) => storage::node::node(connection, id).await?,
         None => None,
@@ -168,6 +179,7 @@ async fn build(
         gateway,
         nodes,
         services,
+        sites,
         rules: Some(rules.into_iter().map(numbered).collect()),
         ssh: storage::ssh::published(connection, now, org.id).await?,
     })

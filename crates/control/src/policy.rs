@@ -1,13 +1,14 @@
 //! From rules to maps, and from questions to answers.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use model::{
     api::{Answer, Example, Verdict},
     id::{NodeId, OrgId, RuleId, UserId},
     map,
     name::Label,
-    policy::{Owner, Party, Question, Reach, Selector, Traffic, Wanted, Whom, decide},
+    policy::{Owner, Party, Question, Reach, Selector, SiteReach, Traffic, Wanted, Whom, decide},
+    site::Ipv4Prefix,
 };
 
 use crate::storage::{
@@ -64,6 +65,22 @@ pub(crate) fn lists(rules: &[Rule], party: &Party, services: &[&Service]) -> Lis
         lists.reached_by.extend(reaches);
     }
     lists
+}
+
+/// Returns under which rules hosts of the site `name` may be reached.
+pub(crate) fn site_reached_by(rules: &[Rule], name: &Label) -> Vec<SiteReach> {
+    let mut reached_by = Vec::new();
+    for Rule { id, terms, .. } in rules {
+        for to in &terms.to {
+            if let Selector::Site { name: named, hosts } = to
+                && named == name
+            {
+                let (rule, hosts) = (*id, *hosts);
+                reached_by.push(SiteReach { rule, hosts });
+            }
+        }
+    }
+    reached_by
 }
 
 /// What rules know of the nodes of an organisation.
@@ -160,14 +177,14 @@ impl Judge<'_> {
         let (mut allowed, mut refused) = (None, None);
         for (may_reach, from) in &senders {
             for ((reached_by, wanted), to) in &reached {
-                let rule = decide(rules, may_reach, reached_by, *wanted);
+                let rule = decide(rules, may_reach, reached_by.iter().copied(), *wanted);
                 let example = match rule {
                     Some(_) => &mut allowed,
                     None => &mut refused,
                 };
                 example.get_or_insert_with(|| Example {
                     from: self.org.nodes[from].name.clone(),
-                    to: self.org.nodes[to].name.clone(),
+                    to: Label::clone(to),
                     wanted: *wanted,
                     rule,
                 });
@@ -184,21 +201,33 @@ impl Judge<'_> {
         })
     }
 
-    /// Returns one node for each way in which the nodes that are asked for can be reached.
-    fn reached(&self, question: &Question) -> BTreeMap<(&[Reach], Wanted), NodeId> {
-        if let Whom::Selector(Selector::Service(name)) = &question.to {
-            let offers = self.org.services.get(name).into_iter().flatten();
-            let offers = offers.filter_map(|offer| {
-                let node = self.org.nodes.get(&offer.node)?;
-                let wanted = question.wanted.unwrap_or(Wanted::Tcp(offer.port));
-                Some(((node.reached_by.as_slice(), wanted), offer.node))
-            });
-            return offers.collect();
-        }
+    /// Returns a name for each way in which those who are asked for can be reached.
+    fn reached(&self, question: &Question) -> BTreeMap<(Cow<'_, [Reach]>, Wanted), &Label> {
         let wanted = question.wanted.unwrap_or(Wanted::Ping);
-        self.nodes(&question.to)
-            .map(|(id, node)| ((node.reached_by.as_slice(), wanted), id))
-            .collect()
+        match &question.to {
+            Whom::Selector(Selector::Service(name)) => {
+                let offers = self.org.services.get(name).into_iter().flatten();
+                let offers = offers.filter_map(|offer| {
+                    let node = self.org.nodes.get(&offer.node)?;
+                    let wanted = question.wanted.unwrap_or(Wanted::Tcp(offer.port));
+                    Some(((Cow::from(&node.reached_by), wanted), &node.name))
+                });
+                offers.collect()
+            }
+            Whom::Selector(Selector::Site { name, hosts }) => {
+                let mut sites = self.org.sites.values();
+                let site = sites.find(|site| site.name == *name);
+                let ways = site.into_iter().flat_map(|site| {
+                    let ways = ways_into(site, *hosts);
+                    ways.map(move |way| ((Cow::from(way), wanted), &site.name))
+                });
+                ways.collect()
+            }
+            whom @ (Whom::Selector(_) | Whom::Name(_)) => self
+                .nodes(whom)
+                .map(|(_, node)| ((Cow::from(&node.reached_by), wanted), &node.name))
+                .collect(),
+        }
     }
 
     fn nodes<'a>(&'a self, whom: &Whom) -> impl Iterator<Item = (NodeId, &'a map::Node)> {
@@ -214,6 +243,26 @@ impl Judge<'_> {
             .filter(move |(_, party)| selector.selects(party))
             .filter_map(|(id, _)| Some((*id, self.org.nodes.get(id)?)))
     }
+}
+
+/// Returns by which rules the hosts of a site are reached, once for each set of hosts that the
+/// rules tell apart; of `hosts`, if these are given.
+fn ways_into(site: &map::Site, hosts: Option<Ipv4Prefix>) -> impl Iterator<Item = Vec<Reach>> {
+    let ruled = site.reached_by.iter().filter_map(|reach| reach.hosts);
+    let sets = site.prefixes.iter().copied().chain(ruled);
+    // Of two sets that overlap the smaller is what both have.
+    let sets = sets.filter_map(move |set| match hosts {
+        None => Some(set),
+        Some(hosts) if set.covers(hosts) => Some(hosts),
+        Some(hosts) => hosts.covers(set).then_some(set),
+    });
+    sets.filter(|set| site.prefixes.iter().any(|prefix| prefix.covers(*set)))
+        .map(|set| {
+            site.reached_by
+                .iter()
+                .filter_map(|reach| reach.of(set))
+                .collect()
+        })
 }
 
 fn nobody(verdict: Verdict) -> Answer {

@@ -24,6 +24,7 @@ pub(crate) mod org;
 pub(crate) mod policy;
 pub(crate) mod service;
 pub(crate) mod session;
+pub(crate) mod site;
 pub(crate) mod ssh;
 pub(crate) mod token;
 pub(crate) mod user;
@@ -102,7 +103,7 @@ pub(crate) struct Committed {
     pub(crate) touched: Touched,
 }
 
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+const MIGRATIONS: [(i64, &str, &str); 7] = [
     (
         1,
         "first",
@@ -128,6 +129,11 @@ const MIGRATIONS: [(i64, &str, &str); 6] = [
         6,
         "people",
         include_str!("../migrations/sqlite/0006_people.sql"),
+    ),
+    (
+        7,
+        "site",
+        include_str!("../migrations/sqlite/0007_site.sql"),
     ),
 ];
 
@@ -254,6 +260,20 @@ fn bytes(row: &SqliteRow, column: &'static str) -> Result<[u8; 32], Error> {
 fn number<T: TryFrom<i64>>(row: &SqliteRow, column: &'static str) -> Result<T, Error> {
     let number: i64 = row.try_get(column)?;
     T::try_from(number).map_err(|_| Error::Corrupt(column))
+}
+
+/// Writes items into one column of text; none of them has a comma.
+fn joined(items: &[impl std::fmt::Display]) -> String {
+    let items: Vec<_> = items.iter().map(ToString::to_string).collect();
+    items.join(",")
+}
+
+/// Reads a column that [`joined`] wrote.
+fn split<T: std::str::FromStr>(row: &SqliteRow, column: &'static str) -> Result<Vec<T>, Error> {
+    let text: &str = row.try_get(column)?;
+    text.split(',')
+        .map(|item| item.parse().map_err(|_| Error::Corrupt(column)))
+        .collect()
 }
 
 async fn migrate(writer: &SqlitePool) -> Result<(), OpenError> {

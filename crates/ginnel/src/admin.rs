@@ -6,6 +6,7 @@ pub(crate) mod org;
 pub(crate) mod policy;
 pub(crate) mod service;
 pub(crate) mod session;
+pub(crate) mod site;
 pub(crate) mod ssh_ca;
 pub(crate) mod token;
 pub(crate) mod user;

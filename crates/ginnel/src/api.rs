@@ -17,10 +17,10 @@ use model::{
     api::{
         Answers, AuditEntry, CreatedToken, CreatedUser, EnrolRequest, Enrolled, ErrorBody,
         ErrorCode, GatewayEnrolled, GatewayRequest, ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX,
-        NewOrg, NewRule, NewService, NewToken, NewUser, Node, NodeByKey, NodeChange, Org, Page,
-        Questions, Rule, RuleChange, Service, TokenEntry, User, UserChange, WhoAmI,
+        NewOrg, NewRule, NewService, NewSite, NewToken, NewUser, Node, NodeByKey, NodeChange, Org,
+        Page, Questions, Rule, RuleChange, Service, Site, TokenEntry, User, UserChange, WhoAmI,
     },
-    id::{NodeId, RuleId, ServiceId, SessionId, TokenId, UserId},
+    id::{NodeId, RuleId, ServiceId, SessionId, SiteId, TokenId, UserId},
     key::PublicKey,
     map::NetworkMap,
     name::Label,
@@ -388,6 +388,22 @@ impl Client {
     /// Withdraws a service.
     pub(crate) async fn remove_service(&self, id: ServiceId) -> Result<(), Error> {
         let path = format!("/v1/services/{id}");
+        self.send_for_nothing(Method::DELETE, &path).await
+    }
+
+    /// Lists sites.
+    pub(crate) async fn sites(&self, query: &ListQuery) -> Result<Page<Site>, Error> {
+        self.list("/v1/sites", query).await
+    }
+
+    /// Adds a site.
+    pub(crate) async fn add_site(&self, request: &NewSite) -> Result<Site, Error> {
+        self.send(Method::POST, "/v1/sites", request).await
+    }
+
+    /// Removes a site.
+    pub(crate) async fn remove_site(&self, id: SiteId) -> Result<(), Error> {
+        let path = format!("/v1/sites/{id}");
         self.send_for_nothing(Method::DELETE, &path).await
     }
 

@@ -20,6 +20,8 @@ pub enum Kind {
     Infrastructure,
     /// A node.
     Node,
+    /// A host of a site: [`crate::site::SitePrefix`] tells of which.
+    Site,
 }
 
 /// The text is not a ULA prefix of 48 bits.
@@ -78,10 +80,21 @@ impl OrgPrefix {
 }
 
 impl Kind {
+    /// Returns what `address` names; `None` when it is no locally assigned ULA, or of a kind that
+    /// is not known.
+    #[must_use]
+    pub fn of(address: Ipv6Addr) -> Option<Self> {
+        OrgPrefix::of(address)?;
+        let kinds = [Self::Infrastructure, Self::Node, Self::Site];
+        let subnet_id = address.segments()[3];
+        kinds.into_iter().find(|kind| kind.subnet_id() == subnet_id)
+    }
+
     fn subnet_id(self) -> u16 {
         match self {
             Self::Infrastructure => 0,
             Self::Node => 1,
+            Self::Site => 2,
         }
     }
 }

@@ -41,6 +41,10 @@ id!(
     ServiceId
 );
 id!(
+    /// A site: LANs behind a node.
+    SiteId
+);
+id!(
     /// A recorded session.
     SessionId
 );

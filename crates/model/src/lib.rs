@@ -12,6 +12,7 @@ pub mod key;
 pub mod map;
 pub mod name;
 pub mod policy;
+pub mod site;
 pub mod ssh;
 pub mod status;
 pub mod token;

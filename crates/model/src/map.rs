@@ -6,10 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     address::OrgPrefix,
-    id::{NodeId, OrgId, RuleId},
+    id::{NodeId, OrgId, RuleId, SiteId},
     key::PublicKey,
     name::Label,
-    policy::{Reach, Rule},
+    policy::{Reach, Rule, SiteReach},
+    site::Ipv4Prefix,
     ssh,
 };
 
@@ -68,6 +69,9 @@ pub struct Org {
     pub nodes: BTreeMap<NodeId, Node>,
     /// Its services by name: who offers them, at which port.
     pub services: BTreeMap<Label, Vec<Service>>,
+    /// Its sites; the id is part of the addresses of a site's hosts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sites: BTreeMap<SiteId, Site>,
     /// Who may reach what; an older control plane says nothing, and then everything is allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rules: Option<BTreeMap<RuleId, Rule>>,
@@ -116,4 +120,18 @@ pub struct Service {
     /// `HOST:PORT` that the node connects to for each accepted connection, told to it alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
+}
+
+/// LANs behind a node.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Site {
+    /// Its name, unique in the organisation.
+    pub name: Label,
+    /// The node that leads to it.
+    pub node: NodeId,
+    /// The addresses of its hosts, no two of which overlap.
+    pub prefixes: Vec<Ipv4Prefix>,
+    /// The rules by which others may reach its hosts, in the order of their ids.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reached_by: Vec<SiteReach>,
 }

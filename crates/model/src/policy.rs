@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{id::RuleId, name::Label};
+use crate::{id::RuleId, name::Label, site::Ipv4Prefix};
 
 /// What a person may be in an organisation.
 #[derive(
@@ -55,13 +55,20 @@ pub enum Selector {
     Tag(Label),
     /// Every node that offers a service, at the service's port; only as what is reached.
     Service(Label),
+    /// Hosts of a site; only as what is reached.
+    Site {
+        /// The site's name.
+        name: Label,
+        /// Only hosts with these addresses; every host if absent.
+        hosts: Option<Ipv4Prefix>,
+    },
 }
 
 /// The text is no selector.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
     "a selector is `*`, `machines`, `user:NAME`, `role:admin|developer|guest`, `group:NAME`, \
-     `node:NAME`, `tag:NAME` or `service:NAME`"
+     `node:NAME`, `tag:NAME`, `service:NAME`, `site:NAME` or `site:NAME:ADDRESS[/LENGTH]`"
 )]
 pub struct MalformedSelector;
 
@@ -105,6 +112,16 @@ pub struct Reach {
     /// The TCP port of the service that the rule names; `None` when it names the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+}
+
+/// A rule under which hosts of a site may be reached.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct SiteReach {
+    /// The rule.
+    pub rule: RuleId,
+    /// The hosts; `None` when the rule names the site.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<Ipv4Prefix>,
 }
 
 /// What somebody wants to send to a node.
@@ -204,10 +221,10 @@ pub enum MalformedAssertion {
 pub fn decide(
     rules: &BTreeMap<RuleId, Rule>,
     may_reach: &[RuleId],
-    reached_by: &[Reach],
+    reached_by: impl IntoIterator<Item = Reach>,
     wanted: Wanted,
 ) -> Option<RuleId> {
-    let allows = |reach: &&Reach| {
+    let allows = |reach: &Reach| {
         if may_reach.binary_search(&reach.rule).is_err() {
             return false;
         }
@@ -220,7 +237,20 @@ pub fn decide(
                 .is_some_and(|rule| rule.traffic.iter().any(|traffic| traffic.has(wanted))),
         }
     };
-    reached_by.iter().find(allows).map(|reach| reach.rule)
+    reached_by.into_iter().find(allows).map(|reach| reach.rule)
+}
+
+impl SiteReach {
+    /// Returns how a rule lets the hosts of `prefix` be reached; `None` when it is not about all
+    /// of them.
+    #[must_use]
+    pub fn of(self, prefix: Ipv4Prefix) -> Option<Reach> {
+        let reached = self.hosts.is_none_or(|hosts| hosts.covers(prefix));
+        reached.then_some(Reach {
+            rule: self.rule,
+            port: None,
+        })
+    }
 }
 
 impl Traffic {
@@ -260,7 +290,8 @@ impl Ports {
 }
 
 impl Selector {
-    /// Tells whether it selects a node; a service selects none, because it is a port of some.
+    /// Tells whether it selects a node; a service selects none, because it is a port of some, and
+    /// hosts of a site are none.
     #[must_use]
     pub fn selects(&self, party: &Party) -> bool {
         let owner = party.owner.as_ref();
@@ -272,7 +303,7 @@ impl Selector {
             Self::Group(name) => owner.is_some_and(|owner| owner.groups.contains(name)),
             Self::Node(name) => party.name == *name,
             Self::Tag(name) => party.tags.contains(name),
-            Self::Service(_) => false,
+            Self::Service(_) | Self::Site { .. } => false,
         }
     }
 }
@@ -330,9 +361,19 @@ impl FromStr for Selector {
             "node" => label().map(Self::Node),
             "tag" => label().map(Self::Tag),
             "service" => label().map(Self::Service),
+            "site" => site(name),
             _ => Err(MalformedSelector),
         }
     }
+}
+
+fn site(text: &str) -> Result<Selector, MalformedSelector> {
+    let (name, hosts) = match text.split_once(':') {
+        Some((name, hosts)) => (name, Some(hosts.parse().map_err(|_| MalformedSelector)?)),
+        None => (text, None),
+    };
+    let name = name.parse().map_err(|_| MalformedSelector)?;
+    Ok(Selector::Site { name, hosts })
 }
 
 impl fmt::Display for Selector {
@@ -346,6 +387,11 @@ impl fmt::Display for Selector {
             Self::Node(name) => write!(f, "node:{name}"),
             Self::Tag(name) => write!(f, "tag:{name}"),
             Self::Service(name) => write!(f, "service:{name}"),
+            Self::Site { name, hosts: None } => write!(f, "site:{name}"),
+            Self::Site {
+                name,
+                hosts: Some(hosts),
+            } => write!(f, "site:{name}:{hosts}"),
         }
     }
 }

@@ -4,6 +4,8 @@
 //! NODE.internal           a node of the asker's organisation
 //! NODE.ORG.internal       the same, with the asker's own organisation only
 //! SERVICE.svc.internal    every node that offers the service, in shuffled order
+//! SITE.site.internal      TXT: the IPv4 prefixes of the site
+//! A-B-C-D.SITE.site.internal   the host A.B.C.D of the site
 //! _sshca.internal         TXT: the signed CA keys of the organisation
 //! _whoami.internal        TXT: who the resolver takes the asker for
 //! _health.internal        AAAA of the resolver, TXT of constant size
@@ -12,7 +14,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv6Addr,
+    net::{Ipv4Addr, Ipv6Addr},
 };
 
 use crate::{
@@ -20,6 +22,7 @@ use crate::{
     id::NodeId,
     map::{Node, Org},
     name::{Label, ZONE},
+    site::{Ipv4Prefix, SitePrefix},
 };
 
 /// The names that the members of one organisation may see.
@@ -30,9 +33,17 @@ pub struct Zone {
     serial: u64,
     nodes: BTreeMap<Label, Ipv6Addr>,
     services: BTreeMap<Label, Vec<Ipv6Addr>>,
+    sites: BTreeMap<Label, Site>,
     askers: BTreeMap<Ipv6Addr, Label>,
     /// The signed statement of the organisation's CA keys; empty if it has none.
     ssh: Vec<String>,
+}
+
+/// What is said of a site.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Site {
+    prefix: SitePrefix,
+    prefixes: Vec<Ipv4Prefix>,
 }
 
 /// What an asker wants to know.
@@ -62,6 +73,17 @@ pub enum Name {
     Services,
     /// `SERVICE.svc.internal`.
     Service(Label),
+    /// `site.internal`, under which the sites lie.
+    Sites,
+    /// `SITE.site.internal`.
+    Site(Label),
+    /// `A-B-C-D.SITE.site.internal`.
+    Host {
+        /// The address that the first label spells.
+        address: Ipv4Addr,
+        /// The second label.
+        site: Label,
+    },
     /// `_sshca.internal`.
     SshCa,
     /// `_whoami.internal`.
@@ -123,6 +145,11 @@ impl Zone {
             let addresses: BTreeSet<_> = offers.iter().filter_map(|o| address(o.node)).collect();
             (!addresses.is_empty()).then(|| (name.clone(), addresses.into_iter().collect()))
         });
+        let sites = org.sites.iter().filter_map(|(&id, site)| {
+            let prefix = SitePrefix::new(org.prefix, id)?;
+            let prefixes = site.prefixes.clone();
+            Some((site.name.clone(), Site { prefix, prefixes }))
+        });
         let ssh = org.ssh.as_ref();
         Self {
             org: org.name.clone(),
@@ -130,6 +157,7 @@ impl Zone {
             serial,
             nodes,
             services: services.collect(),
+            sites: sites.collect(),
             askers,
             ssh: ssh.map_or_else(Vec::new, |ssh| ssh.statement.to_txt(org.prefix)),
         }
@@ -192,6 +220,15 @@ impl Zone {
                 Some(addresses) => Records::addresses(shuffled(addresses, seed)).of(question.kind),
                 None => Answer::NoSuchName,
             },
+            Name::Sites => Answer::NoData,
+            Name::Site(label) => match self.sites.get(label) {
+                Some(site) => Records::text(site.text()).of(question.kind),
+                None => Answer::NoSuchName,
+            },
+            Name::Host { address, site } => match self.host(*address, site) {
+                Some(address) => Records::addresses(vec![address]).of(question.kind),
+                None => Answer::NoSuchName,
+            },
             Name::SshCa => Records::text(self.ssh.clone()).of(question.kind),
             Name::Whoami => Records::text(self.whoami(asker)).of(question.kind),
             Name::Health => Records {
@@ -210,6 +247,12 @@ impl Zone {
             None if *label == self.org => Answer::NoData,
             None => Answer::NoSuchName,
         }
+    }
+
+    fn host(&self, address: Ipv4Addr, site: &Label) -> Option<Ipv6Addr> {
+        let site = self.sites.get(site)?;
+        let is_there = site.prefixes.iter().any(|prefix| prefix.contains(address));
+        is_there.then(|| site.prefix.embed(address))
     }
 
     fn whoami(&self, asker: Ipv6Addr) -> Vec<String> {
@@ -267,14 +310,27 @@ impl Name {
             [one] if one.eq_ignore_ascii_case(b"_whoami") => Some(Self::Whoami),
             [one] if one.eq_ignore_ascii_case(b"_health") => Some(Self::Health),
             [one] if one.eq_ignore_ascii_case(b"svc") => Some(Self::Services),
+            [one] if is_sites(one) => Some(Self::Sites),
             [one] => label(one).map(Self::Node),
             [service, svc] if svc.eq_ignore_ascii_case(b"svc") => label(service).map(Self::Service),
+            [name, site] if is_sites(site) => label(name).map(Self::Site),
+            [address, name, site] if is_sites(site) => Some(Self::Host {
+                address: spelled(address)?,
+                site: label(name)?,
+            }),
             [node, org] => {
                 let (node, org) = (label(node)?, label(org)?);
                 Some(Self::Qualified { node, org })
             }
             _ => None,
         }
+    }
+}
+
+impl Site {
+    fn text(&self) -> Vec<String> {
+        let prefixes = self.prefixes.iter();
+        prefixes.map(|prefix| format!("prefix={prefix}")).collect()
     }
 }
 
@@ -306,6 +362,18 @@ impl Records {
 
 /// More labels than a name of 255 bytes can have (RFC 1035, 2.3.4).
 const LABELS_MAX: usize = 128;
+
+fn is_sites(label: &[u8]) -> bool {
+    label.eq_ignore_ascii_case(b"site")
+}
+
+/// Reads an IPv4 address with hyphens for dots; each has one spelling.
+fn spelled(label: &[u8]) -> Option<Ipv4Addr> {
+    let text = std::str::from_utf8(label).ok()?;
+    // The standard library refuses leading zeros.
+    let is_spelled = !text.contains('.');
+    text.replace('-', ".").parse().ok().filter(|_| is_spelled)
+}
 
 fn label(bytes: &[u8]) -> Option<Label> {
     std::str::from_utf8(bytes).ok()?.parse().ok()

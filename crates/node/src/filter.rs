@@ -13,7 +13,8 @@ use std::{
 use model::{
     id::RuleId,
     map::{Node, Org},
-    policy::{self, Reach, Rule, Wanted},
+    policy::{self, Reach, Rule, SiteReach, Wanted},
+    site::{Ipv4Prefix, SitePrefix},
 };
 use packet::{
     flow::{Flow, Part, Transport},
@@ -30,6 +31,8 @@ mod table;
 pub(crate) struct Policy {
     rules: BTreeMap<RuleId, Rule>,
     members: HashMap<Ipv6Addr, Member>,
+    /// By which rules hosts of sites are reached.
+    sites: HashMap<SitePrefix, Box<[SiteReach]>>,
 }
 
 /// By which rules a node may reach others and be reached.
@@ -53,9 +56,17 @@ impl Policy {
         let mut policy = Self {
             rules,
             members: HashMap::new(),
+            sites: HashMap::new(),
         };
         for node in org.nodes.values() {
             policy.insert(node, None);
+        }
+        for (&id, site) in &org.sites {
+            let prefix = SitePrefix::new(org.prefix, id);
+            let reached_by = site.reached_by.clone().into();
+            policy
+                .sites
+                .extend(prefix.map(|prefix| (prefix, reached_by)));
         }
         Some(policy)
     }
@@ -76,14 +87,35 @@ impl Policy {
     }
 
     fn allows(&self, flow: &Flow, wanted: Wanted) -> bool {
-        let member = |address| match address {
-            IpAddr::V4(_) => None,
-            IpAddr::V6(address) => self.members.get(&address),
-        };
-        let (Some(from), Some(to)) = (member(flow.source), member(flow.destination)) else {
+        let (IpAddr::V6(source), IpAddr::V6(destination)) = (flow.source, flow.destination) else {
             return false;
         };
-        policy::decide(&self.rules, &from.may_reach, &to.reached_by, wanted).is_some()
+        let Some(from) = self.members.get(&source) else {
+            return false;
+        };
+        let may_reach = &from.may_reach;
+        let rule = match self.members.get(&destination) {
+            Some(to) => {
+                let reached_by = to.reached_by.iter().copied();
+                policy::decide(&self.rules, may_reach, reached_by, wanted)
+            }
+            None => {
+                let reached_by = self.host_reached_by(destination);
+                policy::decide(&self.rules, may_reach, reached_by, wanted)
+            }
+        };
+        rule.is_some()
+    }
+
+    /// Returns how a host of a site is reached.
+    fn host_reached_by(&self, address: Ipv6Addr) -> impl Iterator<Item = Reach> {
+        let host = SitePrefix::of(address);
+        let reached_by = host.and_then(|(site, host)| {
+            let host = Ipv4Prefix::host(host).ok()?;
+            let rules = self.sites.get(&site)?;
+            Some(rules.iter().filter_map(move |rule| rule.of(host)))
+        });
+        reached_by.into_iter().flatten()
     }
 }
 

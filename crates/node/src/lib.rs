@@ -6,7 +6,7 @@
 //! then sleep until [`Node::poll_timeout`].
 //!
 //! ```text
-//!   datagram ─► open ─► own address? ─► TUN or stack
+//!   datagram ─► open ─► own address, or a host of an own site? ─► TUN or stack
 //!                 │         └► gateway: same org? ─► policy ─► path ─► seal in place ─► datagram
 //!   TUN, stack ─► path ─► seal in place ─► datagram
 //! ```
@@ -21,6 +21,7 @@ mod refusal;
 pub mod resolver;
 mod roster;
 mod service;
+mod site;
 mod status;
 
 pub use discard::{Counters, Discard, Reason};

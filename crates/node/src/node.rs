@@ -26,6 +26,7 @@ use crate::{
     resolver::server::Server,
     roster::{self, Roster},
     service::{self, Published, Services},
+    site::{self, Sites},
 };
 
 mod event;
@@ -135,6 +136,7 @@ pub struct Node {
     filter: Filter,
     asks_about_strangers: bool,
     services: Services,
+    sites: Sites,
     server: Server,
     /// Packets of the node's own making, for peers; at most [`QUEUE_MAX`], further ones are not
     /// made.
@@ -154,11 +156,15 @@ pub struct Node {
 
 /// The attachment as it is.
 pub(crate) enum Link {
-    Tun,
+    /// With a stack that serves the hosts of sites and has no address of its own.
+    Tun(Box<Stack>),
     // Boxed, because it is many times larger than the others.
     Netstack(Box<Stack>),
     None,
 }
+
+/// The MTU of the stack beside a TUN interface: the least of IPv6, which passes everywhere.
+const SITE_MTU: usize = 1280;
 
 /// Where the node's knowledge comes from.
 pub(crate) enum Source {
@@ -192,21 +198,17 @@ impl Node {
         let mut key = [0; 16];
         random.fill(&mut key);
         let filter = Filter::new(u128::from_le_bytes(key));
+        let mut site_seed = [0; 32];
+        random.fill(&mut site_seed);
         let mut device = Device::new(now, wall, random);
         let secret = StaticSecret::new(*private_key.expose());
         device.set_private_key(now, Some(secret));
         let attachment = match attachment {
-            Attachment::Tun => Link::Tun,
+            Attachment::Tun => Link::Tun(stack(SITE_MTU, site_seed)),
             Attachment::Netstack { mtu, seed } => {
                 let mtu = mtu.min(Self::MTU_MAX);
                 device.set_mtu(mtu);
-                let config = netstack::Config {
-                    addresses: Vec::new(),
-                    mtu,
-                    seed,
-                    limits: Limits::default(),
-                };
-                Link::Netstack(Box::new(Stack::new(config)))
+                Link::Netstack(stack(mtu, seed))
             }
             Attachment::None => Link::None,
         };
@@ -220,6 +222,7 @@ impl Node {
             filter,
             asks_about_strangers: false,
             services: Services::default(),
+            sites: Sites::default(),
             server: Server::default(),
             outgoing: VecDeque::new(),
             incoming: VecDeque::new(),
@@ -284,7 +287,7 @@ impl Node {
         let Some(entry) = map.orgs.get_mut(&org) else {
             return false;
         };
-        let Some((key, wanted)) = roster::wanted_node(entry, node) else {
+        let Some((key, wanted)) = roster::wanted_node(entry, id, node) else {
             return false;
         };
         // Only what concerns this node is touched: there may be very many others.
@@ -376,9 +379,10 @@ impl Node {
             self.counters.add(Reason::Policy, 1);
             return Outcome::Nothing;
         }
+        let for_site = self.is_for_site(&datagram[HEADER..HEADER + length]);
         match &self.attachment {
-            Link::Tun => Outcome::Packet(&mut datagram[HEADER..HEADER + length]),
-            Link::Netstack(_) | Link::None => {
+            Link::Tun(_) if !for_site => Outcome::Packet(&mut datagram[HEADER..HEADER + length]),
+            Link::Tun(_) | Link::Netstack(_) | Link::None => {
                 self.deliver(now, &datagram[HEADER..HEADER + length]);
                 Outcome::Nothing
             }
@@ -496,8 +500,8 @@ impl Node {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let stack = match &self.attachment {
-            Link::Netstack(stack) => stack.poll_timeout(),
-            Link::Tun | Link::None => None,
+            Link::Tun(stack) | Link::Netstack(stack) => stack.poll_timeout(),
+            Link::None => None,
         };
         let deadlines = [
             self.device.poll_timeout(),
@@ -510,20 +514,21 @@ impl Node {
     /// Performs every action that is due at `now`. Calling it early, late or twice is harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.device.handle_timeout(now);
-        if let Link::Netstack(stack) = &mut self.attachment {
+        if let Link::Tun(stack) | Link::Netstack(stack) = &mut self.attachment {
             stack.handle_timeout(now);
             self.server.handle_timeout(now, stack);
         }
         self.pump(now);
     }
 
-    /// Returns the stack, to connect, listen, bind and ping; `None` with another attachment.
+    /// Returns the stack, to connect, listen, bind and ping; with a TUN interface it has no address
+    /// and serves hosts of sites only; `None` without an attachment.
     ///
     /// Its packets and events come by the node: do not poll or feed it.
     pub fn stack(&mut self) -> Option<&mut Stack> {
         match &mut self.attachment {
-            Link::Netstack(stack) => Some(stack),
-            Link::Tun | Link::None => None,
+            Link::Tun(stack) | Link::Netstack(stack) => Some(stack),
+            Link::None => None,
         }
     }
 
@@ -594,6 +599,13 @@ impl Node {
     #[must_use]
     pub fn published(&self, listener: ListenerId) -> Option<&Published> {
         self.services.published(listener)
+    }
+
+    /// Tells whether a listener of the stack takes connections to hosts of the sites behind the
+    /// node; the flows and echo requests that the stack takes are all to such hosts.
+    #[must_use]
+    pub fn listens_for_site(&self, listener: ListenerId) -> bool {
+        self.sites.listens(listener)
     }
 
     /// Lists the published ports that the stack listens on.
@@ -673,11 +685,27 @@ impl Node {
         if self.is_gateway() {
             resolvers = self.orgs.prefixes().collect();
         }
-        let Link::Netstack(stack) = &mut self.attachment else {
-            return;
+        let sites = self.map().map(site::own).unwrap_or_default();
+        let stack = match &mut self.attachment {
+            Link::Netstack(stack) => stack,
+            Link::Tun(stack) => {
+                self.sites.apply(now, stack, &sites);
+                return;
+            }
+            Link::None => return,
         };
         stack.set_addresses(&addresses);
+        self.sites.apply(now, stack, &sites);
         self.services.apply(now, stack, &published);
         self.server.apply(now, stack, &resolvers);
     }
+}
+
+fn stack(mtu: usize, seed: [u8; 32]) -> Box<Stack> {
+    Box::new(Stack::new(netstack::Config {
+        addresses: Vec::new(),
+        mtu,
+        seed,
+        limits: Limits::default(),
+    }))
 }

@@ -11,11 +11,14 @@ use std::{
 use model::{
     config::Config,
     endpoint::Endpoint,
+    id::NodeId,
     key::{PublicKey, SecretKey},
     map::{NetworkMap, Node, Org, Role},
     name::Label,
 };
 use wireguard::{AddPeerError, Device, PeerId, Prefix, PresharedKey};
+
+use crate::site;
 
 /// A peer as it should be.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -203,7 +206,7 @@ pub(crate) fn plan_of_map(map: &NetworkMap) -> Plan {
             Role::Gateway => {
                 for (id, node) in &org.nodes {
                     if *id != map.own.id {
-                        plan_node(&mut plan, org, node);
+                        plan_node(&mut plan, org, *id, node);
                     }
                 }
             }
@@ -227,19 +230,22 @@ fn plan_gateway(plan: &mut Plan, org: &Org) {
 
 /// Adds the peer of one node, unless its address lies outside its organisation or is the
 /// resolver's, or its key stands for another node already: isolation rests on all three.
-fn plan_node(plan: &mut Plan, org: &Org, node: &Node) {
-    if let Some((key, wanted)) = wanted_node(org, node) {
+fn plan_node(plan: &mut Plan, org: &Org, id: NodeId, node: &Node) {
+    if let Some((key, wanted)) = wanted_node(org, id, node) {
         plan.entry(key).or_insert(wanted);
     }
 }
 
 /// Returns how a gateway wants the peer of `node`; `None` when the node cannot be one.
-pub(crate) fn wanted_node(org: &Org, node: &Node) -> Option<(PublicKey, Wanted)> {
+pub(crate) fn wanted_node(org: &Org, id: NodeId, node: &Node) -> Option<(PublicKey, Wanted)> {
     let usable = org.prefix.contains(node.address) && node.address != org.prefix.resolver();
     usable.then(|| {
+        let mut allowed = BTreeSet::from([Prefix::host(IpAddr::V6(node.address))]);
+        let sites = site::of_node(org, id);
+        allowed.extend(sites.filter_map(|(address, length)| Prefix::new(address, length)));
         let wanted = Wanted {
             name: Some(node.name.clone()),
-            allowed: BTreeSet::from([Prefix::host(IpAddr::V6(node.address))]),
+            allowed,
             ..Wanted::default()
         };
         (node.public_key, wanted)

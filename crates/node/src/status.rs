@@ -51,7 +51,7 @@ impl Node {
     /// first.
     #[must_use]
     pub fn connections(&self) -> Vec<Connection> {
-        let Link::Netstack(stack) = &self.attachment else {
+        let (Link::Tun(stack) | Link::Netstack(stack)) = &self.attachment else {
             return Vec::new();
         };
         let mut all: Vec<_> = stack.all_statistics().collect();

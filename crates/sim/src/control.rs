@@ -48,6 +48,7 @@ impl Control {
             gateway: Some(self.gateway.clone()),
             nodes: BTreeMap::new(),
             services: BTreeMap::new(),
+            sites: BTreeMap::new(),
             rules: None,
             ssh: None,
         };

@@ -37,6 +37,8 @@ pub(crate) enum Action {
     ChangeToken,
     ReadService,
     ChangeService,
+    ReadSite,
+    ChangeSite,
     ReadPolicy,
     ChangePolicy,
     ReadAudit,
@@ -126,7 +128,7 @@ const fn rule(method: Method, path: &'static str, action: Action) -> Rule {
 }
 
 /// Every route.
-pub(crate) static RULES: [Rule; 52] = [
+pub(crate) static RULES: [Rule; 56] = [
     rule(Method::GET, "/v1/health", Action::ReadHealth),
     rule(Method::GET, "/v1/openapi.json", Action::ReadDescription),
     rule(Method::GET, "/v1/whoami", Action::ReadSelf),
@@ -161,6 +163,10 @@ pub(crate) static RULES: [Rule; 52] = [
         "/v1/services/{service}",
         Action::ChangeService,
     ),
+    rule(Method::GET, "/v1/sites", Action::ReadSite),
+    rule(Method::POST, "/v1/sites", Action::ChangeSite),
+    rule(Method::GET, "/v1/sites/{site}", Action::ReadSite),
+    rule(Method::DELETE, "/v1/sites/{site}", Action::ChangeSite),
     rule(Method::GET, "/v1/rules", Action::ReadPolicy),
     rule(Method::POST, "/v1/rules", Action::ChangePolicy),
     rule(Method::GET, "/v1/rules/{rule}", Action::ReadPolicy),
@@ -257,9 +263,11 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
         Action::CertifyHost | Action::ReportRefusal | Action::RecordSession => {
             own_node(who == Who::Client)
         }
-        Action::ReadOrg | Action::ReadNode | Action::ReadService | Action::ReadPolicy => {
-            by_role(who, Reach::OwnOrg, Reach::Nothing, Reach::OwnOrg)
-        }
+        Action::ReadOrg
+        | Action::ReadNode
+        | Action::ReadService
+        | Action::ReadSite
+        | Action::ReadPolicy => by_role(who, Reach::OwnOrg, Reach::Nothing, Reach::OwnOrg),
         Action::ReadSshAuthority => by_role(who, Reach::OwnOrg, Reach::OwnOrg, Reach::OwnOrg),
         Action::ChangeService => by_role(who, Reach::OwnNode, Reach::Nothing, Reach::OwnNode),
         Action::ReadUser
@@ -267,6 +275,7 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
         | Action::ChangeNode
         | Action::ReadToken
         | Action::ChangeToken
+        | Action::ChangeSite
         | Action::ChangePolicy
         | Action::ReadCertificate
         | Action::ChangeSsh
@@ -322,6 +331,8 @@ pub(crate) fn needed(action: Action) -> Kind {
         | Action::ChangeToken
         | Action::ReadService
         | Action::ChangeService
+        | Action::ReadSite
+        | Action::ChangeSite
         | Action::ReadPolicy
         | Action::ChangePolicy
         | Action::CertifyUser

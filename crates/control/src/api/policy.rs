@@ -222,9 +222,10 @@ fn check(terms: &Terms) -> Result<(), ApiError> {
             return refuse(format!("`{field}` of a rule has 1 to {TERMS_MAX} items"));
         }
     }
-    let is_service = |selector: &&Selector| matches!(selector, Selector::Service(_));
-    if let Some(service) = terms.from.iter().find(is_service) {
-        return refuse(format!("`{service}` is reached and sends nothing"));
+    let is_only_reached =
+        |selector: &&Selector| matches!(selector, Selector::Service(_) | Selector::Site { .. });
+    if let Some(reached) = terms.from.iter().find(is_only_reached) {
+        return refuse(format!("`{reached}` is reached and sends nothing"));
     }
     let comment = &terms.comment;
     if comment.len() > COMMENT_LENGTH_MAX || comment.chars().any(char::is_control) {

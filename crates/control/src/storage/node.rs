@@ -127,7 +127,7 @@ pub(crate) async fn update_name(
     Ok(())
 }
 
-/// Removes a node with its services and tags and revokes its tokens; the row keeps the address.
+/// Removes a node with its services, sites and tags and revokes its tokens; the row keeps the address.
 pub(crate) async fn delete(
     connection: &mut SqliteConnection,
     now: i64,
@@ -142,6 +142,7 @@ pub(crate) async fn delete(
         .bind(id.0)
         .execute(&mut *connection)
         .await?;
+    super::site::delete_of(connection, id).await?;
     super::policy::update_tags(connection, id, &[]).await?;
     super::token::revoke_of(connection, now, id).await
 }

@@ -1,6 +1,6 @@
 //! Rules of who may reach what, and the tags of nodes that rules speak of.
 
-use std::{collections::BTreeMap, fmt::Display, str::FromStr};
+use std::collections::BTreeMap;
 
 use model::{
     id::{NodeId, OrgId, RuleId},
@@ -9,7 +9,7 @@ use model::{
 };
 use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
 
-use super::{Error, number, text};
+use super::{Error, joined, number, split, text};
 
 /// A rule's row.
 #[derive(Clone, Debug)]
@@ -197,16 +197,4 @@ fn parse(row: SqliteRow) -> Result<Rule, Error> {
         },
         created: row.try_get("created")?,
     })
-}
-
-fn joined(items: &[impl Display]) -> String {
-    let items: Vec<_> = items.iter().map(ToString::to_string).collect();
-    items.join(",")
-}
-
-fn split<T: FromStr>(row: &SqliteRow, column: &'static str) -> Result<Vec<T>, Error> {
-    let text: &str = row.try_get(column)?;
-    text.split(',')
-        .map(|item| item.parse().map_err(|_| Error::Corrupt(column)))
-        .collect()
 }

@@ -6,6 +6,7 @@ mod map;
 mod permission;
 mod policy;
 mod session;
+mod site;
 mod ssh;
 mod token;
 mod user;

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use axum::http::Method;
 use model::{
-    api::{Enrolled, ErrorCode, NewService, Page, Rule, Service},
-    id::{RuleId, SessionId, UserId},
+    api::{Enrolled, ErrorCode, NewService, Page, Rule, Service, Site},
+    id::{RuleId, SessionId, SiteId, UserId},
     key::PublicKey,
     policy::Role,
     ssh::{BegunSession, IssuedCertificate, Serial},
@@ -21,6 +21,7 @@ struct Stage {
     askers: Vec<(&'static str, Option<Token>)>,
     web: Enrolled,
     service: Service,
+    site: SiteId,
     token: i64,
     rule: RuleId,
     serial: Serial,
@@ -151,6 +152,7 @@ impl Stage {
             .await;
         let gateway = world.gateway(&session, "edge", 5).await;
         let service = published(&world, &web).await;
+        let site = site_behind(&world, &session, &web).await;
         let token = world
             .token_with(&session, Kind::Join, None, 1, 60)
             .await
@@ -190,6 +192,7 @@ impl Stage {
             askers,
             web,
             service,
+            site,
             token,
             rule,
             serial,
@@ -209,6 +212,7 @@ impl Stage {
             .replace("{org}", org)
             .replace("{node}", &self.web.id.to_string())
             .replace("{service}", &self.service.id.to_string())
+            .replace("{site}", &self.site.to_string())
             .replace("{token}", &self.token.to_string())
             .replace("{rule}", &self.rule.to_string())
             .replace("{session}", &self.session.to_string())
@@ -237,6 +241,9 @@ impl Stage {
             "/v1/rules/{rule}" => json!({"traffic": ["22"]}),
             "/v1/policy/questions" => json!({"questions": [{"from": "*", "to": "*"}]}),
             "/v1/services" => json!({"name": "new", "port": 81, "node": self.web.id}),
+            "/v1/sites" => {
+                json!({"name": "new", "node": self.web.id, "prefixes": ["10.0.0.0/8"]})
+            }
             _ => json!({"name": "new"}),
         };
         let body = (*method != Method::GET).then(|| body.to_string());
@@ -260,6 +267,13 @@ async fn published(world: &World, web: &Enrolled) -> Service {
     };
     let reply = world.post("/v1/services", &web.node_token, &request).await;
     reply.parse()
+}
+
+/// Adds a site behind `web`.
+async fn site_behind(world: &World, session: &Token, web: &Enrolled) -> SiteId {
+    let body = json!({"name": "paris", "node": web.id, "prefixes": ["192.168.1.0/24"]});
+    let reply = world.post("/v1/sites", session, &body).await;
+    reply.parse::<Site>().id
 }
 
 /// Begins the record of a session at `web` by a certificate of whoever has `token`.

@@ -65,7 +65,13 @@ impl Stage {
         let org = map.orgs.values().next().expect("the own organisation");
         let rules = org.rules.as_ref().expect("a map has rules");
         let (from, to) = (&org.nodes[&from.id], &org.nodes[&to.id]);
-        decide(rules, &from.may_reach, &to.reached_by, wanted).is_some()
+        decide(
+            rules,
+            &from.may_reach,
+            to.reached_by.iter().copied(),
+            wanted,
+        )
+        .is_some()
     }
 
     async fn ask(&self, from: &str, to: &str, wanted: Option<&str>) -> Answer {

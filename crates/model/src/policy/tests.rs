@@ -40,11 +40,11 @@ fn what_no_rule_allows_is_refused() {
         Wanted::Other,
     ];
     for wanted in anything {
-        assert_eq!(decide(&rules, &[], &[], wanted), None);
-        assert_eq!(decide(&rules, &ids(&[1, 2]), &[], wanted), None);
-        assert_eq!(decide(&rules, &ids(&[2]), &reach(&[1]), wanted), None);
+        assert_eq!(decide(&rules, &[], [], wanted), None);
+        assert_eq!(decide(&rules, &ids(&[1, 2]), [], wanted), None);
+        assert_eq!(decide(&rules, &ids(&[2]), reach(&[1]), wanted), None);
         // A rule that the map does not carry allows nothing.
-        assert_eq!(decide(&rules, &ids(&[9]), &reach(&[9]), wanted), None);
+        assert_eq!(decide(&rules, &ids(&[9]), reach(&[9]), wanted), None);
     }
 }
 
@@ -52,7 +52,7 @@ fn what_no_rule_allows_is_refused() {
 fn the_first_rule_that_joins_both_nodes_decides() {
     let rules = rules(&["22 8000-8100/tcp", "53/udp", "all"]);
     let check = |may_reach: &[i64], reached_by: &[i64], wanted, rule: Option<i64>| {
-        let decided = decide(&rules, &ids(may_reach), &reach(reached_by), wanted);
+        let decided = decide(&rules, &ids(may_reach), reach(reached_by), wanted);
         assert_eq!(decided, rule.map(RuleId), "{wanted:?}");
     };
     check(&[1, 2], &[1, 2], Wanted::Tcp(22), Some(1));
@@ -68,7 +68,7 @@ fn the_first_rule_that_joins_both_nodes_decides() {
 #[test]
 fn every_rule_between_two_nodes_lets_echo_requests_through() {
     let rules = rules(&["22/tcp"]);
-    let decided = decide(&rules, &ids(&[1]), &reach(&[1]), Wanted::Ping);
+    let decided = decide(&rules, &ids(&[1]), reach(&[1]), Wanted::Ping);
     assert_eq!(decided, Some(RuleId(1)));
 }
 
@@ -79,11 +79,33 @@ fn a_service_is_reached_at_its_port_alone() {
         rule: RuleId(1),
         port: Some(5432),
     }];
-    let decided = |wanted| decide(&rules, &ids(&[1]), &reached_by, wanted);
+    let decided = |wanted| decide(&rules, &ids(&[1]), reached_by, wanted);
     assert_eq!(decided(Wanted::Tcp(5432)), Some(RuleId(1)));
     assert_eq!(decided(Wanted::Ping), Some(RuleId(1)));
     for wanted in [Wanted::Tcp(5433), Wanted::Udp(5432), Wanted::Other] {
         assert_eq!(decided(wanted), None);
+    }
+}
+
+#[test]
+fn hosts_of_a_site_are_reached_by_rules_about_all_of_them() {
+    let prefix = |text: &str| text.parse::<Ipv4Prefix>().expect("a prefix");
+    let whole = SiteReach {
+        rule: RuleId(1),
+        hosts: None,
+    };
+    let part = SiteReach {
+        rule: RuleId(2),
+        hosts: Some(prefix("192.168.1.0/28")),
+    };
+    let rule = |reach: SiteReach, hosts: &str| reach.of(prefix(hosts)).map(|reach| reach.rule);
+    for hosts in ["192.168.1.10", "192.168.1.0/24", "10.0.0.0/8"] {
+        assert_eq!(rule(whole, hosts), Some(RuleId(1)), "{hosts}");
+    }
+    assert_eq!(rule(part, "192.168.1.10"), Some(RuleId(2)));
+    assert_eq!(rule(part, "192.168.1.8/29"), Some(RuleId(2)));
+    for hosts in ["192.168.1.16", "192.168.1.0/24", "10.0.0.0/8"] {
+        assert_eq!(rule(part, hosts), None, "{hosts}");
     }
 }
 
@@ -98,6 +120,8 @@ fn selectors_and_traffic_are_printed_as_they_are_read() {
         "node:db",
         "tag:web",
         "service:postgres",
+        "site:paris",
+        "site:paris:192.168.1.0/28",
     ] {
         let selector: Selector = text.parse().expect("a selector");
         assert_eq!(selector.to_string(), text);
@@ -127,6 +151,10 @@ fn text_that_means_nothing_is_refused() {
         "host:db",
         "node:$(id)",
         "node:a:b",
+        "site:",
+        "site:paris:",
+        "site:paris:192.168.1.10/24",
+        "site:paris:127.0.0.1",
         "**",
     ] {
         assert_eq!(text.parse::<Selector>(), Err(MalformedSelector), "{text}");
@@ -170,7 +198,7 @@ proptest! {
                 (None, wanted) => rule.traffic.iter().any(|traffic| traffic.has(wanted)),
             })
         });
-        let decided = decide(&rules, &may_reach, &reached_by, wanted);
+        let decided = decide(&rules, &may_reach, reached_by, wanted);
         prop_assert_eq!(decided.is_some(), allowed);
     }
 

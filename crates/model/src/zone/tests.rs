@@ -1,7 +1,11 @@
 //! Stories about names and who may see them.
 
 use super::*;
-use crate::{id::NodeId, key::PublicKey, map, ssh};
+use crate::{
+    id::{NodeId, SiteId},
+    key::PublicKey,
+    map, ssh,
+};
 
 fn label(text: &str) -> Label {
     text.parse().expect("a well-formed label")
@@ -39,12 +43,19 @@ fn organisation(org: u8, name: &str) -> Org {
         (label("web"), vec![offer(1), offer(3), offer(3), offer(99)]),
         (label("gone"), vec![offer(99)]),
     ]);
+    let paris = map::Site {
+        name: label("paris"),
+        node: NodeId(1),
+        prefixes: vec!["192.168.1.0/24".parse().expect("a prefix")],
+        reached_by: Vec::new(),
+    };
     Org {
         name: label(name),
         prefix: prefix(org),
         gateway: None,
         nodes: nodes.collect(),
         services,
+        sites: BTreeMap::from([(SiteId(5), paris)]),
         rules: None,
         ssh: None,
     }
@@ -83,12 +94,41 @@ fn a_node_is_found_by_name_in_any_case_with_and_without_its_organisation() {
 }
 
 #[test]
+fn a_host_of_a_site_is_found_by_its_address_and_the_name_of_the_site() {
+    let site = SitePrefix::new(prefix(1), SiteId(5)).expect("a site");
+    let host = site.embed([192, 168, 1, 10].into());
+    for name in [
+        "192-168-1-10.paris.site.internal",
+        "192-168-1-10.PARIS.Site.internal.",
+    ] {
+        check(name, Kind::Aaaa, &Answer::Addresses(vec![host]));
+    }
+    let prefixes = vec!["prefix=192.168.1.0/24".to_owned()];
+    check("paris.site.internal", Kind::Txt, &Answer::Text(prefixes));
+    for name in [
+        "192-168-2-10.paris.site.internal",
+        "192-168-1-10.rome.site.internal",
+        "192-168-1-010.paris.site.internal",
+        "192-168-1.paris.site.internal",
+        "192-168-1-10-1.paris.site.internal",
+        "db.paris.site.internal",
+        "rome.site.internal",
+        "1.192-168-1-10.paris.site.internal",
+    ] {
+        check(name, Kind::Aaaa, &Answer::NoSuchName);
+    }
+}
+
+#[test]
 fn an_existing_name_without_the_type_is_nodata() {
     for name in [
         "db.internal",
         "db.acme.internal",
         "web.svc.internal",
         "svc.internal",
+        "site.internal",
+        "paris.site.internal",
+        "192-168-1-10.paris.site.internal",
         "acme.internal",
         "internal",
         "_sshca.internal",

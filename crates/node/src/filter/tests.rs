@@ -53,6 +53,7 @@ fn orgs(traffic: Option<&str>) -> Orgs {
         gateway: None,
         nodes: [(NodeId(1), node(A)), (NodeId(2), node(B))].into(),
         services: BTreeMap::new(),
+        sites: BTreeMap::new(),
         rules: Some(rules.into_iter().collect()),
         ssh: None,
     };

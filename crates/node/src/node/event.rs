@@ -14,7 +14,7 @@ impl Node {
             self.take_tunnel_event(event);
         }
         let mut resolved = false;
-        if let Link::Netstack(stack) = &mut self.attachment {
+        if let Link::Tun(stack) | Link::Netstack(stack) = &mut self.attachment {
             while let Some(event) = stack.poll_event() {
                 match self.server.handle_event(now, stack, &self.orgs, event) {
                     Some(event) => self.events.push_back(Event::Stack(event)),

@@ -53,6 +53,12 @@ impl Node {
         !self.filters() || self.filter.admits(now, &self.orgs, packet)
     }
 
+    /// Tells whether a packet is for a host of a site behind the node.
+    pub(super) fn is_for_site(&self, packet: &[u8]) -> bool {
+        !self.sites.is_empty()
+            && ip::addresses(packet).is_ok_and(|found| self.sites.contain(found.destination))
+    }
+
     /// Passes on a packet that `from` sealed: it lies behind the header in `datagram`.
     pub(super) fn forward<'a>(
         &'a mut self,
@@ -222,9 +228,10 @@ impl Node {
 
     /// Gives a packet to the own side.
     pub(super) fn deliver(&mut self, now: Instant, packet: &[u8]) {
+        let for_site = self.is_for_site(packet);
         match &mut self.attachment {
-            Link::Tun => self.push_incoming(packet.to_vec()),
-            Link::Netstack(stack) => {
+            Link::Tun(_) if !for_site => self.push_incoming(packet.to_vec()),
+            Link::Tun(stack) | Link::Netstack(stack) => {
                 if let Err(discard) = stack.handle_packet(now, packet) {
                     self.counters.add(Discard::from(discard), 1);
                 }
@@ -268,7 +275,7 @@ impl Node {
             return;
         };
         match &mut self.attachment {
-            Link::Tun => self.push_incoming(error),
+            Link::Tun(_) => self.push_incoming(error),
             Link::Netstack(stack) => {
                 // An error that the stack cannot use was ours: it is no packet of anybody.
                 let _used = stack.handle_packet(now, &error).is_ok();
@@ -288,7 +295,7 @@ impl Node {
         // A gateway's own connections are few and small, and each packet has its own verdict.
         let bytes_max = if self.is_gateway() { 0 } else { bytes_max };
         let filters = self.filters();
-        let Link::Netstack(stack) = &mut self.attachment else {
+        let (Link::Tun(stack) | Link::Netstack(stack)) = &mut self.attachment else {
             return None;
         };
         let slot = OVERHEAD + padded(stack.mtu());

@@ -43,6 +43,7 @@ fn zone(nodes: u8) -> Zone {
             .map(|byte| (NodeId(i64::from(byte)), node(byte)))
             .collect(),
         services: BTreeMap::from([(label("web"), (0..nodes).map(offer).collect())]),
+        sites: BTreeMap::new(),
         rules: None,
         ssh: None,
     };

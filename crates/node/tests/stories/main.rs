@@ -7,4 +7,5 @@ mod names;
 mod plain;
 mod policy;
 mod reach;
+mod site;
 mod world;

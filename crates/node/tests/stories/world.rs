@@ -110,6 +110,7 @@ impl Installation {
                     gateway: Some(gateway),
                     nodes: nodes.into(),
                     services: BTreeMap::new(),
+                    sites: BTreeMap::new(),
                     rules: None,
                     ssh: None,
                 };

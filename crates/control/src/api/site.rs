@@ -1,0 +1,176 @@
+//! Sites.
+
+use axum::{Json, extract::State, http::StatusCode};
+use model::{
+    api::{self, ErrorBody, ErrorCode, ListQuery, NewSite, Page, SITE_PREFIXES_MAX, Timestamp},
+    id::SiteId,
+    site::{Ipv4Prefix, SitePrefix},
+};
+
+use super::{
+    error::ApiError,
+    extract::{Asked, Body, Named},
+    org_of_list, page,
+    permission::Access,
+    rows_of_page,
+};
+use crate::{
+    Server,
+    storage::{self, Error, Touched, audit::Entry, node::Part, site::Site},
+};
+
+/// Most sites of an organisation: every node carries them all.
+const SITES_PER_ORG_MAX: u32 = 256;
+
+/// Lists the sites that the asker may know.
+#[utoipa::path(get, path = "/v1/sites", params(ListQuery),
+    responses((status = 200, body = Page<api::Site>), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn list(
+    State(server): State<Server>,
+    access: Access,
+    Asked(query): Asked<ListQuery>,
+) -> Result<Json<Page<api::Site>>, ApiError> {
+    let mut read = server.inner.store.read().await?;
+    let org = org_of_list(&mut read, &access, query.org.as_ref()).await?;
+    let (after, limit) = (query.after.unwrap_or(0), rows_of_page(query.limit));
+    let sites = storage::site::sites(&mut read, org, query.name.as_ref(), after, limit).await?;
+    let items = sites
+        .into_iter()
+        .map(described)
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Json(page(items, query.limit, |site| site.id.0)))
+}
+
+/// Shows a site.
+#[utoipa::path(get, path = "/v1/sites/{site}", params(("site" = i64, Path)),
+    responses((status = 200, body = api::Site), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn show(
+    State(server): State<Server>,
+    access: Access,
+    Named(id): Named<SiteId>,
+) -> Result<Json<api::Site>, ApiError> {
+    let mut read = server.inner.store.read().await?;
+    let site = storage::site::site(&mut read, id).await?;
+    let site = site.ok_or_else(ApiError::not_found)?;
+    access.reaches(Some(site.org), None)?;
+    Ok(Json(described(site)?))
+}
+
+/// Adds a site behind a node; until a rule names it, nobody reaches its hosts.
+#[utoipa::path(post, path = "/v1/sites", request_body = NewSite,
+    responses((status = 201, body = api::Site), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn add(
+    State(server): State<Server>,
+    access: Access,
+    Body(request): Body<NewSite>,
+) -> Result<(StatusCode, Json<api::Site>), ApiError> {
+    let NewSite {
+        name,
+        node: id,
+        prefixes,
+    } = request;
+    let refuse = |code, message: String| Err(ApiError::new(code, message));
+    if name.is_reserved() {
+        let message = format!("`{name}` has a meaning of its own and cannot name a site");
+        return refuse(ErrorCode::NameReserved, message);
+    }
+    are_apart(&prefixes)?;
+    let mut change = server.change().await?;
+    let connection = change.connection();
+    let node = storage::node::node(connection, id).await?;
+    let node = node
+        .filter(|node| node.removed.is_none())
+        .ok_or_else(ApiError::not_found)?;
+    access.reaches(node.org(), Some(id))?;
+    let Part::Client { org, .. } = node.part else {
+        let message = "a gateway leads to no site: name a node behind which it lies".to_owned();
+        return refuse(ErrorCode::MalformedRequest, message);
+    };
+    let same = storage::site::sites(connection, Some(org), Some(&name), 0, 1).await?;
+    if let Some(other) = same.first() {
+        let message = format!(
+            "there is a site `{name}` behind `{}` already",
+            other.node_name
+        );
+        return refuse(ErrorCode::NameTaken, message);
+    }
+    if storage::site::count_of(connection, org).await? >= SITES_PER_ORG_MAX {
+        let message = format!("an organisation has at most {SITES_PER_ORG_MAX} sites");
+        return refuse(ErrorCode::LimitReached, message);
+    }
+    let now = change.now();
+    let connection = change.connection();
+    let id = storage::site::insert(connection, now, org, &name, id, &prefixes).await?;
+    let site = storage::site::site(connection, id).await?;
+    let site = site.ok_or_else(ApiError::not_found)?;
+    let entry = Entry {
+        actor: access.actor(),
+        action: "site_added",
+        subject: in_words(&site),
+        org: Some(org),
+    };
+    server.commit(change, entry, Touched::Org(org)).await?;
+    Ok((StatusCode::CREATED, Json(described(site)?)))
+}
+
+/// Removes a site; rules that name it stay and have no effect.
+#[utoipa::path(delete, path = "/v1/sites/{site}", params(("site" = i64, Path)),
+    responses((status = 204), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn remove(
+    State(server): State<Server>,
+    access: Access,
+    Named(id): Named<SiteId>,
+) -> Result<StatusCode, ApiError> {
+    let mut change = server.change().await?;
+    let site = storage::site::site(change.connection(), id).await?;
+    let site = site.ok_or_else(ApiError::not_found)?;
+    access.reaches(Some(site.org), None)?;
+    storage::site::delete(change.connection(), id).await?;
+    let entry = Entry {
+        actor: access.actor(),
+        action: "site_removed",
+        subject: in_words(&site),
+        org: Some(site.org),
+    };
+    let touched = Touched::Org(site.org);
+    server.commit(change, entry, touched).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Refuses prefixes of which two have an address in common.
+fn are_apart(prefixes: &[Ipv4Prefix]) -> Result<(), ApiError> {
+    let refuse = |message| Err(ApiError::new(ErrorCode::MalformedRequest, message));
+    if !(1..=SITE_PREFIXES_MAX).contains(&prefixes.len()) {
+        return refuse(format!("a site has 1 to {SITE_PREFIXES_MAX} prefixes"));
+    }
+    for (at, one) in prefixes.iter().enumerate() {
+        if let Some(other) = prefixes[..at].iter().find(|other| other.overlaps(*one)) {
+            return refuse(format!("the prefixes {other} and {one} overlap"));
+        }
+    }
+    Ok(())
+}
+
+/// Writes a site for the audit.
+fn in_words(site: &Site) -> String {
+    let prefixes: Vec<_> = site.prefixes.iter().map(ToString::to_string).collect();
+    let prefixes = prefixes.join(",");
+    format!(
+        "site:{} {} node:{} {prefixes}",
+        site.id, site.name, site.node
+    )
+}
+
+fn described(site: Site) -> Result<api::Site, ApiError> {
+    let network = SitePrefix::new(site.org_prefix, site.id);
+    Ok(api::Site {
+        id: site.id,
+        name: site.name,
+        org: site.org_name,
+        node: site.node,
+        node_name: site.node_name,
+        prefixes: site.prefixes,
+        network: network.ok_or(Error::Corrupt("id"))?,
+        created: Timestamp(site.created),
+    })
+}

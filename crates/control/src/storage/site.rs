@@ -1,0 +1,143 @@
+//! Sites: LANs behind nodes.
+
+use model::{
+    address::OrgPrefix,
+    id::{NodeId, OrgId, SiteId},
+    name::Label,
+    site::Ipv4Prefix,
+};
+use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+
+use super::{Error, joined, number, split, text};
+
+/// A site's row, with the name of its node and its organisation.
+#[derive(Clone, Debug)]
+pub(crate) struct Site {
+    pub(crate) id: SiteId,
+    pub(crate) org: OrgId,
+    pub(crate) org_name: Label,
+    pub(crate) org_prefix: OrgPrefix,
+    pub(crate) name: Label,
+    pub(crate) node: NodeId,
+    pub(crate) node_name: Label,
+    pub(crate) prefixes: Vec<Ipv4Prefix>,
+    pub(crate) created: i64,
+}
+
+/// Adds a site.
+pub(crate) async fn insert(
+    connection: &mut SqliteConnection,
+    now: i64,
+    org: OrgId,
+    name: &Label,
+    node: NodeId,
+    prefixes: &[Ipv4Prefix],
+) -> Result<SiteId, Error> {
+    let row = sqlx::query(
+        "INSERT INTO site (org, name, node, prefixes, created)
+         VALUES ($1, $2, $3, $4, $5) RETURNING id",
+    )
+    .bind(org.0)
+    .bind(name.as_str())
+    .bind(node.0)
+    .bind(joined(prefixes))
+    .bind(now)
+    .fetch_one(connection)
+    .await?;
+    Ok(SiteId(row.try_get("id")?))
+}
+
+/// Removes a site.
+pub(crate) async fn delete(connection: &mut SqliteConnection, id: SiteId) -> Result<(), Error> {
+    sqlx::query("DELETE FROM site WHERE id = $1")
+        .bind(id.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Removes every site behind a node.
+pub(crate) async fn delete_of(
+    connection: &mut SqliteConnection,
+    node: NodeId,
+) -> Result<(), Error> {
+    sqlx::query("DELETE FROM site WHERE node = $1")
+        .bind(node.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Returns a site.
+pub(crate) async fn site(
+    connection: &mut SqliteConnection,
+    id: SiteId,
+) -> Result<Option<Site>, Error> {
+    sqlx::query(
+        "SELECT s.*, n.name AS node_name, o.name AS org_name, o.prefix AS org_prefix
+         FROM site s JOIN node n ON n.id = s.node JOIN org o ON o.id = s.org
+         WHERE s.id = $1",
+    )
+    .bind(id.0)
+    .fetch_optional(connection)
+    .await?
+    .map(parse)
+    .transpose()
+}
+
+/// Returns the sites after `after` in the order of their ids.
+pub(crate) async fn sites(
+    connection: &mut SqliteConnection,
+    org: Option<OrgId>,
+    name: Option<&Label>,
+    after: i64,
+    limit: u32,
+) -> Result<Vec<Site>, Error> {
+    sqlx::query(
+        "SELECT s.*, n.name AS node_name, o.name AS org_name, o.prefix AS org_prefix
+         FROM site s JOIN node n ON n.id = s.node JOIN org o ON o.id = s.org
+         WHERE s.id > $1 AND ($2 IS NULL OR s.org = $2) AND ($3 IS NULL OR s.name = $3)
+         ORDER BY s.id LIMIT $4",
+    )
+    .bind(after)
+    .bind(org.map(|org| org.0))
+    .bind(name.map(Label::as_str))
+    .bind(limit)
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(parse)
+    .collect()
+}
+
+/// Returns all sites of an organisation.
+pub(crate) async fn sites_of(
+    connection: &mut SqliteConnection,
+    org: OrgId,
+) -> Result<Vec<Site>, Error> {
+    sites(connection, Some(org), None, 0, u32::MAX).await
+}
+
+/// Counts the sites of an organisation.
+pub(crate) async fn count_of(connection: &mut SqliteConnection, org: OrgId) -> Result<u32, Error> {
+    let row = sqlx::query("SELECT COUNT(*) AS n FROM site WHERE org = $1")
+        .bind(org.0)
+        .fetch_one(connection)
+        .await?;
+    number(&row, "n")
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
+fn parse(row: SqliteRow) -> Result<Site, Error> {
+    Ok(Site {
+        id: SiteId(row.try_get("id")?),
+        org: OrgId(row.try_get("org")?),
+        org_name: text(&row, "org_name")?,
+        org_prefix: text(&row, "org_prefix")?,
+        name: text(&row, "name")?,
+        node: NodeId(row.try_get("node")?),
+        node_name: text(&row, "node_name")?,
+        prefixes: split(&row, "prefixes")?,
+        created: row.try_get("created")?,
+    })
+}

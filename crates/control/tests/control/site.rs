@@ -1,0 +1,204 @@
+//! Sites: what they do to maps, which are refused, and what rules say of them.
+
+use axum::http::StatusCode;
+use model::{
+    api::{Answer, Answers, Enrolled, ErrorCode, NewSite, Page, Site, Verdict},
+    id::{NodeId, RuleId},
+    map::NetworkMap,
+    policy::SiteReach,
+    site::SitePrefix,
+    token::Token,
+};
+use serde_json::json;
+
+use crate::world::{Reply, World, label};
+
+/// An administrator, and the nodes of two offices.
+struct Stage {
+    world: World,
+    admin: Token,
+    paris: Enrolled,
+    rome: Enrolled,
+}
+
+impl Stage {
+    async fn new() -> Self {
+        let world = World::new().await;
+        let admin = world.login().await.session_token;
+        let paris = world.join(&admin, None, "node-paris", 1).await;
+        let rome = world.join(&admin, None, "node-rome", 2).await;
+        Self {
+            world,
+            admin,
+            paris,
+            rome,
+        }
+    }
+
+    async fn try_add(&self, name: &str, node: NodeId, prefixes: &[&str]) -> Reply {
+        let site = json!({"name": name, "node": node, "prefixes": prefixes});
+        self.world.post("/v1/sites", &self.admin, &site).await
+    }
+
+    async fn add(&self, name: &str, node: NodeId, prefixes: &[&str]) -> Site {
+        let reply = self.try_add(name, node, prefixes).await;
+        assert_eq!(reply.status, StatusCode::CREATED, "{}", reply.text());
+        reply.parse()
+    }
+
+    async fn rule(&self, to: &str) {
+        let rule = json!({"from": ["machines"], "to": [to], "traffic": ["22"]});
+        let reply = self.world.post("/v1/rules", &self.admin, &rule).await;
+        assert_eq!(reply.status, StatusCode::CREATED, "{}", reply.text());
+    }
+
+    async fn map(&self, node: &Enrolled) -> NetworkMap {
+        self.world.get("/v1/map", &node.node_token).await.parse()
+    }
+
+    async fn ask(&self, to: &str) -> Answer {
+        let question = json!({"from": "node-paris", "to": to, "wanted": "22/tcp"});
+        let questions = json!({"questions": [question]});
+        let path = "/v1/policy/questions";
+        let reply = self.world.post(path, &self.admin, &questions).await;
+        let answers: Answers = reply.parse();
+        answers.answers.into_iter().next().expect("an answer")
+    }
+}
+
+#[tokio::test]
+async fn every_map_has_the_sites_and_their_rules() {
+    let stage = Stage::new().await;
+    let paris = stage
+        .add("paris", stage.paris.id, &["192.168.1.0/24"])
+        .await;
+    let rome = stage
+        .add("rome", stage.rome.id, &["192.168.1.0/24", "10.9.0.0/16"])
+        .await;
+    assert_ne!(paris.network, rome.network, "each has addresses of its own");
+    stage.rule("site:paris").await;
+    stage.rule("site:rome:10.9.0.0/24").await;
+    for asker in [&stage.paris, &stage.rome] {
+        let map = stage.map(asker).await;
+        let org = map.orgs.values().next().expect("the own organisation");
+        assert_eq!(org.sites.len(), 2);
+        let site = &org.sites[&rome.id];
+        assert_eq!(site.name, label("rome"));
+        assert_eq!(site.node, stage.rome.id);
+        assert_eq!(site.prefixes, rome.prefixes);
+        assert_eq!(SitePrefix::new(org.prefix, rome.id), Some(rome.network));
+        let reach = |rule, hosts: Option<&str>| SiteReach {
+            rule: RuleId(rule),
+            hosts: hosts.map(|text| text.parse().expect("a prefix")),
+        };
+        assert_eq!(site.reached_by, [reach(3, Some("10.9.0.0/24"))]);
+        assert_eq!(org.sites[&paris.id].reached_by, [reach(2, None)]);
+    }
+    let path = "/v1/audit";
+    let audit = stage.world.get(path, &stage.admin).await.text();
+    assert!(audit.contains("site_added"), "{audit}");
+    assert!(
+        audit.contains("rome node:3 192.168.1.0/24,10.9.0.0/16"),
+        "{audit}"
+    );
+}
+
+#[tokio::test]
+async fn a_site_without_meaning_is_refused() {
+    let stage = Stage::new().await;
+    let (admin, node) = (&stage.admin, stage.paris.id);
+    stage.add("paris", node, &["192.168.1.0/24"]).await;
+    let refused = async |name, node, prefixes: &[&str], code| {
+        let reply = stage.try_add(name, node, prefixes).await;
+        reply.is(code);
+        reply.refused().2
+    };
+    let malformed = ErrorCode::MalformedRequest;
+    for prefixes in [
+        &[][..],
+        &["192.168.1.0"; 17],
+        &["192.168.1.1/24"],
+        &["127.0.0.0/8"],
+        &["0.0.0.0/0"],
+        &["fd00::/64"],
+    ] {
+        refused("rome", node, prefixes, malformed).await;
+    }
+    let prefixes = ["10.0.0.0/8", "192.168.0.0/16", "10.1.0.0/16"];
+    let message = refused("rome", node, &prefixes, malformed).await;
+    assert!(message.contains("10.0.0.0/8 and 10.1.0.0/16"), "{message}");
+    let lan = ["192.168.1.0/24"];
+    let message = refused("paris", stage.rome.id, &lan, ErrorCode::NameTaken).await;
+    assert!(message.contains("behind `node-paris`"), "{message}");
+    refused("site", node, &lan, ErrorCode::NameReserved).await;
+    refused("rome", NodeId(99), &lan, ErrorCode::NotFound).await;
+    let gateway = stage.world.gateway(admin, "edge", 9).await;
+    refused("rome", gateway.id, &lan, malformed).await;
+    stage.world.add_org(admin, "other").await;
+    let person = stage
+        .world
+        .person(admin, Some("other"), "ann", model::policy::Role::Admin, 10)
+        .await;
+    let site = NewSite {
+        name: label("rome"),
+        node,
+        prefixes: vec!["10.0.0.0/8".parse().expect("a prefix")],
+    };
+    let reply = stage
+        .world
+        .post("/v1/sites", &person.session_token, &site)
+        .await;
+    reply.is(ErrorCode::NotFound);
+}
+
+#[tokio::test]
+async fn an_id_is_never_given_again_and_a_site_goes_with_its_node() {
+    let stage = Stage::new().await;
+    let first = stage.add("paris", stage.paris.id, &["10.0.0.0/8"]).await;
+    let path = format!("/v1/sites/{}", first.id);
+    let reply = stage.world.delete(&path, &stage.admin).await;
+    assert_eq!(reply.status, StatusCode::NO_CONTENT);
+    stage
+        .world
+        .delete(&path, &stage.admin)
+        .await
+        .is(ErrorCode::NotFound);
+    let second = stage.add("paris", stage.paris.id, &["10.0.0.0/8"]).await;
+    assert!(second.id > first.id);
+    let path = format!("/v1/nodes/{}", stage.paris.id);
+    stage.world.delete(&path, &stage.admin).await;
+    let sites: Page<Site> = stage.world.get("/v1/sites", &stage.admin).await.parse();
+    assert_eq!(sites.items, []);
+    let map = stage.map(&stage.rome).await;
+    assert!(map.orgs.values().all(|org| org.sites.is_empty()));
+}
+
+#[tokio::test]
+async fn questions_about_a_site_are_answered_for_all_hosts_that_they_name() {
+    let stage = Stage::new().await;
+    stage
+        .add("paris", stage.paris.id, &["192.168.1.0/24"])
+        .await;
+    let verdict = async |to: &str| stage.ask(to).await.verdict;
+    assert_eq!(verdict("site:paris").await, Verdict::Refused);
+    assert_eq!(verdict("site:nowhere").await, Verdict::NobodyReached);
+    assert_eq!(verdict("site:paris:10.0.0.1").await, Verdict::NobodyReached);
+    stage.rule("site:paris:192.168.1.8/29").await;
+    for (to, expected) in [
+        ("site:paris", Verdict::Partly),
+        ("site:paris:192.168.1.10", Verdict::Allowed),
+        ("site:paris:192.168.1.8/30", Verdict::Allowed),
+        ("site:paris:192.168.1.0/28", Verdict::Partly),
+        ("site:paris:192.168.1.16", Verdict::Refused),
+    ] {
+        assert_eq!(verdict(to).await, expected, "{to}");
+    }
+    stage.rule("site:paris").await;
+    let answer = stage.ask("site:paris").await;
+    assert_eq!(answer.verdict, Verdict::Allowed);
+    assert_eq!(answer.example.expect("an example").to, label("paris"));
+    // A site is only reached.
+    let rule = json!({"from": ["site:paris"], "to": ["*"]});
+    let reply = stage.world.post("/v1/rules", &stage.admin, &rule).await;
+    reply.is(ErrorCode::MalformedRequest);
+}

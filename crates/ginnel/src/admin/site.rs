@@ -1,0 +1,143 @@
+//! `ginnel site`: LANs that are reached through a node.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use model::{
+    api::{ListQuery, NewSite, Site},
+    name::Label,
+    site::Ipv4Prefix,
+};
+
+use crate::{
+    admin::{all, client, node, time},
+    api::Client,
+    cli::Global,
+    remedy::{Advise as _, advise},
+    terminal::{self, Column},
+};
+
+/// List, show, add and remove sites
+///
+/// A site is one or several LANs behind a node, such as an office: devices there are reached
+/// through the node and need nothing installed. The device 192.168.1.10 of the site `paris` has
+/// the name `192-168-1-10.paris.site.internal`, so two sites with the same addresses are both
+/// reached. Nobody reaches a site until a rule names it. The node needs no privileges: it opens
+/// ordinary connections, so devices see its address, and open none to the network themselves.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    action: Action,
+
+    /// The organisation, if you are in several
+    #[arg(long, global = true)]
+    org: Option<Label>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ginnel site add paris --node office --prefix 192.168.1.0/24
+  ginnel policy add --from role:developer --to site:paris
+  ginnel policy add --from user:alice --to site:paris:192.168.1.10 --allow 22
+  ginnel dial 192-168-1-10.paris.site 22
+  ginnel site list
+  ginnel site remove paris";
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// List the sites of the organisation
+    List,
+    /// Show one site
+    Show {
+        /// Its name
+        name: Label,
+    },
+    /// Add a site behind a node
+    Add {
+        /// The name of the site
+        name: Label,
+        /// The node in its LAN
+        #[arg(long)]
+        node: Label,
+        /// The addresses of its devices; may be repeated
+        #[arg(long, required = true, value_name = "ADDRESS/LENGTH")]
+        prefix: Vec<Ipv4Prefix>,
+    },
+    /// Remove a site: its devices are reached no more
+    Remove {
+        /// Its name
+        name: Label,
+    },
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
+    let client = client(global)?;
+    let org = args.org;
+    match args.action {
+        Action::List => {
+            let query = ListQuery {
+                org,
+                ..ListQuery::default()
+            };
+            let sites = all(query, async |query| client.sites(query).await).await?;
+            terminal::list(&sites, COLUMNS, global.json)?;
+        }
+        Action::Show { name } => {
+            let site = find(&client, org, &name).await?;
+            terminal::show(&site, COLUMNS, global.json)?;
+        }
+        Action::Add { name, node, prefix } => {
+            let request = NewSite {
+                name,
+                node: node::find(&client, org, &node).await?.id,
+                prefixes: prefix,
+            };
+            let site = client.add_site(&request).await?;
+            terminal::show(&site, COLUMNS, global.json)?;
+            terminal::note(format_args!(
+                "nobody reaches it until a rule names it: ginnel policy add --to site:{}",
+                site.name
+            ));
+        }
+        Action::Remove { name } => {
+            let site = find(&client, org, &name).await?;
+            client.remove_site(site.id).await?;
+            terminal::done(format_args!("site {name} is removed"), global.json)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Finds the one site of that exact name.
+async fn find(client: &Client, org: Option<Label>, name: &Label) -> Result<Site> {
+    let query = ListQuery {
+        org,
+        name: Some(name.clone()),
+        ..ListQuery::default()
+    };
+    let mut sites = client.sites(&query).await?.items;
+    if sites.len() > 1 {
+        return Err(advise(
+            format_args!("{} sites have the name `{name}`", sites.len()),
+            "say which with --org",
+        ));
+    }
+    sites
+        .pop()
+        .with_context(|| format!("no site has the name `{name}`"))
+        .remedy("see `ginnel site list`")
+}
+
+const COLUMNS: &[Column<Site>] = &[
+    ("ID", |site| site.id.to_string()),
+    ("NAME", |site| format!("{}.site.internal", site.name)),
+    ("NODE", |site| site.node_name.to_string()),
+    ("PREFIXES", |site| {
+        let prefixes: Vec<_> = site.prefixes.iter().map(ToString::to_string).collect();
+        prefixes.join(",")
+    }),
+    ("NETWORK", |site| site.network.to_string()),
+    ("CREATED", |site| time(site.created)),
+];
