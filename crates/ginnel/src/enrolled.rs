@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   Source ──map──► Node ──event──► here: resolve an endpoint, ask for an unknown initiator,
-//!     ▲                             connect to a published target, keep endpoints on disk
+//!     ▲                             connect to a published target or to a host of a site, keep
+//!     │                             endpoints on disk
 //!     └── server, or this process
 //! ```
 //! Everything works by the last map; the source only brings a newer one.
@@ -11,6 +12,7 @@ mod contact;
 mod publish;
 mod record;
 mod refusal;
+mod site;
 mod source;
 mod ssh;
 
@@ -24,11 +26,11 @@ use model::{
 use node::{Event, Node};
 use tokio::{sync::mpsc, time};
 
-use self::publish::Publisher;
 pub(crate) use self::{
     contact::Contact,
     source::{Source, Update},
 };
+use self::{publish::Publisher, site::Way};
 use crate::{api::Client, authority::Pinned, enrolment::State, remedy::advise};
 use tunnel::{self, Endpoints, Membership, Resolver, Tunnel, Wanted};
 
@@ -51,6 +53,7 @@ pub(crate) struct Enrolled {
     role: Role,
     endpoints: Endpoints,
     publisher: Publisher,
+    way: Way,
     authority: Pinned,
 }
 
@@ -93,6 +96,7 @@ impl Enrolled {
             role,
             endpoints: Endpoints::default(),
             publisher,
+            way: Way::new(),
             authority,
         })
     }
@@ -173,12 +177,38 @@ impl Enrolled {
                 });
                 false
             }
-            Event::Stack(netstack::Event::Accepted(listener)) => {
-                self.publisher.accept(&self.tunnel, listener);
+            Event::Stack(event) => {
+                self.handle_stack(event);
                 false
             }
             Event::HandshakeCompleted { .. } | Event::EndpointMoved { .. } => true,
-            Event::Stack(_) | Event::HandshakeAbandoned { .. } | Event::KeyLog(_) => false,
+            Event::HandshakeAbandoned { .. } | Event::KeyLog(_) => false,
+        }
+    }
+
+    fn handle_stack(&self, event: netstack::Event) {
+        use netstack::Event;
+        let tunnel = &self.tunnel;
+        match event {
+            Event::Accepted(listener) => {
+                if tunnel.with(|node, _| node.listens_for_site(listener)) {
+                    self.way.connect(tunnel, listener);
+                } else {
+                    self.publisher.accept(tunnel, listener);
+                }
+            }
+            Event::FlowOpened(prefix) => self.way.carry(tunnel, prefix),
+            Event::EchoRequested(prefix) => self.way.ask(tunnel, prefix),
+            // Whoever has the socket waits for these.
+            Event::Connected(_)
+            | Event::Readable(_)
+            | Event::Writable(_)
+            | Event::Closed(..)
+            | Event::UdpReadable(_)
+            | Event::UdpFailed(..)
+            | Event::FlowExpired(_)
+            | Event::EchoReply { .. }
+            | Event::EchoFailed { .. } => {}
         }
     }
 

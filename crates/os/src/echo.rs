@@ -1,11 +1,12 @@
-//! Echo requests over IPv6 by a socket of the system (RFC 4443, 4; `net/ipv6/ping.c`).
+//! Echo requests by a socket of the system (RFC 792; RFC 4443, 4; `net/ipv4/ping.c`).
 
 use std::{
     io::{self, Read as _},
-    net::{Ipv6Addr, SocketAddrV6},
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
 };
 
+use packet::checksum::Sum;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// A socket for echo requests to one machine; it does not block.
@@ -14,17 +15,24 @@ pub struct Echo {
     socket: Socket,
     /// Of our requests, on a raw socket; `None` where the kernel sets it and sorts replies by it.
     identifier: Option<u16>,
+    v4: bool,
 }
 
-/// The largest payload: what an IPv6 packet carries behind our header.
+/// The largest payload: what an IP packet carries behind our header.
 pub const PAYLOAD_MAX: usize = 65_535 - HEADER;
 
 impl Echo {
     /// Makes the socket.
     ///
     /// Whom `ping_group_range` does not name needs CAP_NET_RAW; else `PermissionDenied`.
-    pub fn connect(remote: Ipv6Addr) -> io::Result<Self> {
-        let open = |kind| Socket::new(Domain::IPV6, kind, Some(Protocol::ICMPV6));
+    pub fn connect(remote: IpAddr) -> io::Result<Self> {
+        let v4 = remote.is_ipv4();
+        let (domain, protocol) = if v4 {
+            (Domain::IPV4, Protocol::ICMPV4)
+        } else {
+            (Domain::IPV6, Protocol::ICMPV6)
+        };
+        let open = |kind| Socket::new(domain, kind, Some(protocol));
         let (socket, identifier) = match open(Type::DGRAM) {
             Ok(socket) => (socket, None),
             Err(_) => {
@@ -35,31 +43,53 @@ impl Echo {
         };
         socket.set_nonblocking(true)?;
         // Otherwise "no such machine" counts as a passing matter and is not told.
-        crate::udp::set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
-        let remote = SocketAddrV6::new(remote, 0, 0, 0);
-        socket.connect(&SockAddr::from(remote))?;
-        Ok(Self { socket, identifier })
+        let (level, option) = if v4 {
+            (libc::IPPROTO_IP, libc::IP_RECVERR)
+        } else {
+            (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
+        };
+        crate::udp::set_option(&socket, level, option, 1)?;
+        socket.connect(&SockAddr::from(SocketAddr::new(remote, 0)))?;
+        Ok(Self {
+            socket,
+            identifier,
+            v4,
+        })
     }
 
     /// Sends one request with `length` bytes of payload, at most [`PAYLOAD_MAX`].
     pub fn send(&self, sequence: u16, length: usize) -> io::Result<()> {
         let mut message = vec![0; HEADER + length.min(PAYLOAD_MAX)];
-        // The kernel computes the checksum.
-        message[0] = REQUEST;
+        message[0] = if self.v4 { REQUEST_V4 } else { REQUEST };
         let identifier = self.identifier.unwrap_or_default();
         message[4..6].copy_from_slice(&identifier.to_be_bytes());
         message[6..8].copy_from_slice(&sequence.to_be_bytes());
+        if self.v4 {
+            // Of IPv6 the kernel computes it, and of IPv4 unless the socket is raw.
+            let checksum = Sum::default().add(&message).finish();
+            message[2..4].copy_from_slice(&checksum.to_be_bytes());
+        }
         self.socket.send(&message).map(drop)
     }
 
     /// Reads until the reply to request `sequence`; `WouldBlock` when it has not come, another
     /// error when a machine on the way told that it will not.
     pub fn recv(&self, sequence: u16) -> io::Result<()> {
-        let mut message = [0; HEADER];
+        let mut packet = [0; V4_HEADER_MAX + HEADER];
         loop {
-            // What does not fit is the payload, which says nothing.
-            let length = (&self.socket).read(&mut message)?;
-            if length == HEADER && self.is_reply(message, sequence) {
+            // What does not fit is payload, which says nothing.
+            let length = (&self.socket).read(&mut packet)?;
+            // A raw socket of IPv4 gives the IP header too (RFC 791, 3.1: its length in words).
+            let has_header = self.v4 && self.identifier.is_some();
+            let at = if has_header {
+                usize::from(packet[0] & 0xf) * 4
+            } else {
+                0
+            };
+            let message = packet[..length]
+                .get(at..)
+                .and_then(|rest| rest.first_chunk());
+            if message.is_some_and(|message| self.is_reply(*message, sequence)) {
                 return Ok(());
             }
         }
@@ -68,7 +98,8 @@ impl Echo {
     fn is_reply(&self, message: [u8; HEADER], sequence: u16) -> bool {
         let [kind, code, _, _, i, j, s, t] = message;
         let ours = u16::from_be_bytes([i, j]);
-        kind == REPLY
+        let reply = if self.v4 { REPLY_V4 } else { REPLY };
+        kind == reply
             && code == 0
             && u16::from_be_bytes([s, t]) == sequence
             && self.identifier.is_none_or(|identifier| identifier == ours)
@@ -90,17 +121,29 @@ impl AsRawFd for Echo {
 const HEADER: usize = 8;
 const REQUEST: u8 = 128;
 const REPLY: u8 = 129;
+const REQUEST_V4: u8 = 8;
+const REPLY_V4: u8 = 0;
+/// The longest header of IPv4 (RFC 791, 3.1).
+const V4_HEADER_MAX: usize = 60;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{
+        net::{Ipv4Addr, Ipv6Addr},
+        time::Duration,
+    };
 
     use super::*;
     use crate::poll::{Interest, wait_for};
 
     #[test]
     fn the_loopback_replies_to_each_request_of_its_own() {
-        let [Ok(one), Ok(other)] = [(); 2].map(|()| Echo::connect(Ipv6Addr::LOCALHOST)) else {
+        check(Ipv4Addr::LOCALHOST.into());
+        check(Ipv6Addr::LOCALHOST.into());
+    }
+
+    fn check(remote: IpAddr) {
+        let [Ok(one), Ok(other)] = [(); 2].map(|()| Echo::connect(remote)) else {
             println!("SKIPPED: no right to send echo requests");
             return;
         };

@@ -66,7 +66,7 @@ impl Core {
     pub(super) fn stack(&mut self) -> &mut Stack {
         self.node
             .stack()
-            .expect("without an interface the node has a stack")
+            .expect("the node of a tunnel has an attachment")
     }
 
     /// Takes a datagram from the network.

@@ -23,6 +23,7 @@ mod network;
 mod outbox;
 mod record;
 mod resolver;
+mod site;
 mod socket;
 mod stream;
 mod system;
@@ -50,6 +51,7 @@ pub use self::{
     network::{Network, OsRandom},
     record::{Record, RecordKind},
     resolver::Resolver,
+    site::{Flow, Held},
     stream::TcpStream,
     udp::UdpSocket,
 };

@@ -70,7 +70,7 @@ pub(super) async fn ping(
                       net.ipv4.ping_group_range";
         Failure::new(Code::Unreachable, format!("{remote}: {error}"), remedy)
     };
-    let socket = echo::Echo::connect(address).and_then(Watched::new);
+    let socket = echo::Echo::connect(address.into()).and_then(Watched::new);
     let socket = socket.map_err(unsent)?;
     let begin = clock.now();
     let sent = socket.get().send(sequence, usize::from(size));

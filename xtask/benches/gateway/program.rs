@@ -128,6 +128,7 @@ fn map(peers: u16) -> NetworkMap {
         }),
         nodes: nodes.collect(),
         services: BTreeMap::new(),
+        sites: BTreeMap::new(),
         rules: Some(BTreeMap::from([(rule, Rule { traffic })])),
         ssh: None,
     };

@@ -127,7 +127,8 @@ pub(crate) async fn update_name(
     Ok(())
 }
 
-/// Removes a node with its services, sites and tags and revokes its tokens; the row keeps the address.
+/// Removes a node with its services, sites and tags and revokes its tokens; the row keeps the
+/// address.
 pub(crate) async fn delete(
     connection: &mut SqliteConnection,
     now: i64,

@@ -156,11 +156,19 @@ where
     };
     // It only costs latency if it fails.
     drop(program.set_nodelay(true));
-    let moved = copy_bidirectional_with_sizes(stream, &mut program, BUFFER, BUFFER);
-    if let Err(error) = moved.await {
-        tracing::debug!(%error, target, "published port");
-        drop(program.set_zero_linger());
-        return false;
+    join(stream, &mut program).await
+}
+
+/// Moves bytes until both ends have finished; false when either was reset: the system's connection
+/// is then reset as soon as it is dropped, and the other one is to be reset as well.
+pub(super) async fn join<S>(stream: &mut S, system: &mut TcpStream) -> bool
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let moved = copy_bidirectional_with_sizes(stream, system, BUFFER, BUFFER).await;
+    if let Err(error) = &moved {
+        tracing::debug!(%error, "connection");
+        drop(system.set_zero_linger());
     }
-    true
+    moved.is_ok()
 }

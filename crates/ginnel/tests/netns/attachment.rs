@@ -157,18 +157,7 @@ impl Network {
 
     #[track_caller]
     pub(crate) fn spawn(&self, command: &mut Command, sign: &str) -> Running {
-        let log = self.path(&unique("log"));
-        let file = File::create(&log).expect("a log");
-        let same = file.try_clone().expect("a second handle");
-        let child = command.stdout(file).stderr(same).spawn();
-        let running = Running {
-            child: child.expect("ip runs"),
-            log,
-        };
-        within(LONG, &format!("{sign}: {}", running.said()), || {
-            running.said().contains(sign)
-        });
-        running
+        Running::spawn(command, self.path(&unique("log")), sign)
     }
 
     /// Returns the address of a node, as the server lists it.
@@ -254,6 +243,22 @@ impl Drop for Network {
 }
 
 impl Running {
+    /// Starts a program whose output goes to the file `log`, and waits until it has said `sign`.
+    #[track_caller]
+    pub(crate) fn spawn(command: &mut Command, log: PathBuf, sign: &str) -> Self {
+        let file = File::create(&log).expect("a log");
+        let same = file.try_clone().expect("a second handle");
+        let child = command.stdout(file).stderr(same).spawn();
+        let running = Self {
+            child: child.expect("ip runs"),
+            log,
+        };
+        within(LONG, &format!("{sign}: {}", running.said()), || {
+            running.said().contains(sign)
+        });
+        running
+    }
+
     pub(crate) fn said(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
@@ -284,7 +289,7 @@ impl Drop for Running {
     }
 }
 
-fn word(text: &str, start: &str) -> String {
+pub(crate) fn word(text: &str, start: &str) -> String {
     let mut words = text.split_whitespace();
     let word = words.find(|word| word.starts_with(start));
     word.expect("it says such a word").to_owned()

@@ -9,6 +9,7 @@ mod interface;
 mod mangled;
 mod offload;
 mod privileges;
+mod site;
 mod soak;
 mod ssh;
 mod trouble;

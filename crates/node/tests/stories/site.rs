@@ -149,11 +149,15 @@ fn datagrams_and_echo_requests_come_out_at_the_node_and_are_answered_in_the_host
     let echo = world.stack(11).ping(now, to.ip(), 1, 32).expect("room");
     world.run(Duration::from_millis(100));
 
-    let asked = world.take(12, |event| match event {
-        Event::Stack(
+    let asked = world.take(12, |event| {
+        if let Event::Stack(
             event @ (netstack::Event::FlowOpened(_) | netstack::Event::EchoRequested(_)),
-        ) => Some(*event),
-        _ => None,
+        ) = event
+        {
+            Some(*event)
+        } else {
+            None
+        }
     });
     let (mut flows, mut echoes) = (0, 0);
     for event in asked {
@@ -179,9 +183,12 @@ fn datagrams_and_echo_requests_come_out_at_the_node_and_are_answered_in_the_host
         .recv_from(socket, &mut bytes)
         .expect("it came");
     assert_eq!((&bytes[..length], from), (&b"me"[..], to));
-    let replied = world.take(11, |event| match event {
-        Event::Stack(netstack::Event::EchoReply { id, from, .. }) => Some((*id, *from)),
-        _ => None,
+    let replied = world.take(11, |event| {
+        if let Event::Stack(netstack::Event::EchoReply { id, from, .. }) = event {
+            Some((*id, *from))
+        } else {
+            None
+        }
     });
     assert_eq!(replied, [(echo, to.ip())]);
 }
