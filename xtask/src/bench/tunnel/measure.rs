@@ -1,6 +1,11 @@
 //! One case through one tunnel.
 
-use std::{fmt, process::Stdio};
+use std::{
+    fmt,
+    process::{Child, Stdio},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -119,7 +124,27 @@ pub(super) fn run(world: &World, case: Case, seconds: u32) -> Result<Measured> {
     })
 }
 
+/// Starts a server for one client, because a server that a flood has confused ends.
+fn serve() -> Result<Running> {
+    let mut server = inside(SERVER, &["iperf3", "-s", "-1", "-B", TARGET]);
+    server.stdout(Stdio::null()).stderr(Stdio::null());
+    let server = Running(server.spawn().context("start iperf3")?);
+    thread::sleep(Duration::from_millis(300));
+    Ok(server)
+}
+
+/// A program that ends with what it was started for.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
 fn iperf(seconds: u32, more: &[&str]) -> Result<Value> {
+    let _server = serve()?;
     let seconds = seconds.to_string();
     let words = ["iperf3", "-c", TARGET, "-t", &seconds, "-J"];
     let output = inside(CLIENT, &words).args(more).output();
@@ -162,12 +187,10 @@ fn pingpong(seconds: u32) -> Result<(f64, f64, f64)> {
     let program = program.to_str().context("a path in UTF-8")?;
     let address = format!("{TARGET}:7007");
     let mut echo = inside(SERVER, &[program, "bench-echo", &address]);
-    let mut echo = echo.spawn().context("start the echo server")?;
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    let _echo = Running(echo.spawn().context("start the echo server")?);
+    thread::sleep(Duration::from_millis(200));
     let seconds = seconds.to_string();
     let output = inside(CLIENT, &[program, "bench-ping", &address, &seconds]).output();
-    echo.kill().ok();
-    echo.wait().ok();
     let output = output.context("start the ping-pong")?;
     ensure!(output.status.success(), "the ping-pong failed");
     let text = String::from_utf8(output.stdout)?;
@@ -180,13 +203,12 @@ fn pingpong(seconds: u32) -> Result<(f64, f64, f64)> {
 
 /// Round trips beside one TCP stream.
 fn loaded(seconds: u32) -> Result<(f64, f64, f64)> {
+    let _server = serve()?;
     let longer = (seconds + 1).to_string();
     let words = ["iperf3", "-c", TARGET, "-C", "cubic", "-t", &longer];
     let mut load = inside(CLIENT, &words);
     load.stdout(Stdio::null());
-    let mut load = load.spawn().context("start iperf3")?;
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    let measured = pingpong(seconds);
-    load.wait().ok();
-    measured
+    let _load = Running(load.spawn().context("start iperf3")?);
+    thread::sleep(Duration::from_millis(500));
+    pingpong(seconds)
 }

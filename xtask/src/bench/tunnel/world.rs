@@ -16,7 +16,6 @@ use super::Peer;
 /// A running tunnel; taken down when dropped.
 pub(super) struct World {
     processes: Vec<Child>,
-    server: Option<Child>,
 }
 
 /// What the two tunnel processes have used so far.
@@ -68,7 +67,6 @@ impl World {
         clear();
         let mut world = Self {
             processes: Vec::new(),
-            server: None,
         };
         let [a, b] = &SIDES;
         for side in &SIDES {
@@ -104,10 +102,6 @@ impl World {
                 .status()
                 .is_ok_and(|s| s.success())
         })?;
-        let mut server = inside(SERVER, &["iperf3", "-s", "-B", TARGET]);
-        server.stdout(Stdio::null()).stderr(Stdio::null());
-        world.server = Some(server.spawn().context("start iperf3")?);
-        thread::sleep(Duration::from_millis(300));
         Ok(world)
     }
 
@@ -135,7 +129,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        for process in self.processes.iter_mut().chain(&mut self.server) {
+        for process in &mut self.processes {
             process.kill().ok();
             process.wait().ok();
         }
