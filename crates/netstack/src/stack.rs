@@ -346,4 +346,9 @@ impl Stack {
     pub(crate) fn operations(&self) -> u64 {
         self.operations
     }
+
+    /// Searches for the connection of a segment so far.
+    pub(crate) fn look_ups(&self) -> u64 {
+        self.tcp.look_ups
+    }
 }

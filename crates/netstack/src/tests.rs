@@ -1,6 +1,7 @@
 //! Stories in virtual time: two stacks and a link, or one stack and single segments.
 
 mod algorithm;
+mod calls;
 mod datagram;
 mod ecn;
 mod fairness;

@@ -39,6 +39,8 @@ pub(super) struct Sockets {
     pub(super) by_prefix: Prefixes<ListenerId>,
     /// Whom the latest segment was for: the next is often for the same.
     recent: Option<ConnectionId>,
+    /// How often the table was asked for somebody else.
+    pub(super) look_ups: u64,
     /// Oldest first; ids that are gone are skipped.
     time_wait: VecDeque<ConnectionId>,
     /// Connections that may have something to transmit, each once.
@@ -92,6 +94,7 @@ impl Sockets {
             by_local: HashMap::with_hasher(key),
             by_prefix: Prefixes::new(key),
             recent: None,
+            look_ups: 0,
             time_wait: VecDeque::new(),
             ready: VecDeque::new(),
             accounts: Accounts::new(key, memory_bytes_max),
@@ -116,6 +119,7 @@ impl Sockets {
         {
             return Some(id);
         }
+        self.look_ups += 1;
         self.recent = self.find(local, remote);
         self.recent
     }

@@ -6,7 +6,7 @@ use packet::{gro, gso, ip, tcp};
 
 use super::{
     pair::{A, B, Link, Pair},
-    scenario::{ACK, MSS, Wire, millis},
+    scenario::{ACK, IRS, MSS, Wire, millis},
 };
 use crate::{Received, Stack, Transmit};
 
@@ -148,6 +148,48 @@ fn merged_segments_are_taken_as_one_and_acknowledged_once() {
         at += u32::try_from(MSS).unwrap();
     }
     wire.expect(&[(ACK, 1, at, 0)]);
+}
+
+#[test]
+fn a_batch_costs_one_look_up_and_one_acknowledgement() {
+    let mut wire = Wire::established();
+    let mut sequence = 1;
+    // The quick ones first.
+    for _ in 0..16 {
+        wire.get(ACK, sequence, 1, b"x").unwrap();
+        wire.sent();
+        sequence += 1;
+    }
+    for (interrupted, look_ups) in [(false, 1), (true, 39)] {
+        // Nobody's segment, so that the batch begins with a search.
+        let stranger = |wire: &mut Wire| {
+            let header = tcp::Header {
+                source_port: 9,
+                ..wire.header(ACK, 1, 1)
+            };
+            let nobody = std::net::SocketAddr::new(wire.remote.ip(), 9);
+            let segment = super::scenario::packet(nobody, wire.local, header, &[]);
+            wire.stack.handle_packet(wire.now, &segment).unwrap_err();
+        };
+        stranger(&mut wire);
+        wire.sent();
+        let before = wire.stack.look_ups();
+        for part in 0..20 {
+            if interrupted && part > 0 {
+                stranger(&mut wire);
+            }
+            wire.get(ACK, sequence, 1, &[1; MSS]).unwrap();
+            sequence += u32::try_from(MSS).unwrap();
+        }
+        assert_eq!(wire.stack.look_ups() - before, look_ups);
+        let sent = wire.sent().into_iter().map(|(header, _)| header);
+        let sent: Vec<_> = sent
+            .filter(|header| !header.flags.has(tcp::Flags::RST))
+            .collect();
+        assert_eq!(sent.len(), 1, "{sent:?}");
+        assert_eq!(sent[0].acknowledgement, IRS.wrapping_add(sequence));
+        wire.recv();
+    }
 }
 
 #[test]

@@ -136,6 +136,8 @@ pub(crate) struct Pair {
     pub(crate) script: Option<BTreeMap<u64, Fate>>,
     /// What it did, where that was anything.
     pub(crate) fates: BTreeMap<u64, Fate>,
+    /// The latest packet of each side.
+    pub(crate) latest: [Vec<u8>; 2],
     /// One line for each packet, if wanted.
     pub(crate) trace: Option<String>,
     carried: u64,
@@ -229,6 +231,7 @@ impl Pair {
             runs: Vec::new(),
             script: None,
             fates: BTreeMap::new(),
+            latest: [Vec::new(), Vec::new()],
             trace: None,
             carried: 0,
             first: [None; 2],
@@ -261,6 +264,7 @@ impl Pair {
                 for packet in packets {
                     assert!(packet.len() <= mtu);
                     self.sent[side] += 1;
+                    self.latest[side].clone_from(&packet);
                     self.carry(side, packet);
                 }
             }

@@ -23,7 +23,7 @@ struct Stream {
     blocked: bool,
 }
 
-fn byte(position: usize, from: usize) -> u8 {
+pub(super) fn byte(position: usize, from: usize) -> u8 {
     let mixed = (position ^ (position >> 11)).wrapping_mul(167 + 2 * from) ^ (position >> 7);
     u8::try_from(mixed & 0xff).unwrap()
 }
