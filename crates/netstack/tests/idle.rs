@@ -8,9 +8,8 @@ use std::{
 
 use netstack::{Config, ConnectionId, Limits, Received, Stack};
 
-/// An idle connection with its place in every table. The goal is 1,024: most of the rest is the
-/// state of loss recovery and of the congestion window, which an idle connection could do without.
-const BYTES_MAX: usize = 1_400;
+/// An idle connection with its place in every table.
+const BYTES_MAX: usize = 1_024;
 
 fn count() -> usize {
     let given = env::var("IDLE_CONNECTIONS").ok();

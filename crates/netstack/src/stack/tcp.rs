@@ -22,7 +22,7 @@ use crate::{
     slab::{AccountId, Slab},
     tcp::{
         buffer::Budget,
-        connection::{Connection, Opening, Written, ecn, signal},
+        connection::{Connection, End, Opening, Written, ecn, signal},
         sequence::Seq,
     },
 };
@@ -205,13 +205,14 @@ impl Stack {
         let iss = Seq(self.secret.initial_sequence(local, remote, uptime));
         let limits = &self.config.limits;
         Opening {
-            local,
-            remote,
+            local: End::new(local),
+            remote: End::new(remote),
             iss: floor.map_or(iss, |floor| floor.max(iss)),
             mtu: self.config.mtu,
             stamp_base: (epoch, self.secret.timestamp_offset(local, remote)),
-            send_bytes_max: limits.send_bytes_max,
-            receive_bytes_max: limits.receive_bytes_max,
+            // Windows are below 4 GiB (RFC 7323, 2.3).
+            send_bytes_max: u32::try_from(limits.send_bytes_max).unwrap_or(u32::MAX),
+            receive_bytes_max: u32::try_from(limits.receive_bytes_max).unwrap_or(u32::MAX),
             user_timeout: limits.user_timeout,
             connect_timeout: limits.connect_timeout,
             congestion_control: self.tcp.congestion_control,

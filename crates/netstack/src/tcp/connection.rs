@@ -8,7 +8,7 @@ mod transmit;
 mod undo;
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -59,18 +59,18 @@ pub(crate) mod signal {
     pub(crate) const CLOSED: u8 = 16;
 }
 
-/// What a connection is opened with.
+/// What a connection is opened with; the owner may change the timeout, and the link its MTU.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Opening {
-    pub(crate) local: SocketAddr,
-    pub(crate) remote: SocketAddr,
+    pub(crate) local: End,
+    pub(crate) remote: End,
     pub(crate) iss: Seq,
     /// Path MTU in bytes of an IP packet.
     pub(crate) mtu: usize,
     /// The clock of timestamps: when it stood at the offset.
     pub(crate) stamp_base: (Instant, u32),
-    pub(crate) send_bytes_max: usize,
-    pub(crate) receive_bytes_max: usize,
+    pub(crate) send_bytes_max: u32,
+    pub(crate) receive_bytes_max: u32,
     pub(crate) user_timeout: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) congestion_control: CongestionControl,
@@ -78,11 +78,45 @@ pub(crate) struct Opening {
     pub(crate) ecn: bool,
 }
 
+/// An address and a port; a flow label or a scope belongs to no connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End {
+    ip: IpAddr,
+    port: u16,
+}
+
+impl End {
+    pub(crate) fn new(address: SocketAddr) -> Self {
+        Self {
+            ip: address.ip(),
+            port: address.port(),
+        }
+    }
+
+    fn ip(self) -> IpAddr {
+        self.ip
+    }
+
+    fn port(self) -> u16 {
+        self.port
+    }
+
+    fn address(self) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port)
+    }
+}
+
 impl Opening {
     pub(crate) fn stamp(&self, now: Instant) -> u32 {
         let (base, offset) = self.stamp_base;
         let millis = now.saturating_duration_since(base).as_millis() & u128::from(u32::MAX);
         offset.wrapping_add(u32::try_from(millis).expect("masked to 32 bits"))
+    }
+
+    /// Whole seconds since the clock of timestamps was set.
+    fn seconds(&self, now: Instant) -> u32 {
+        let seconds = now.saturating_duration_since(self.stamp_base.0).as_secs();
+        u32::try_from(seconds).unwrap_or(u32::MAX)
     }
 
     /// What our SYN says.
@@ -167,7 +201,34 @@ struct Probe {
 #[derive(Clone, Copy, Debug)]
 struct Stamps {
     recent: u32,
-    recent_at: Instant,
+    /// Whole seconds of our clock of timestamps at which that came.
+    recent_seconds: u32,
+}
+
+/// Challenge ACKs of late (RFC 5961, 7).
+#[derive(Clone, Copy, Debug)]
+struct Challenges {
+    began: Instant,
+    count: u8,
+}
+
+/// A peer whose window is of no use.
+#[derive(Clone, Copy, Debug)]
+struct Blocked {
+    since: Instant,
+    /// When it was last asked, or `since`.
+    asked_at: Instant,
+    probes: u32,
+}
+
+impl Blocked {
+    fn new(now: Instant) -> Box<Self> {
+        Box::new(Self {
+            since: now,
+            asked_at: now,
+            probes: 0,
+        })
+    }
 }
 
 /// One TCP connection (RFC 9293) without demultiplexing and IP.
@@ -218,7 +279,8 @@ pub(crate) struct Connection {
     last_ack_sent: Seq,
     /// A range that arrived twice, to be reported (RFC 2883).
     duplicate: Option<(Seq, Seq)>,
-    challenges: (Option<Instant>, u8),
+    /// `None` until the first, which most connections never send.
+    challenges: Option<Box<Challenges>>,
 
     sack: bool,
     ecn: Ecn,
@@ -252,23 +314,21 @@ pub(crate) struct Connection {
     una_since: Instant,
     last_sent: Instant,
     last_heard: Instant,
-    /// Since when the peer's window is of no use, and when that was last acted on.
-    blocked: Option<(Instant, Instant)>,
-    blocked_probes: u32,
+    /// `None` while the peer's window is of use, as it mostly is.
+    blocked: Option<Box<Blocked>>,
     keepalive: Option<Duration>,
     keepalive_probes: u32,
     /// End of TIME-WAIT or of an orphaned FIN-WAIT-2.
     linger: Option<Instant>,
     reset_due: bool,
     soft_error: Option<Unreachable>,
-    user_timeout: Duration,
 }
 
 impl Connection {
     /// Makes an active open; the SYN comes out of [`Connection::poll_transmit`].
     pub(crate) fn connect(now: Instant, opening: Opening) -> Self {
-        let peer_mss = default_mss(opening.remote);
-        let cwnd_max = u32::try_from(opening.send_bytes_max.saturating_mul(2)).unwrap_or(u32::MAX);
+        let peer_mss = default_mss(opening.remote.ip());
+        let cwnd_max = opening.send_bytes_max.saturating_mul(2);
         let connection = Self {
             opening,
             state: State::SynSent,
@@ -293,7 +353,7 @@ impl Connection {
             rcv_nxt: Seq(0),
             rcv_adv: Seq(0),
             rcv_scale: 0,
-            rcv_limit: BUFFER_INITIAL.min(opening.receive_bytes_max),
+            rcv_limit: BUFFER_INITIAL.min(bytes(opening.receive_bytes_max)),
             peer_fin: None,
             receive_buffer: ReceiveBuffer::default(),
             read_round: (None, 0),
@@ -303,7 +363,7 @@ impl Connection {
             quick_acks: QUICK_ACKS,
             last_ack_sent: Seq(0),
             duplicate: None,
-            challenges: (None, 0),
+            challenges: None,
             sack: false,
             ecn: Ecn::new(opening.ecn),
             stamps: None,
@@ -328,13 +388,11 @@ impl Connection {
             last_sent: now,
             last_heard: now,
             blocked: None,
-            blocked_probes: 0,
             keepalive: None,
             keepalive_probes: 0,
             linger: None,
             reset_due: false,
             soft_error: None,
-            user_timeout: opening.user_timeout,
         };
         connection.controlled(now)
     }
@@ -395,11 +453,11 @@ impl Connection {
     }
 
     pub(crate) fn local(&self) -> SocketAddr {
-        self.opening.local
+        self.opening.local.address()
     }
 
     pub(crate) fn remote(&self) -> SocketAddr {
-        self.opening.remote
+        self.opening.remote.address()
     }
 
     /// Octets of data in a full segment.
@@ -421,8 +479,8 @@ impl Connection {
         let smoothed_rtt = self.rtt.smoothed();
         let ssthresh = self.congestion.ssthresh;
         Statistics {
-            local: self.opening.local,
-            remote: self.opening.remote,
+            local: self.local(),
+            remote: self.remote(),
             state: self.state,
             segment_size: self.segment_size(),
             mtu: self.mtu,
@@ -471,7 +529,7 @@ impl Connection {
         let cwnd = usize::try_from(self.congestion.cwnd).unwrap_or(usize::MAX);
         let windows = if self.congestion.has_model() { 4 } else { 2 };
         let wanted = cwnd.saturating_mul(windows).max(BUFFER_INITIAL);
-        wanted.min(self.opening.send_bytes_max)
+        wanted.min(bytes(self.opening.send_bytes_max))
     }
 
     /// Moves received bytes to the front of `out` and returns their number.
@@ -501,13 +559,14 @@ impl Connection {
         *read += length;
         let round = self.rtt.smoothed().unwrap_or(Duration::from_millis(100));
         let since = *began.get_or_insert(now);
+        let wider = (self.rcv_limit * 2).min(bytes(self.opening.receive_bytes_max));
         if now.saturating_duration_since(since) >= round {
             if *read > self.rcv_limit / 4 {
-                self.rcv_limit = (self.rcv_limit * 2).min(self.opening.receive_bytes_max);
+                self.rcv_limit = wider;
             }
             self.read_round = (Some(now), 0);
         } else if *read > self.rcv_limit / 4 {
-            self.rcv_limit = (self.rcv_limit * 2).min(self.opening.receive_bytes_max);
+            self.rcv_limit = wider;
             *read = 0;
         }
     }
@@ -615,7 +674,7 @@ impl Connection {
     }
 
     pub(crate) fn set_user_timeout(&mut self, timeout: Duration) {
-        self.user_timeout = timeout;
+        self.opening.user_timeout = timeout;
     }
 
     pub(crate) fn mtu(&self) -> usize {
@@ -799,11 +858,15 @@ impl Connection {
     }
 }
 
-fn default_mss(remote: SocketAddr) -> u32 {
+fn default_mss(remote: IpAddr) -> u32 {
     match remote {
-        SocketAddr::V4(_) => MSS_DEFAULT_V4,
-        SocketAddr::V6(_) => MSS_DEFAULT_V6,
+        IpAddr::V4(_) => MSS_DEFAULT_V4,
+        IpAddr::V6(_) => MSS_DEFAULT_V6,
     }
+}
+
+fn bytes(bound: u32) -> usize {
+    usize::try_from(bound).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

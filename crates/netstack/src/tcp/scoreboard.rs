@@ -39,8 +39,6 @@ struct History {
     retransmissions: u64,
     /// Measures the delivery rate where somebody wants it.
     delivery: Option<Box<Delivery>>,
-    /// An answer that comes faster is not that of a retransmission.
-    min_rtt: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -138,8 +136,7 @@ impl Scoreboard {
     }
 
     /// Ends an acknowledgement: returns its sample of the delivery rate.
-    pub(crate) fn sample_delivery(&mut self, now: Instant) -> Option<Sample> {
-        let min_rtt = self.history.min_rtt;
+    pub(crate) fn sample_delivery(&mut self, now: Instant, min_rtt: Duration) -> Option<Sample> {
         self.history.delivery.as_mut()?.sample(now, min_rtt)
     }
 
@@ -173,8 +170,10 @@ impl Scoreboard {
     }
 
     /// Says what the fastest answer is: a faster one is not that of a retransmission.
-    pub(crate) fn set_min_rtt(&mut self, min_rtt: Option<Duration>) {
-        self.history.min_rtt = min_rtt.unwrap_or(Duration::ZERO);
+    pub(crate) fn set_min_rtt(&mut self, min_rtt: Duration) {
+        if let Some(outstanding) = &mut self.outstanding {
+            outstanding.set_min_rtt(min_rtt);
+        }
     }
 
     /// Removes everything before `ack`.

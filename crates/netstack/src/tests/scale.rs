@@ -62,8 +62,8 @@ fn ten_thousand_idle_connections_cost_an_active_one_nothing() {
 #[test]
 fn a_connection_is_small() {
     let size = size_of::<crate::tcp::connection::Connection>();
-    // The goal is 1,000 with everything around it.
-    assert!(size < 1_200, "{size}");
+    // With everything around it 1,024: see `tests/idle.rs`.
+    assert!(size <= 816, "{size}");
 }
 
 #[test]

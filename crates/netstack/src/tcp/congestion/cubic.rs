@@ -13,13 +13,13 @@ const BETA_MARK: f64 = 0.85;
 const C: f64 = 0.4;
 /// RFC 9438, 4.3: additive increase that is as fair as Reno with that decrease.
 const ALPHA: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
-/// RFC 9406, 4.3: bounds of the delay that ends slow start, samples per round, rounds and growth
-/// of conservative slow start.
-const DELAY_MIN: Duration = Duration::from_millis(4);
-const DELAY_MAX: Duration = Duration::from_millis(16);
+/// RFC 9406, 4.3: bounds, in nanoseconds, of the delay that ends slow start, samples per round,
+/// growth and rounds of conservative slow start.
+const DELAY_MIN: u32 = 4_000_000;
+const DELAY_MAX: u32 = 16_000_000;
 const SAMPLES: u32 = 8;
 const CSS_GROWTH_DIVISOR: u32 = 4;
-const CSS_ROUNDS: u32 = 5;
+const CSS_ROUNDS: u8 = 5;
 
 /// The window in octets, and what bounds it.
 #[derive(Clone, Copy, Debug)]
@@ -45,14 +45,34 @@ pub(super) struct Curve {
     epoch: Option<Instant>,
 }
 
-#[derive(Debug, Default)]
+/// Round-trip times are in nanoseconds; what takes four seconds is as far as anything.
+#[derive(Debug)]
 struct HyStart {
     round_end: Option<Seq>,
-    last_min: Option<Duration>,
-    current_min: Option<Duration>,
+    /// The smallest of the round before and of this one; [`u32::MAX`] without a sample.
+    last_min: u32,
+    current_min: u32,
     samples: u32,
-    /// In conservative slow start: the minimum it began with, and rounds that it lasted.
-    conservative: Option<(Duration, u32)>,
+    conservative: Option<Conservative>,
+}
+
+/// Conservative slow start: the round-trip time it began with, and rounds that it has lasted.
+#[derive(Clone, Copy, Debug)]
+struct Conservative {
+    baseline: u32,
+    rounds: u8,
+}
+
+impl Default for HyStart {
+    fn default() -> Self {
+        Self {
+            round_end: None,
+            last_min: u32::MAX,
+            current_min: u32::MAX,
+            samples: 0,
+            conservative: None,
+        }
+    }
 }
 
 impl Cubic {
@@ -151,28 +171,33 @@ impl HyStart {
         let round_over = self.round_end.is_none_or(|end| !ack.snd_una.before(end));
         if round_over {
             self.round_end = Some(ack.snd_nxt);
-            self.last_min = self.current_min.take();
+            self.last_min = std::mem::replace(&mut self.current_min, u32::MAX);
             self.samples = 0;
-            if let Some((_, rounds)) = &mut self.conservative {
-                *rounds += 1;
-                if *rounds >= CSS_ROUNDS {
+            if let Some(conservative) = &mut self.conservative {
+                conservative.rounds += 1;
+                if conservative.rounds >= CSS_ROUNDS {
                     return true;
                 }
             }
         }
         let Some(rtt) = ack.rtt else { return false };
         self.samples += 1;
-        let current = self.current_min.map_or(rtt, |min| min.min(rtt));
-        self.current_min = Some(current);
+        let rtt = u32::try_from(rtt.as_nanos()).unwrap_or(u32::MAX);
+        self.current_min = self.current_min.min(rtt);
         if self.samples < SAMPLES {
             return false;
         }
-        match (self.conservative, self.last_min) {
-            (Some((baseline, _)), _) if current < baseline => self.conservative = None,
-            (None, Some(last)) if current >= last + (last / 8).clamp(DELAY_MIN, DELAY_MAX) => {
-                self.conservative = Some((current, 0));
+        let (current, last) = (self.current_min, self.last_min);
+        let delay = (last / 8).clamp(DELAY_MIN, DELAY_MAX);
+        match self.conservative {
+            Some(Conservative { baseline, .. }) if current < baseline => self.conservative = None,
+            None if last < u32::MAX && current >= last.saturating_add(delay) => {
+                self.conservative = Some(Conservative {
+                    baseline: current,
+                    rounds: 0,
+                });
             }
-            (Some(_), _) | (None, _) => {}
+            Some(_) | None => {}
         }
         false
     }

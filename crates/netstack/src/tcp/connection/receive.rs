@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use packet::tcp::{Flags, Header, Segment};
 
 use super::{
-    ACK_DELAY, Ack, Budget, CloseReason, Connection, FIN_WAIT_2, Flight, Hold, MSS_MIN, Recovery,
-    Seq, Stamps, State, TIME_WAIT, Undo, WINDOW_SHIFT, signal, undo,
+    ACK_DELAY, Ack, Budget, Challenges, CloseReason, Connection, FIN_WAIT_2, Flight, Hold, MSS_MIN,
+    Recovery, Seq, Stamps, State, TIME_WAIT, Undo, WINDOW_SHIFT, signal, undo,
 };
 use crate::{
     Discard,
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// After so long a silence the peer's timestamps may have wrapped (RFC 7323, 5.5).
-const STAMPS_VALID: Duration = Duration::from_secs(24 * 24 * 60 * 60);
+const STAMPS_VALID_SECONDS: u32 = 24 * 24 * 60 * 60;
 /// So much room is worth waking a writer for.
 const WRITABLE_ROOM: usize = 128 << 10;
 /// Challenge ACKs in one second per connection (RFC 5961, 7; a global limit would leak).
@@ -69,7 +69,7 @@ impl Connection {
         self.sack = options.sack_permitted;
         self.stamps = options.timestamps.map(|stamps| Stamps {
             recent: stamps.value,
-            recent_at: now,
+            recent_seconds: self.opening.seconds(now),
         });
         self.update_mss();
         // The window of a SYN is never scaled (RFC 7323, 2.2).
@@ -205,7 +205,11 @@ impl Connection {
         let Some(new) = segment.header.options.timestamps else {
             return Err(Discard::TcpPaws);
         };
-        let valid = now.saturating_duration_since(stamps.recent_at) < STAMPS_VALID;
+        let silence = self
+            .opening
+            .seconds(now)
+            .saturating_sub(stamps.recent_seconds);
+        let valid = silence < STAMPS_VALID_SECONDS;
         if valid && Seq(new.value).before(Seq(stamps.recent)) {
             self.challenge(now);
             return Err(Discard::TcpPaws);
@@ -220,7 +224,7 @@ impl Connection {
         {
             *stamps = Stamps {
                 recent: new.value,
-                recent_at: now,
+                recent_seconds: self.opening.seconds(now),
             };
         }
     }
@@ -294,14 +298,16 @@ impl Connection {
     }
 
     fn challenge(&mut self, now: Instant) {
-        let (began, count) = &mut self.challenges;
-        let fresh = began.is_none_or(|began| now >= began + CHALLENGE_PERIOD);
-        if fresh {
-            *began = Some(now);
-            *count = 0;
+        let none = Challenges {
+            began: now,
+            count: 0,
+        };
+        let challenges = self.challenges.get_or_insert_with(|| Box::new(none));
+        if now >= challenges.began + CHALLENGE_PERIOD {
+            **challenges = none;
         }
-        if *count < CHALLENGES_MAX {
-            *count += 1;
+        if challenges.count < CHALLENGES_MAX {
+            challenges.count += 1;
             self.ack = Ack::Now;
         }
     }
@@ -345,7 +351,8 @@ impl Connection {
         let flight = self.snd_nxt - self.snd_una;
         let pipe = self.pipe();
         self.probe_due = false;
-        self.scoreboard.set_min_rtt(self.rtt.min());
+        let min_rtt = self.rtt.min().unwrap_or(Duration::ZERO);
+        self.scoreboard.set_min_rtt(min_rtt);
         let mut delivered = Delivered::default();
         let advanced = ack.after(self.snd_una);
         if advanced {
@@ -376,7 +383,7 @@ impl Connection {
         self.end_probe(now, ack, header);
         self.recover(now, &delivered, advanced, duplicate, flight);
         if self.congestion.has_model() {
-            self.follow_model(now, &delivered);
+            self.follow_model(now, &delivered, min_rtt);
         } else {
             self.grow(now, &delivered, pipe);
         }
@@ -615,8 +622,8 @@ impl Connection {
     }
 
     /// Tells the model of the path what was delivered.
-    fn follow_model(&mut self, now: Instant, delivered: &Delivered) {
-        let sample = self.scoreboard.sample_delivery(now);
+    fn follow_model(&mut self, now: Instant, delivered: &Delivered, min_rtt: Duration) {
+        let sample = self.scoreboard.sample_delivery(now, min_rtt);
         let told = congestion::Delivered {
             sample,
             rtt: delivered.rtt,

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Ack, Budget, CloseReason, Connection, Forward, Recovery, State, Undo, signal};
+use super::{
+    Ack, Blocked, Budget, CloseReason, Connection, Forward, Recovery, State, Undo, signal,
+};
 
 /// Questions without an answer after which a peer counts as dead.
 const KEEPALIVE_PROBES_MAX: u32 = 3;
@@ -79,9 +81,9 @@ impl Connection {
                     self.rto_base = now;
                 }
                 Timer::Persist => {
-                    let since = self.blocked.map_or(now, |(since, _)| since);
-                    self.blocked = Some((since, now));
-                    self.blocked_probes += 1;
+                    let blocked = self.blocked.get_or_insert_with(|| Blocked::new(now));
+                    blocked.asked_at = now;
+                    blocked.probes += 1;
                     // A window that is open but silly is used after all (RFC 9293, 3.8.6.2.1).
                     self.question_due = self.snd_wnd == 0 || self.unsent() == 0;
                 }
@@ -91,12 +93,13 @@ impl Connection {
 
     fn retransmission(&self) -> Option<(Instant, Timer)> {
         if self.scoreboard.is_empty() {
-            let base = self.blocked.map_or(self.last_sent, |(_, last)| last);
+            let blocked = self.blocked.as_ref();
+            let base = blocked.map_or(self.last_sent, |blocked| blocked.asked_at);
             // Three questions at least before patience ends.
             let wait = self
                 .rtt
-                .timeout_after(self.blocked_probes)
-                .min(self.user_timeout / 3);
+                .timeout_after(self.window_probes())
+                .min(self.opening.user_timeout / 3);
             return self.owes_new().then_some((base + wait, Timer::Persist));
         }
         let timeout = self.rto_base + self.rtt.timeout();
@@ -212,7 +215,7 @@ impl Connection {
             | State::FinWait2
             | State::CloseWait
             | State::Closing
-            | State::LastAck => self.user_timeout,
+            | State::LastAck => self.opening.user_timeout,
         };
         if self.is_held() {
             return Some(self.una_since + patience);
@@ -226,9 +229,14 @@ impl Connection {
             };
             return Some(since.max(self.una_since) + patience);
         }
-        let probing = self.blocked_probes > 0 && self.owes_new();
-        let blocked = self.blocked.filter(|_| probing);
-        blocked.map(|(since, _)| self.last_heard.max(since) + patience)
+        let probing = self.window_probes() > 0 && self.owes_new();
+        let blocked = self.blocked.as_ref().filter(|_| probing);
+        blocked.map(|blocked| self.last_heard.max(blocked.since) + patience)
+    }
+
+    /// Questions since the peer's window is of no use.
+    pub(super) fn window_probes(&self) -> u32 {
+        self.blocked.as_ref().map_or(0, |blocked| blocked.probes)
     }
 
     fn give_up(&mut self, budget: &mut Budget) {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use packet::tcp::{self, Flags, Header, Options, Timestamps};
 
 use super::{
-    Ack, Budget, Connection, MSS_MIN, Pace, Pause, Probe, Recovery, Seq, State, WINDOW_SHIFT,
-    Written,
+    Ack, Blocked, Budget, Connection, MSS_MIN, Pace, Pause, Probe, Recovery, Seq, State,
+    WINDOW_SHIFT, Written,
 };
 
 impl Connection {
@@ -212,7 +212,7 @@ impl Connection {
         }
         if length < mss && length < unsent {
             // The window is what cuts the segment short.
-            let overdue = self.blocked_probes > 0 && self.scoreboard.is_empty();
+            let overdue = self.window_probes() > 0 && self.scoreboard.is_empty();
             if length < self.snd_wnd_max / 2 && !overdue {
                 self.block(now);
                 return None;
@@ -225,7 +225,6 @@ impl Connection {
             return None;
         }
         self.blocked = None;
-        self.blocked_probes = 0;
         if self.scoreboard.is_empty() {
             let idle = now.saturating_duration_since(self.last_sent);
             let pause = Pause {
@@ -281,7 +280,7 @@ impl Connection {
         self.cwnd_limited = false;
         self.pacer.rest();
         if self.scoreboard.is_empty() {
-            self.blocked.get_or_insert((now, now));
+            self.blocked.get_or_insert_with(|| Blocked::new(now));
         }
     }
 

@@ -52,6 +52,8 @@ pub(super) struct Outstanding {
     /// its round-trip time. Nothing that was sent before counts once all has been acknowledged.
     latest: Option<(Instant, Seq)>,
     rtt: Duration,
+    /// An answer that comes faster is not that of a retransmission.
+    min_rtt: Duration,
     deadline: Option<Instant>,
 }
 
@@ -71,6 +73,10 @@ impl Outstanding {
     /// When the reordering window of the next suspect ends (RFC 8985, 6.2).
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.deadline
+    }
+
+    pub(super) fn set_min_rtt(&mut self, min_rtt: Duration) {
+        self.min_rtt = min_rtt;
     }
 
     /// Records the first transmission of a segment.
@@ -285,7 +291,7 @@ impl Outstanding {
             if self.fack.is_some_and(|fack| record.end.before(fack)) {
                 history.rack.reordering_seen = true;
             }
-        } else if rtt < history.min_rtt {
+        } else if rtt < self.min_rtt {
             // An answer that quick belongs to the first transmission.
             return;
         }
