@@ -35,13 +35,14 @@ mod extract;
 mod health;
 mod map;
 mod node;
+mod oidc;
 mod org;
 pub(crate) mod permission;
 mod policy;
 mod service;
 mod session;
 mod site;
-mod ssh;
+pub(crate) mod ssh;
 mod token;
 mod user;
 
@@ -120,6 +121,10 @@ fn routes() -> OpenApiRouter<Server> {
                 .layer(DefaultBodyLimit::max(session::BODY_BYTES_MAX)),
         )
         .routes(routes!(session::end))
+        .routes(routes!(oidc::provider, oidc::set, oidc::remove))
+        .routes(routes!(oidc::begin))
+        .routes(routes!(oidc::sign_in))
+        .routes(routes!(oidc::back_channel_logout))
         .routes(routes!(audit::list))
 }
 

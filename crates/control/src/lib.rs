@@ -9,7 +9,7 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context as _;
@@ -31,8 +31,9 @@ use crate::{
     api::error::ApiError,
     ca::{Authority, Certificates},
     map::Maps,
+    master_key::MasterKey,
+    oidc::RelyingParty,
     publish::Publisher,
-    ssh::MasterKey,
     storage::{
         Change, Store, Touched,
         audit::{Actor, Entry},
@@ -46,6 +47,8 @@ pub use crate::api::permission::{Permission, Reach, permissions};
 mod api;
 mod ca;
 mod map;
+mod master_key;
+mod oidc;
 mod policy;
 mod publish;
 mod secret;
@@ -61,6 +64,10 @@ pub struct Config {
     pub public: String,
     /// Where its certificate comes from.
     pub certificate: CertificateSource,
+    /// Certificate authorities in PEM that identity providers may have beside the system's.
+    pub provider_ca: Option<PathBuf>,
+    /// How often the provider of a person's session is asked whether she is still there.
+    pub revalidation: Duration,
     /// Reads the wall clock.
     pub wall: Arc<dyn Fn() -> SystemTime + Send + Sync>,
     /// Draws tokens and addresses. Keys of certificates come from the TLS library's own source.
@@ -110,6 +117,8 @@ struct Inner {
     store: Store,
     certificates: Arc<Certificates>,
     master_key: MasterKey,
+    relying_party: RelyingParty,
+    revalidation: Duration,
     publisher: Publisher,
     maps: Maps,
     stopping: watch::Sender<bool>,
@@ -145,6 +154,9 @@ const BOOTSTRAP_SECONDS: i64 = 24 * 60 * 60;
 /// Requests that work at once; more would only wait for the database.
 const BUSY_MAX: usize = 256;
 
+/// How often providers are asked by default: whoever was disabled is out within a minute.
+pub const REVALIDATION_INTERVAL: Duration = Duration::from_secs(60);
+
 const DATABASE_FILE: &str = "ginnel.db";
 
 impl Server {
@@ -171,7 +183,8 @@ impl Server {
         let mut read = store.read().await?;
         let sealed = storage::ssh::has_keys(&mut read).await?;
         drop(read);
-        let master_key = MasterKey::open(&config.data, &*config.random, sealed)?;
+        let master_key = MasterKey::load(&config.data, &*config.random, sealed)?;
+        let relying_party = RelyingParty::new(config.provider_ca.as_deref())?;
         let mut run = [0; 4];
         config.random.fill(&mut run);
         let inner = Inner {
@@ -181,6 +194,8 @@ impl Server {
             store,
             certificates: Arc::new(certificates),
             master_key,
+            relying_party,
+            revalidation: config.revalidation,
             publisher: Publisher::new(),
             maps: Maps::new(),
             stopping: watch::Sender::new(false),

@@ -96,6 +96,11 @@ impl Parties {
         org: OrgId,
     ) -> Result<Self, Error> {
         let users = user::users(connection, Some(org), None, 0, u32::MAX).await?;
+        let mut groups = storage::oidc::groups_of(connection, org).await?;
+        let owner = |user: user::User| {
+            let groups = groups.remove(&user.id).unwrap_or_default();
+            owner(user, groups)
+        };
         Ok(Self {
             tags: storage::policy::tags_of(connection, org).await?,
             owners: users.into_iter().map(owner).collect(),
@@ -114,9 +119,14 @@ impl Parties {
             } => user::user(connection, *user).await?,
             Part::Client { user: None, .. } | Part::Gateway { .. } => None,
         };
+        let mut owners = BTreeMap::new();
+        if let Some(user) = user {
+            let groups = storage::oidc::groups(connection, user.id).await?;
+            owners.extend([owner(user, groups)]);
+        }
         Ok(Self {
             tags: BTreeMap::from([(node.id, tags)]),
-            owners: user.into_iter().map(owner).collect(),
+            owners,
         })
     }
 
@@ -134,11 +144,11 @@ impl Parties {
     }
 }
 
-fn owner(user: user::User) -> (UserId, Owner) {
+fn owner(user: user::User, groups: Vec<Label>) -> (UserId, Owner) {
     let owner = Owner {
         name: user.name,
         role: user.role,
-        groups: Vec::new(),
+        groups,
     };
     (user.id, owner)
 }

@@ -3,14 +3,8 @@
 //! A seed leaves the store only to sign, under a master key that lies beside the database, so
 //! that a copy of the database alone signs nothing.
 
-use std::path::Path;
-
 use anyhow::Context as _;
-use aws_lc_rs::{
-    aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
-    signature::{Ed25519KeyPair, KeyPair as _},
-};
-use data_encoding::HEXLOWER;
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use model::{
     id::OrgId,
     ssh::{
@@ -27,16 +21,12 @@ use zeroize::Zeroizing;
 
 use crate::{
     Random, Server,
-    ca::write_private,
     storage::{
         self, Change, Touched,
         audit::{Actor, Entry},
-        ssh::{Content, Key, Sealed, Usage},
+        ssh::{Content, Key, Usage},
     },
 };
-
-/// The key under which seeds lie in the database.
-pub(crate) struct MasterKey(LessSafeKey);
 
 /// A key that signs, for as long as one request needs it.
 struct Signer {
@@ -52,11 +42,7 @@ pub(crate) enum RotationRefused {
     Storage(storage::Error),
 }
 
-const MASTER_KEY_FILE: &str = "master.key";
-
-const NONCE_LENGTH: usize = 12;
 const SEED_LENGTH: usize = 32;
-const TAG_LENGTH: usize = 16;
 
 /// Random bytes of a certificate that nobody can foresee (PROTOCOL.certkeys asks for 16 or 32).
 const CERTIFICATE_NONCE_LENGTH: usize = 32;
@@ -71,68 +57,6 @@ const EXTENSIONS: [&str; 4] = [
 ];
 
 const KINDS: [CertificateKind; 2] = [CertificateKind::User, CertificateKind::Host];
-
-impl MasterKey {
-    /// Reads the key from `data`, or makes it if nothing was sealed yet.
-    pub(crate) fn open(data: &Path, random: &dyn Random, in_use: bool) -> anyhow::Result<Self> {
-        let path = data.join(MASTER_KEY_FILE);
-        if !path.exists() {
-            anyhow::ensure!(
-                !in_use,
-                "the master key `{}` is missing, and the SSH keys in the database are sealed with \
-                 it; restore it from a backup",
-                path.display()
-            );
-            let mut key = Zeroizing::new([0; 32]);
-            random.fill(&mut *key);
-            let text = Zeroizing::new(HEXLOWER.encode(&*key));
-            write_private(&path, text.as_bytes())?;
-        }
-        let text = std::fs::read(&path).with_context(|| format!("read `{}`", path.display()))?;
-        let text = Zeroizing::new(text);
-        let key = HEXLOWER.decode(text.trim_ascii()).map(Zeroizing::new);
-        let key = key
-            .ok()
-            .and_then(|key| UnboundKey::new(&AES_256_GCM, &key).ok());
-        let key = key.with_context(|| format!("`{}` holds no key in hex", path.display()))?;
-        Ok(Self(LessSafeKey::new(key)))
-    }
-
-    /// Seals a seed so that it opens for this organisation, use and public key only.
-    fn seal(&self, random: &dyn Random, org: OrgId, usage: Usage, seed: &[u8; 32]) -> Sealed {
-        let mut nonce = [0; NONCE_LENGTH];
-        random.fill(&mut nonce);
-        let mut sealed = [0; NONCE_LENGTH + SEED_LENGTH + TAG_LENGTH];
-        let (head, rest) = sealed.split_at_mut(NONCE_LENGTH);
-        let (body, tail) = rest.split_at_mut(SEED_LENGTH);
-        head.copy_from_slice(&nonce);
-        body.copy_from_slice(seed);
-        let nonce = Nonce::assume_unique_for_key(nonce);
-        let tag = self
-            .0
-            .seal_in_place_separate_tag(nonce, Aad::from(bound_to(org, usage)), body)
-            .expect("a seed is shorter than AES-GCM's limit");
-        tail.copy_from_slice(tag.as_ref());
-        sealed
-    }
-
-    /// Opens the seed of a key.
-    fn open_key(&self, org: OrgId, key: &Key) -> anyhow::Result<Signer> {
-        let (nonce, body) = key.sealed.split_at(NONCE_LENGTH);
-        let nonce = Nonce::try_assume_unique_for_key(nonce).context("read a sealed key")?;
-        let mut body = Zeroizing::new(body.to_vec());
-        let seed = self
-            .0
-            .open_in_place(nonce, Aad::from(bound_to(org, key.usage)), &mut body)
-            .context("open a sealed SSH key: the master key is not the one of this database")?;
-        let signer = Signer::of_seed(seed)?;
-        anyhow::ensure!(
-            signer.public_key == key.public_key,
-            "a sealed SSH key is not the one of its row"
-        );
-        Ok(signer)
-    }
-}
 
 impl Signer {
     fn of_seed(seed: &[u8]) -> anyhow::Result<Self> {
@@ -348,7 +272,9 @@ impl Server {
         let mut seed = Zeroizing::new([0; SEED_LENGTH]);
         random.fill(&mut *seed);
         let signer = Signer::of_seed(&*seed).expect("a seed of 32 bytes is a key");
-        let sealed = self.inner.master_key.seal(random, org, usage, &seed);
+        let purpose = bound_to(org, usage);
+        let sealed = self.inner.master_key.seal(random, &purpose, &*seed);
+        let sealed = sealed.try_into().expect("a sealed seed has one length");
         let (now, public_key) = (change.now(), signer.public_key);
         let connection = change.connection();
         storage::ssh::insert_key(connection, now, org, usage, state, public_key, sealed).await
@@ -388,7 +314,18 @@ impl Server {
             .iter()
             .find(|key| key.usage == usage && key.state == KeyState::Current)
             .context("the organisation has no SSH authority")?;
-        self.inner.master_key.open_key(org, key)
+        let seed = self
+            .inner
+            .master_key
+            .open(&bound_to(org, usage), &key.sealed);
+        let seed =
+            seed.context("open a sealed SSH key: the master key is not the one of this database")?;
+        let signer = Signer::of_seed(&seed)?;
+        anyhow::ensure!(
+            signer.public_key == key.public_key,
+            "a sealed SSH key is not the one of its row"
+        );
+        Ok(signer)
     }
 }
 
@@ -429,10 +366,4 @@ fn bound_to(org: OrgId, usage: Usage) -> Vec<u8> {
 
 fn key_data(key: PublicKeyText) -> KeyData {
     KeyData::Ed25519(Ed25519PublicKey(key.0))
-}
-
-impl std::fmt::Debug for MasterKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("MasterKey(..)")
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! One connection writes, so that changes are serial; several read, each from a snapshot. A
 //! [`Change`] is one transaction and cannot be committed without its audit row, apart from the
-//! pieces of a record.
+//! pieces of a record and the confirmations of sessions.
 
 use std::{path::Path, time::Duration};
 
@@ -20,6 +20,7 @@ use sqlx::{
 pub(crate) mod audit;
 pub(crate) mod installation;
 pub(crate) mod node;
+pub(crate) mod oidc;
 pub(crate) mod org;
 pub(crate) mod policy;
 pub(crate) mod service;
@@ -103,7 +104,7 @@ pub(crate) struct Committed {
     pub(crate) touched: Touched,
 }
 
-const MIGRATIONS: [(i64, &str, &str); 7] = [
+const MIGRATIONS: [(i64, &str, &str); 8] = [
     (
         1,
         "first",
@@ -134,6 +135,11 @@ const MIGRATIONS: [(i64, &str, &str); 7] = [
         7,
         "site",
         include_str!("../migrations/sqlite/0007_site.sql"),
+    ),
+    (
+        8,
+        "oidc",
+        include_str!("../migrations/sqlite/0008_oidc.sql"),
     ),
 ];
 
@@ -207,9 +213,9 @@ impl Change {
         Ok(Committed { serial, touched })
     }
 
-    /// Makes a part of a record durable, which no map shows. That the record was begun, read and
-    /// removed is in the audit.
-    pub(crate) async fn commit_record(self) -> Result<(), Error> {
+    /// Makes durable what nobody changed and no map shows: a part of a record, whose begin and end
+    /// are in the audit, or that a session was confirmed.
+    pub(crate) async fn commit_unaudited(self) -> Result<(), Error> {
         Ok(self.transaction.commit().await?)
     }
 }

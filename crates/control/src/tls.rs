@@ -44,6 +44,7 @@ pub(crate) async fn serve(
     let mut connections = JoinSet::new();
     let mut upkeep = JoinSet::new();
     upkeep.spawn(keep_up(server.clone()));
+    upkeep.spawn(server.clone().keep_confirming());
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let permit = tokio::select! {

@@ -15,10 +15,11 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use model::{
     api::{
-        Answers, AuditEntry, CreatedToken, CreatedUser, EnrolRequest, Enrolled, ErrorBody,
-        ErrorCode, GatewayEnrolled, GatewayRequest, ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX,
-        NewOrg, NewRule, NewService, NewSite, NewToken, NewUser, Node, NodeByKey, NodeChange, Org,
-        Page, Questions, Rule, RuleChange, Service, Site, TokenEntry, User, UserChange, WhoAmI,
+        Answers, AuditEntry, BegunSignIn, CreatedToken, CreatedUser, EnrolRequest, Enrolled,
+        ErrorBody, ErrorCode, GatewayEnrolled, GatewayRequest, ListQuery, LoggedIn,
+        MAP_WAIT_SECONDS_MAX, NewOrg, NewProvider, NewRule, NewService, NewSignIn, NewSite,
+        NewToken, NewUser, Node, NodeByKey, NodeChange, Org, Page, PendingSignIn, Provider,
+        Questions, Rule, RuleChange, Service, SignIn, Site, TokenEntry, User, UserChange, WhoAmI,
     },
     id::{NodeId, RuleId, ServiceId, SessionId, SiteId, TokenId, UserId},
     key::PublicKey,
@@ -127,7 +128,7 @@ impl Error {
             Self::Dns { .. } => "check the URL and this machine's resolver",
             Self::Connect { .. } => "check that the server runs and that no firewall is between",
             Self::Tls { fault, .. } => &fault.remedy,
-            Self::Roots(_) => "use a token that carries the server's pin",
+            Self::Roots(_) => "use a token that carries the server's pin, or --pin",
             Self::Broken { .. } => "try again",
             Self::Slow { .. } => "try again, or look into the server's log",
             Self::Refused { body, .. } => remedy_of_refusal(body.code),
@@ -145,6 +146,8 @@ fn hop(code: ErrorCode) -> &'static str {
         | ErrorCode::TokenRevoked
         | ErrorCode::TokenUsed
         | ErrorCode::NodeRemoved
+        | ErrorCode::SignInRefused
+        | ErrorCode::ProviderFailed
         | ErrorCode::WrongTokenKind => "sign-in",
         ErrorCode::NotPermitted => "policy",
         ErrorCode::MalformedRequest
@@ -169,7 +172,7 @@ fn remedy_of_refusal(code: ErrorCode) -> &'static str {
         ErrorCode::MalformedRequest | ErrorCode::TooLarge => "correct what the message names",
         ErrorCode::TtlOutOfRange => "choose a --ttl within these bounds",
         ErrorCode::NameReserved => "choose another name",
-        ErrorCode::TokenRequired => "sign in first: `ginnel login URL --token T`",
+        ErrorCode::TokenRequired => "sign in first: `ginnel login URL`",
         ErrorCode::TokenUnknown => {
             "see that URL and token are of the same server, or ask an administrator for a new token"
         }
@@ -178,6 +181,10 @@ fn remedy_of_refusal(code: ErrorCode) -> &'static str {
              --admin-token` at the server"
         }
         ErrorCode::NodeRemoved => "run `ginnel logout --force`, then enrol again",
+        ErrorCode::SignInRefused => "run `ginnel login` again, or ask whoever keeps the accounts",
+        ErrorCode::ProviderFailed => {
+            "see that the identity provider runs; an administrator sets it by `ginnel oidc set`"
+        }
         ErrorCode::WrongTokenKind => {
             "a join token is for `ginnel join`, a login token for `ginnel login`, a gateway \
              token for `ginnel gateway`"
@@ -232,6 +239,44 @@ impl Client {
     /// Signs a person in on this device, with a login token.
     pub(crate) async fn login(&self, request: &EnrolRequest) -> Result<LoggedIn, Error> {
         self.send(Method::POST, "/v1/login", request).await
+    }
+
+    /// Begins a sign-in by the identity provider of an organisation.
+    pub(crate) async fn begin_sign_in(&self, request: &NewSignIn) -> Result<BegunSignIn, Error> {
+        self.send(Method::POST, "/v1/oidc/sign-ins", request).await
+    }
+
+    /// Ends a sign-in; the inner error says after how many seconds to ask again, because the
+    /// person has not decided yet.
+    pub(crate) async fn end_sign_in(
+        &self,
+        request: &SignIn,
+    ) -> Result<Result<LoggedIn, u64>, Error> {
+        let body = serde_json::to_vec(request).expect("requests are plain data");
+        let path = "/v1/oidc/sessions";
+        let exchange = self.exchange(Method::POST, path, Some(body), REPLY_TIMEOUT);
+        let (status, body) = exchange.await?;
+        if status == StatusCode::ACCEPTED {
+            let pending: PendingSignIn = self.parse(status, &body)?;
+            return Ok(Err(pending.interval_seconds));
+        }
+        self.parse(status, &body).map(Ok)
+    }
+
+    /// Shows the identity provider of an organisation; the own one if none is named.
+    pub(crate) async fn provider(&self, org: Option<&Label>) -> Result<Provider, Error> {
+        self.get(&provider_path(org)).await
+    }
+
+    /// Sets the identity provider of an organisation.
+    pub(crate) async fn set_provider(&self, request: &NewProvider) -> Result<Provider, Error> {
+        self.send(Method::PUT, "/v1/oidc/provider", request).await
+    }
+
+    /// Removes the identity provider of an organisation.
+    pub(crate) async fn remove_provider(&self, org: Option<&Label>) -> Result<(), Error> {
+        self.send_for_nothing(Method::DELETE, &provider_path(org))
+            .await
     }
 
     /// Enrols this gateway, with a gateway token.
@@ -725,6 +770,11 @@ impl Client {
     }
 }
 
+fn provider_path(org: Option<&Label>) -> String {
+    let query = org.map(|org| format!("?org={org}"));
+    format!("/v1/oidc/provider{}", query.unwrap_or_default())
+}
+
 fn parse_url(url: &str) -> Option<(String, u16)> {
     let rest = url.strip_prefix("https://")?;
     let rest = rest.strip_suffix('/').unwrap_or(rest);
@@ -804,7 +854,7 @@ fn tls_fault(address: &str, host: &str, error: &io::Error) -> TlsFault {
                 "the certificate of {address} comes from an authority that this machine does \
                  not know"
             ),
-            "use a token that carries the server's pin",
+            "use a token that carries the server's pin, or --pin",
         ),
         CertificateError::Expired
         | CertificateError::ExpiredContext { .. }

@@ -6,6 +6,7 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -52,6 +53,14 @@ pub(crate) struct Args {
     /// The private key of --certificate
     #[arg(long, value_name = "FILE", requires = "certificate")]
     certificate_key: Option<PathBuf>,
+
+    /// Certificate authorities in PEM that identity providers may have beside the system's
+    #[arg(long, value_name = "FILE")]
+    provider_ca: Option<PathBuf>,
+
+    /// How often identity providers are asked whether people are still there, 1s to 1h
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = parse_revalidation)]
+    revalidation: Duration,
 
     /// Print a new login token, for an operator who lost hers
     #[arg(long)]
@@ -138,6 +147,8 @@ async fn open(args: &Args) -> Result<(Server, TcpListener, State)> {
         data: args.data.clone(),
         public,
         certificate,
+        provider_ca: args.provider_ca.clone(),
+        revalidation: args.revalidation,
         wall: Arc::new(os::clock::wall),
         random: Arc::new(crate::random::OsRandom),
     };
@@ -145,6 +156,15 @@ async fn open(args: &Args) -> Result<(Server, TcpListener, State)> {
         .await
         .with_context(|| format!("open the data directory `{}`", args.data.display()))?;
     Ok((server, listener, State::at(args.data.join("gateway"))))
+}
+
+fn parse_revalidation(text: &str) -> Result<Duration, String> {
+    let interval = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (1..=3_600).contains(&interval.as_secs()) {
+        Ok(interval)
+    } else {
+        Err("providers are asked every 1s to 1h".to_owned())
+    }
 }
 
 /// Returns the port of `wireguard`, or a free one for zero: nodes are told before it is bound.

@@ -18,8 +18,13 @@ use crate::{
     token::{self, Token},
 };
 
+mod oidc;
 mod policy;
 
+pub use oidc::{
+    AuthorizationResponse, BegunSignIn, NewProvider, NewSignIn, OIDC_CALLBACK_PATH, OIDC_ROLES_MAX,
+    OIDC_SCOPES_MAX, OIDC_TEXT_LENGTH_MAX, PendingSignIn, Provider, Secret, SignIn,
+};
 pub use policy::{
     Answer, Answers, Example, NewRule, QUESTIONS_MAX, Questions, Rule, RuleChange, Verdict,
 };
@@ -79,6 +84,8 @@ pub enum ErrorCode {
     TokenUsed,
     /// The node was removed (401).
     NodeRemoved,
+    /// The identity provider, or what it said, does not sign the person in (401).
+    SignInRefused,
     /// The token is of another kind than the request needs (403).
     WrongTokenKind,
     /// The request is for others to make (403).
@@ -103,6 +110,8 @@ pub enum ErrorCode {
     TooLarge,
     /// The server failed; its log has the cause under the request id (500).
     Internal,
+    /// The identity provider does not answer as one does (502).
+    ProviderFailed,
     /// The server has too much to do, or its disk does not answer; try again (503).
     Unavailable,
 }
@@ -560,7 +569,7 @@ pub struct AuditEntry {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::MalformedRequest,
         Self::TtlOutOfRange,
         Self::NameReserved,
@@ -570,6 +579,7 @@ impl ErrorCode {
         Self::TokenRevoked,
         Self::TokenUsed,
         Self::NodeRemoved,
+        Self::SignInRefused,
         Self::WrongTokenKind,
         Self::NotPermitted,
         Self::NotFound,
@@ -582,6 +592,7 @@ impl ErrorCode {
         Self::LimitReached,
         Self::TooLarge,
         Self::Internal,
+        Self::ProviderFailed,
         Self::Unavailable,
     ];
 
@@ -595,7 +606,8 @@ impl ErrorCode {
             | Self::TokenExpired
             | Self::TokenRevoked
             | Self::TokenUsed
-            | Self::NodeRemoved => 401,
+            | Self::NodeRemoved
+            | Self::SignInRefused => 401,
             Self::WrongTokenKind | Self::NotPermitted => 403,
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
@@ -607,6 +619,7 @@ impl ErrorCode {
             | Self::LimitReached => 409,
             Self::TooLarge => 413,
             Self::Internal => 500,
+            Self::ProviderFailed => 502,
             Self::Unavailable => 503,
         }
     }

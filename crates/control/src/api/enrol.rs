@@ -25,6 +25,7 @@ use crate::{
         node::{Node, Part},
         org::Org,
         token::Grant,
+        user::User,
     },
 };
 
@@ -83,40 +84,86 @@ pub(super) async fn login(
     consume(&mut change, &access).await?;
     let org = org_of(&mut change, &access).await?;
     let user = access.token()?.user.ok_or_else(ApiError::not_found)?;
-    let (id, address) = enrol(&server, &mut change, &org, &request, Some(user)).await?;
+    let admitted = admit(&server, &mut change, &org, &request, user).await?;
+    let entry = admitted.entry(&org, &request);
+    server.commit(change, entry, Touched::Org(org.id)).await?;
+    Ok(Json(admitted.logged_in(&server, org, request).await?))
+}
+
+/// A person who was let in on a device.
+pub(super) struct Admitted {
+    pub(super) node: NodeId,
+    address: Ipv6Addr,
+    node_token: Token,
+    person: User,
+    session_token: Token,
+    expires: i64,
+}
+
+/// Makes a device a node of a person and gives her a session there.
+pub(super) async fn admit(
+    server: &Server,
+    change: &mut Change,
+    org: &Org,
+    request: &EnrolRequest,
+    user: UserId,
+) -> Result<Admitted, ApiError> {
+    let (node, address) = enrol(server, change, org, request, Some(user)).await?;
     let node_token = server.mint(Kind::Node);
-    insert_node_token(&mut change, &node_token, id).await?;
+    insert_node_token(change, &node_token, node).await?;
     let session_token = server.mint(Kind::Session);
     let expires = change.now() + SESSION_SECONDS;
     let (hash, now) = (crate::secret::hash(&session_token), change.now());
-    let grant = Grant::Session { node: id, user };
+    let grant = Grant::Session { node, user };
     storage::token::insert(change.connection(), now, hash, grant, None, Some(expires)).await?;
     let person = storage::user::user(change.connection(), user).await?;
     let person = person
         .filter(|person| person.removed.is_none())
         .ok_or_else(ApiError::not_found)?;
-    let entry = Entry {
-        actor: storage::audit::Actor::User(user),
-        action: "user_logged_in",
-        subject: format!("node:{id} {}", request.name),
-        org: Some(org.id),
-    };
-    server.commit(change, entry, Touched::Org(org.id)).await?;
-    let device = Enrolled {
-        id,
-        name: request.name,
-        org: org.name,
+    Ok(Admitted {
+        node,
         address,
         node_token,
-        map: map_of(&server, id).await?,
-    };
-    Ok(Json(LoggedIn {
-        user,
-        user_name: person.name,
+        person,
         session_token,
-        session_expires: Timestamp(expires),
-        device,
-    }))
+        expires,
+    })
+}
+
+impl Admitted {
+    /// Returns what the audit says of it.
+    pub(super) fn entry(&self, org: &Org, request: &EnrolRequest) -> Entry {
+        Entry {
+            actor: storage::audit::Actor::User(self.person.id),
+            action: "user_logged_in",
+            subject: format!("node:{} {}", self.node, request.name),
+            org: Some(org.id),
+        }
+    }
+
+    /// Returns what the device is told once the change is committed.
+    pub(super) async fn logged_in(
+        self,
+        server: &Server,
+        org: Org,
+        request: EnrolRequest,
+    ) -> Result<LoggedIn, ApiError> {
+        let device = Enrolled {
+            id: self.node,
+            name: request.name,
+            org: org.name,
+            address: self.address,
+            node_token: self.node_token,
+            map: map_of(server, self.node).await?,
+        };
+        Ok(LoggedIn {
+            user: self.person.id,
+            user_name: self.person.name,
+            session_token: self.session_token,
+            session_expires: Timestamp(self.expires),
+            device,
+        })
+    }
 }
 
 /// Enrols a gateway, which from now on serves every organisation.

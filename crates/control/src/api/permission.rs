@@ -25,6 +25,8 @@ pub(crate) enum Action {
     LogIn,
     EnrolGateway,
     LogOut,
+    SignIn,
+    LogOutByProvider,
     ReadMap,
     LookUpKey,
     ReadOrg,
@@ -41,6 +43,8 @@ pub(crate) enum Action {
     ChangeSite,
     ReadPolicy,
     ChangePolicy,
+    ReadProvider,
+    ChangeProvider,
     ReadAudit,
     CertifyUser,
     CertifyHost,
@@ -128,7 +132,7 @@ const fn rule(method: Method, path: &'static str, action: Action) -> Rule {
 }
 
 /// Every route.
-pub(crate) static RULES: [Rule; 56] = [
+pub(crate) static RULES: [Rule; 62] = [
     rule(Method::GET, "/v1/health", Action::ReadHealth),
     rule(Method::GET, "/v1/openapi.json", Action::ReadDescription),
     rule(Method::GET, "/v1/whoami", Action::ReadSelf),
@@ -173,6 +177,16 @@ pub(crate) static RULES: [Rule; 56] = [
     rule(Method::PATCH, "/v1/rules/{rule}", Action::ChangePolicy),
     rule(Method::DELETE, "/v1/rules/{rule}", Action::ChangePolicy),
     rule(Method::POST, "/v1/policy/questions", Action::ReadPolicy),
+    rule(Method::GET, "/v1/oidc/provider", Action::ReadProvider),
+    rule(Method::PUT, "/v1/oidc/provider", Action::ChangeProvider),
+    rule(Method::DELETE, "/v1/oidc/provider", Action::ChangeProvider),
+    rule(Method::POST, "/v1/oidc/sign-ins", Action::SignIn),
+    rule(Method::POST, "/v1/oidc/sessions", Action::SignIn),
+    rule(
+        Method::POST,
+        "/v1/oidc/logout/{org}",
+        Action::LogOutByProvider,
+    ),
     rule(Method::GET, "/v1/audit", Action::ReadAudit),
     rule(
         Method::POST,
@@ -251,6 +265,8 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
     let is_node = matches!(who, Who::Client | Who::GatewayNode);
     match action {
         Action::ReadHealth | Action::ReadDescription => Reach::Everything,
+        // What the identity provider signed decides, not a token of ours.
+        Action::SignIn | Action::LogOutByProvider => Reach::Everything,
         Action::ReadSelf => own_node(who != Who::Anyone),
         Action::Join => only(who, Who::Join),
         Action::LogIn => only(who, Who::Login),
@@ -277,6 +293,8 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
         | Action::ChangeToken
         | Action::ChangeSite
         | Action::ChangePolicy
+        | Action::ReadProvider
+        | Action::ChangeProvider
         | Action::ReadCertificate
         | Action::ChangeSsh
         | Action::ReadSession
@@ -321,6 +339,10 @@ pub(crate) fn needed(action: Action) -> Kind {
         | Action::ReadDescription
         | Action::ReadSelf
         | Action::LogOut
+        | Action::SignIn
+        | Action::LogOutByProvider
+        | Action::ReadProvider
+        | Action::ChangeProvider
         | Action::ReadOrg
         | Action::ChangeOrg
         | Action::ReadUser

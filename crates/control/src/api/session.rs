@@ -95,7 +95,7 @@ pub(super) async fn append(
         return Err(ApiError::new(ErrorCode::LimitReached, message));
     }
     storage::session::insert_piece(change.connection(), id, &request).await?;
-    change.commit_record().await?;
+    change.commit_unaudited().await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -113,7 +113,7 @@ pub(super) async fn end(
     open(&mut change, &access, id).await?;
     let now = change.now();
     storage::session::update_end(change.connection(), now, id, request).await?;
-    change.commit_record().await?;
+    change.commit_unaudited().await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

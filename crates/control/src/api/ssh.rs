@@ -275,20 +275,42 @@ pub(super) async fn cut_off(
 
 /// Revokes the certificates of a node that is removed, which nothing may prevent: where no more
 /// serials fit into a map, every certificate of the organisation ends.
-pub(super) async fn revoke_removed(
+pub(crate) async fn revoke_removed(
     server: &Server,
     change: &mut Change,
     node: &Node,
 ) -> Result<(), ApiError> {
-    match (
-        revoke_in(change, Selection::Node(node.id)).await,
-        node.org(),
-    ) {
+    let revoked = revoke_in(change, Selection::Node(node.id)).await;
+    or_rotate(server, change, node.org(), revoked.map(|_| ())).await
+}
+
+/// Revokes what a person had by her old role, where nobody is there to be told that it cannot be:
+/// as with a node that is removed.
+pub(crate) async fn revoke_changed(
+    server: &Server,
+    change: &mut Change,
+    user: &User,
+) -> Result<(), ApiError> {
+    let mut revoked = revoke_in(change, Selection::User(user.id)).await;
+    if revoked.is_ok() {
+        revoked = cut_off(change, Selection::User(user.id)).await;
+    }
+    or_rotate(server, change, Some(user.org), revoked.map(|_| ())).await
+}
+
+/// Ends every certificate of `org` where no more serials fit into a map.
+async fn or_rotate(
+    server: &Server,
+    change: &mut Change,
+    org: Option<storage::OrgId>,
+    revoked: Result<(), ApiError>,
+) -> Result<(), ApiError> {
+    match (revoked, org) {
         (Err(error), Some(org)) if error.code == ErrorCode::LimitReached => {
             let rotated = server.rotate_ssh_keys(change, org, true).await;
             rotated.map(|_| ()).map_err(ApiError::from)
         }
-        (result, _) => result.map(|_| ()),
+        (result, _) => result,
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Most people of one organisation.
-const USERS_PER_ORG_MAX: u32 = 100_000;
+pub(super) const USERS_PER_ORG_MAX: u32 = 100_000;
 
 /// Tells for whom the token of the request speaks.
 #[utoipa::path(get, path = "/v1/whoami",

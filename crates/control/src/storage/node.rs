@@ -127,8 +127,8 @@ pub(crate) async fn update_name(
     Ok(())
 }
 
-/// Removes a node with its services, sites and tags and revokes its tokens; the row keeps the
-/// address.
+/// Removes a node with its services, sites, tags and session and revokes its tokens; the row keeps
+/// the address.
 pub(crate) async fn delete(
     connection: &mut SqliteConnection,
     now: i64,
@@ -145,6 +145,7 @@ pub(crate) async fn delete(
         .await?;
     super::site::delete_of(connection, id).await?;
     super::policy::update_tags(connection, id, &[]).await?;
+    super::oidc::delete_session(connection, id).await?;
     super::token::revoke_of(connection, now, id).await
 }
 

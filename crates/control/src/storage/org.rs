@@ -70,6 +70,7 @@ pub(crate) async fn delete(
     .bind(org.0)
     .execute(&mut *connection)
     .await?;
+    super::oidc::delete_provider(connection, org).await?;
     sqlx::query("UPDATE token SET revoked = $1 WHERE org = $2 AND revoked IS NULL")
         .bind(now)
         .bind(org.0)

@@ -131,6 +131,23 @@ pub(crate) async fn revoke_of(
     Ok(())
 }
 
+/// Revokes the login tokens of a person.
+pub(crate) async fn revoke_logins_of(
+    connection: &mut SqliteConnection,
+    now: i64,
+    user: UserId,
+) -> Result<(), Error> {
+    sqlx::query(
+        "UPDATE token SET revoked = $1
+         WHERE \"user\" = $2 AND kind = 'login' AND revoked IS NULL",
+    )
+    .bind(now)
+    .bind(user.0)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Returns the token of a hash.
 pub(crate) async fn token_with_hash(
     connection: &mut SqliteConnection,

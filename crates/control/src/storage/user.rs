@@ -61,7 +61,8 @@ pub(crate) async fn update(
     Ok(())
 }
 
-/// Removes a person and revokes the tokens that sign her in; her devices are removed apart.
+/// Removes a person and revokes the tokens that sign her in; her devices are removed apart. If her
+/// identity provider signs her in again, she comes as a new person.
 pub(crate) async fn delete(
     connection: &mut SqliteConnection,
     now: i64,
@@ -72,6 +73,7 @@ pub(crate) async fn delete(
         .bind(id.0)
         .execute(&mut *connection)
         .await?;
+    super::oidc::delete_identity(connection, id).await?;
     sqlx::query("UPDATE token SET revoked = $1 WHERE \"user\" = $2 AND revoked IS NULL")
         .bind(now)
         .bind(id.0)

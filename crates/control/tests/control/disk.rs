@@ -330,6 +330,11 @@ pub(crate) async fn back_to_schema_3(data: &Path) {
         .pragma("legacy_alter_table", "ON");
     let mut database = options.connect().await.expect("the database opens");
     let statements = "
+        DROP TABLE oidc_session;
+        DROP TABLE oidc_identity;
+        DROP TABLE oidc_role;
+        DROP TABLE oidc_provider;
+        DROP TABLE user_group;
         CREATE TABLE person (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE,
             role TEXT NOT NULL CHECK (role IN ('admin')), created INTEGER NOT NULL);
         INSERT INTO person (name, role, created)

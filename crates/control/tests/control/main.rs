@@ -3,8 +3,10 @@
 mod disk;
 mod enrol;
 mod map;
+mod oidc;
 mod permission;
 mod policy;
+mod provider;
 mod session;
 mod site;
 mod ssh;

@@ -1,8 +1,14 @@
 //! Every route with every kind of token, on things of the own and of another organisation.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    sync::{Arc, OnceLock, atomic::AtomicU64},
+};
 
-use axum::http::Method;
+use axum::{
+    body::Body,
+    http::{Method, Request, header},
+};
 use model::{
     api::{Enrolled, ErrorCode, NewService, Page, Rule, Service, Site},
     id::{RuleId, SessionId, SiteId, UserId},
@@ -13,7 +19,10 @@ use model::{
 };
 use serde_json::{Value, json};
 
-use crate::world::{World, label};
+use crate::{
+    provider::{CLIENT, Provider, SECRET},
+    world::{BEGIN, World, label},
+};
 
 /// A world with one of everything; the requests are about the node `web` of `default`.
 struct Stage {
@@ -159,6 +168,10 @@ impl Stage {
             .entry
             .id
             .0;
+        let body = Some(settings().to_string());
+        let (path, bearer) = ("/v1/oidc/provider", session.emit());
+        let set = world.request(Method::PUT, path, Some(&bearer), body).await;
+        set.json();
         let rules = world.get("/v1/rules?org=default", &session).await;
         let rule = rules.parse::<Page<Rule>>().items[0].id;
         let (serial, begun) = recorded_session(&world, &session, &web).await;
@@ -219,7 +232,15 @@ impl Stage {
             .replace("{user}", &self.user.to_string())
             .replace("{key}", &key);
         let key = PublicKey([100; 32]);
+        let bearer = self.askers[index].1.as_ref().map(Token::emit);
+        let bearer = bearer.as_ref().map(|text| text.as_str());
+        if path == "/v1/oidc/logout/{org}" {
+            return self.log_out_by_provider(&concrete, bearer).await;
+        }
         let body = match path {
+            "/v1/oidc/provider" => settings(),
+            "/v1/oidc/sign-ins" => json!({"org": "default", "public_key": key}),
+            "/v1/oidc/sessions" => json!({"attempt": self.attempt().await, "name": "new"}),
             "/v1/join" | "/v1/login" => json!({"name": "new", "public_key": key}),
             "/v1/gateways" => json!({"name": "new", "public_key": key, "endpoint": "a:1"}),
             "/v1/tokens" => json!({"kind": "join"}),
@@ -247,14 +268,50 @@ impl Stage {
             _ => json!({"name": "new"}),
         };
         let body = (*method != Method::GET).then(|| body.to_string());
-        let bearer = self.askers[index].1.as_ref().map(Token::emit);
-        let bearer = bearer.as_ref().map(|text| text.as_str());
         let reply = self
             .world
             .request(method.clone(), &concrete, bearer, body)
             .await;
         reply.status.as_u16()
     }
+}
+
+impl Stage {
+    /// Begins a sign-in with a device code, which the provider takes for granted.
+    async fn attempt(&self) -> Value {
+        let body = json!({"org": "default", "public_key": PublicKey([101; 32])}).to_string();
+        let path = "/v1/oidc/sign-ins";
+        let begun = self
+            .world
+            .request(Method::POST, path, None, Some(body))
+            .await;
+        begun.json()["attempt"].clone()
+    }
+
+    async fn log_out_by_provider(&self, path: &str, bearer: Option<&str>) -> u16 {
+        let form = "application/x-www-form-urlencoded";
+        let mut request = Request::post(path).header(header::CONTENT_TYPE, form);
+        if let Some(bearer) = bearer {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {bearer}"));
+        }
+        let token = provider().logout_token("nobody");
+        let request = request.body(Body::from(format!("logout_token={token}")));
+        let reply = self.world.send(request.expect("a request")).await;
+        reply.status.as_u16()
+    }
+}
+
+/// The provider of every stage, whose clock stands still as theirs do.
+fn provider() -> &'static Provider {
+    static PROVIDER: OnceLock<Provider> = OnceLock::new();
+    PROVIDER.get_or_init(|| Provider::new(&Arc::new(AtomicU64::new(BEGIN))))
+}
+
+fn settings() -> Value {
+    json!({
+        "issuer": provider().issuer, "client_id": CLIENT, "client_secret": SECRET,
+        "groups_claim": "groups"
+    })
 }
 
 /// Publishes a service at `web`.

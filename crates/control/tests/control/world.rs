@@ -58,7 +58,7 @@ pub(crate) struct Reply {
 }
 
 /// 2026-01-01, when every world begins.
-const BEGIN: u64 = 1_767_225_600;
+pub(crate) const BEGIN: u64 = 1_767_225_600;
 
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
@@ -242,7 +242,11 @@ impl World {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
         let body = Body::from(body.unwrap_or_default());
-        let request = request.body(body).expect("a well-formed request");
+        self.send(request.body(body).expect("a well-formed request"))
+            .await
+    }
+
+    pub(crate) async fn send(&self, request: Request<Body>) -> Reply {
         let router = TowerToHyperService::new(self.server.router());
         let response = router.call(request).await.expect("a router always answers");
         let status = response.status();
@@ -332,6 +336,8 @@ fn config(data: &Path, clock: &Arc<AtomicU64>, random: &Arc<Chance>) -> Config {
         data: data.to_owned(),
         public: "vpn.example:443".to_owned(),
         certificate: CertificateSource::Own,
+        provider_ca: Some(crate::provider::ca()),
+        revalidation: control::REVALIDATION_INTERVAL,
         wall: Arc::new(move || now(&clock)),
         random: random.clone(),
     }

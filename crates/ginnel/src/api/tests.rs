@@ -270,6 +270,8 @@ impl Running {
             data: data.path().to_owned(),
             public,
             certificate: CertificateSource::Own,
+            provider_ca: None,
+            revalidation: control::REVALIDATION_INTERVAL,
             wall: Arc::new(move || now() - behind),
             random: Arc::new(SystemRandom),
         };
