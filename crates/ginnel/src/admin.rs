@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod node;
+pub(crate) mod oidc;
 pub(crate) mod org;
 pub(crate) mod policy;
 pub(crate) mod service;
@@ -26,7 +27,7 @@ pub(crate) fn client(global: &Global) -> Result<Client> {
     let session = state
         .session()?
         .context("sign-in: nobody has signed in on this machine")
-        .remedy("run `ginnel login URL --token T` on the device of an administrator")?;
+        .remedy("run `ginnel login URL` on the device of an administrator")?;
     Ok(Client::with_token(&enrolment.url, session.token)?)
 }
 

@@ -51,6 +51,11 @@ pub(crate) fn token_required() -> clap::ArgGroup {
 }
 
 impl TokenSource {
+    /// Tells whether there is a token.
+    pub(crate) fn is_given(&self) -> bool {
+        self.token.is_some() || self.token_file.is_some()
+    }
+
     /// Reads and parses the token.
     pub(crate) fn read(&self) -> Result<Token> {
         let text = match (&self.token_file, self.token.as_deref()) {

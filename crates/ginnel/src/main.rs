@@ -25,6 +25,7 @@ mod random;
 mod remedy;
 mod resolve;
 mod server;
+mod sign_in;
 mod socks;
 mod ssh;
 mod ssh_config;
