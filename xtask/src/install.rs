@@ -27,9 +27,13 @@ const PACKAGES: &[&str] = &[
     // Clients and servers that go through the tunnel.
     "ansible-core",
     "ca-certificates",
+    "chromium",
+    "chromium-driver",
     "curl",
     "dnsutils",
     "git",
+    "nodejs",
+    "npm",
     "openssh-client",
     "openssh-server",
     "postgresql",
@@ -47,6 +51,8 @@ const PACKAGES: &[&str] = &[
 
 /// A peer that only crates.io has.
 const BORINGTUN: &str = "0.7.1";
+/// The identity provider of the tests, which npm has.
+const OIDC_PROVIDER: &str = "9.13.3";
 /// The version whose configuration `deny.toml` is.
 const CARGO_DENY: &str = "0.20.2";
 
@@ -58,7 +64,7 @@ pub(crate) fn tests() -> Result<()> {
         .filter(|name| !is_installed(name))
         .collect();
     if missing.is_empty() {
-        return program("boringtun-cli", BORINGTUN);
+        return built();
     }
     if !is_root() || !is_in_path("apt-get") {
         let names = missing.join(" ");
@@ -70,7 +76,13 @@ pub(crate) fn tests() -> Result<()> {
     let mut arguments = vec!["install", "-q", "-y", "--no-install-recommends"];
     arguments.extend(missing);
     apt_get(&arguments)?;
-    program("boringtun-cli", BORINGTUN)
+    built()
+}
+
+/// Installs what Debian does not have.
+fn built() -> Result<()> {
+    program("boringtun-cli", BORINGTUN)?;
+    module("oidc-provider", OIDC_PROVIDER)
 }
 
 /// Installs cargo-deny.
@@ -104,6 +116,31 @@ fn program(name: &str, version: &str) -> Result<()> {
     ));
     let mut command = step::cargo(&["install", name, "--version", version, "--locked", "--quiet"]);
     command.arg("--root").arg(cache);
+    step::must(command).with_context(|| format!("install {name}"))
+}
+
+/// Returns where modules of npm are.
+pub(crate) fn modules() -> PathBuf {
+    cache().join("npm/node_modules")
+}
+
+/// Installs a module of npm once, as [`program`] does.
+fn module(name: &str, version: &str) -> Result<()> {
+    if modules().join(name).is_dir() {
+        return Ok(());
+    }
+    let folder = cache().join("npm");
+    std::fs::create_dir_all(&folder).context("make a directory for npm")?;
+    step::note(&format!(
+        "installing {name} {version} into {}",
+        folder.display()
+    ));
+    let mut command = Command::new("npm");
+    command
+        .args(["install", "--no-audit", "--no-fund", "--silent", "--prefix"])
+        .arg(&folder)
+        .arg(format!("{name}@{version}"))
+        .stdout(Stdio::null());
     step::must(command).with_context(|| format!("install {name}"))
 }
 

@@ -154,6 +154,7 @@ fn run(rings: &[Ring], all: bool) -> Result<()> {
         match ring.command(&targets) {
             Some(mut command) => {
                 command.env("PATH", install::path());
+                command.env("NODE_PATH", install::modules());
                 if all {
                     command.env("NETNS", "required").env("INTEROP", "required");
                     command.env("SEEDS", "10000");

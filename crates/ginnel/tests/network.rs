@@ -21,6 +21,8 @@ mod flood;
 mod limit;
 #[path = "network/load.rs"]
 mod load;
+#[path = "network/oidc.rs"]
+mod oidc;
 #[path = "network/outliving.rs"]
 mod outliving;
 #[path = "network/policy.rs"]

@@ -78,7 +78,8 @@ impl Display {
     }
 }
 
-fn are_installed(programs: &[&str]) -> bool {
+/// Tells whether every program is there, or says which is not.
+pub(crate) fn are_installed(programs: &[&str]) -> bool {
     let missing = programs.iter().find(|name| {
         let found = Command::new("sh")
             .args(["-c", "command -v \"$0\"", name])

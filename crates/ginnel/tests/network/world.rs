@@ -31,6 +31,8 @@ pub(crate) struct World {
     pub(crate) admin: String,
     /// The server.
     pub(crate) server: Option<Process>,
+    /// Further flags of the server.
+    flags: Vec<String>,
 }
 
 /// A process that stays; it ends when this is dropped.
@@ -54,12 +56,18 @@ pub(crate) struct Ended {
 impl World {
     /// Starts a server.
     pub(crate) fn new() -> Self {
+        Self::with_flags(&[])
+    }
+
+    /// Starts a server with further flags.
+    pub(crate) fn with_flags(flags: &[&str]) -> Self {
         let mut world = Self {
             directory: tempfile::tempdir().expect("a temporary directory"),
             url: String::new(),
             wireguard: String::new(),
             admin: String::new(),
             server: None,
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
         };
         let mut server = world.serve("127.0.0.1:0", "127.0.0.1:0");
         world.url = word(&server.until("server "), "https://");
@@ -110,7 +118,9 @@ impl World {
             "--wireguard",
             wireguard,
         ];
-        self.ginnel("server", &line)
+        let mut command = self.ginnel("server", &line);
+        command.args(&self.flags);
+        command
     }
 
     /// Returns a path in this world's directory.
