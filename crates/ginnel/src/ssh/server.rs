@@ -14,6 +14,7 @@ mod forward;
 mod program;
 mod record;
 mod socket;
+mod verdict;
 mod x11;
 
 use std::{

@@ -592,6 +592,15 @@ fn a_certificate_outside_its_time_is_refused() {
         world.certify(&format!("-n {user} -V {validity}"));
         let output = world.ssh(&["host", "true"]).output().unwrap();
         assert_eq!(output.status.code(), Some(255), "{validity}");
+        let refused = || {
+            world
+                .log()
+                .matches("refused: outside_validity_period")
+                .count()
+        };
+        wait_for("a reason", || {
+            refused() > usize::from(validity.starts_with('+'))
+        });
     }
     assert!(!world.log().contains("accepted"));
 }

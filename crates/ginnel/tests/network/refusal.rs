@@ -113,6 +113,18 @@ fn option(builder: &mut Builder, name: &str, value: &str) {
     builder.critical_option(name, value).expect("once");
 }
 
+/// The certificate with another key ID, which nobody has signed.
+fn changed(certificate: &Certificate) -> Certificate {
+    let mut bytes = certificate.to_bytes().expect("a certificate");
+    let key_id = b"forged";
+    let at = bytes
+        .windows(key_id.len())
+        .position(|part| part == key_id)
+        .expect("it has that key ID");
+    bytes[at] ^= 1;
+    Certificate::from_bytes(&bytes).expect("a certificate")
+}
+
 /// Tries to log in to `shed` as root.
 fn attempt(world: &World, shown: Shown) -> bool {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -180,8 +192,15 @@ fn cases(world: &World, ca: &PrivateKey) -> Vec<(Shown, &'static str)> {
         option(builder, "verify-required", "");
     });
     let certificates = [
-        (dated((now - 2 * hour, now - hour)), "no_usable_certificate"),
-        (dated((now + hour, now + 2 * hour)), "no_usable_certificate"),
+        (
+            dated((now - 2 * hour, now - hour)),
+            "outside_validity_period",
+        ),
+        (
+            dated((now + hour, now + 2 * hour)),
+            "outside_validity_period",
+        ),
+        (changed(&dated(times)), "wrong_signature"),
         (by(&key(6), CertType::User), "wrong_authority"),
         (by(ca, CertType::Host), "host_certificate"),
         (by(&ecdsa(world), CertType::User), "weak_signature"),
@@ -216,7 +235,10 @@ fn every_refusal_has_its_reason_in_the_audit() {
             "{said}"
         );
         assert!(said.contains(" account:root"), "{said}");
-        let shows = !matches!(reason, "no_usable_certificate" | "raw_key" | "password");
+        let shows = !matches!(
+            reason,
+            "outside_validity_period" | "wrong_signature" | "raw_key" | "password"
+        );
         assert_eq!(
             said.contains(" serial:1000000 key_id:forged"),
             shows,

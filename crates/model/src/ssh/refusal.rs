@@ -35,8 +35,7 @@ pub struct RefusedLogin {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
-    /// No certificate was shown that the transport takes: none at all, or one outside its time,
-    /// or with a wrong signature.
+    /// No certificate was shown that can be read.
     NoUsableCertificate,
     /// A password was sent.
     Password,
@@ -56,6 +55,8 @@ pub enum Reason {
     WeakSignature,
     /// The signature is wrong.
     WrongSignature,
+    /// Before its time, or after it: the transport does not say which, nor what certificate.
+    OutsideValidityPeriod,
     /// Before its time.
     NotYetValid,
     /// After its time.
@@ -91,6 +92,7 @@ impl Reason {
             Self::KeyOfAuthority => "key_of_authority",
             Self::WeakSignature => "weak_signature",
             Self::WrongSignature => "wrong_signature",
+            Self::OutsideValidityPeriod => "outside_validity_period",
             Self::NotYetValid => "not_yet_valid",
             Self::Expired => "expired",
             Self::WrongPrincipal => "wrong_principal",

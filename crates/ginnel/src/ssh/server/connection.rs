@@ -20,6 +20,7 @@ use super::{
     program::{Program, Terminal, Wanted},
     record::{Head, Record},
     socket::AgentSocket,
+    verdict::Verdict,
     x11::{Cookie, Display},
 };
 use crate::ssh::{
@@ -57,6 +58,8 @@ pub(super) struct Connection {
     login: Option<Login>,
     /// Why nobody came in so far; told when the connection ends so.
     refused: Option<RefusedLogin>,
+    /// What russh finds wrong; from the beginning of the authentication on.
+    verdict: Option<Verdict>,
     /// Bounded by `SESSIONS_MAX`.
     sessions: BTreeMap<u32, Opened>,
     /// Bounded by `LISTENERS_MAX`.
@@ -96,6 +99,7 @@ impl Connection {
             accepted: Some(accepted),
             login: None,
             refused: None,
+            verdict: None,
             sessions: BTreeMap::new(),
             listeners: BTreeMap::new(),
         }
@@ -152,10 +156,6 @@ impl Connection {
     /// Keeps why a login was refused. That a bare key was offered says less than all else: OpenSSH
     /// offers one beside each certificate.
     fn remember(&mut self, user: &str, reason: Reason, shown: Option<&Certificate>) {
-        let telling = |reason: Reason| match reason == Reason::NoUsableCertificate {
-            true => 0,
-            false => 2 - u8::from(reason == Reason::RawKey),
-        };
         let known = self.refused.as_ref().map(|known| known.reason);
         if known.is_some_and(|known| telling(reason) < telling(known)) {
             return;
@@ -334,8 +334,14 @@ impl Connection {
 impl Handler for Connection {
     type Error = russh::Error;
 
+    /// The first call on the task that serves the connection.
+    async fn authentication_banner(&mut self) -> Result<Option<String>, Self::Error> {
+        self.verdict = Some(Verdict::listen());
+        Ok(None)
+    }
+
     async fn auth_none(&mut self, user: &str) -> Result<Auth, Self::Error> {
-        // Every client begins so; the transport itself turns down what is outside its time.
+        // Every client begins so.
         self.remember(user, Reason::NoUsableCertificate, None);
         Ok(Auth::reject())
     }
@@ -736,10 +742,24 @@ impl Handler for Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         if self.login.is_none()
-            && let Some(refused) = self.refused.take()
+            && let Some(mut refused) = self.refused.take()
         {
+            let verdict = self.verdict.as_ref().and_then(Verdict::reason);
+            if let Some(reason) =
+                verdict.filter(|reason| telling(*reason) > telling(refused.reason))
+            {
+                refused.reason = reason;
+            }
             (self.shared.organisation.refused)(refused);
         }
+    }
+}
+
+/// How much a reason says beside others of the same connection.
+fn telling(reason: Reason) -> u8 {
+    match reason == Reason::NoUsableCertificate {
+        true => 0,
+        false => 2 - u8::from(reason == Reason::RawKey),
     }
 }
 

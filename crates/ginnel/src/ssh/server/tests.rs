@@ -1,9 +1,25 @@
 //! The server before anybody has come in: whatever bytes come, it ends that connection and serves
-//! the next.
+//! the next. And who comes in: many at a time, but nobody without the key of his certificate.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use russh::{client, keys::PublicKeyOrCertificate};
+use russh::{
+    client,
+    keys::{
+        PublicKeyOrCertificate,
+        ssh_key::{
+            certificate::{Builder, CertType},
+            private::{Ed25519Keypair, KeypairData},
+        },
+    },
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 use super::*;
@@ -26,12 +42,19 @@ impl client::Handler for Anybody {
 }
 
 fn server() -> Server {
+    trusting(|| Err("nobody is trusted".to_owned()))
+}
+
+fn trusting(authority: impl Fn() -> Result<Authority, String> + Send + Sync + 'static) -> Server {
     let identity = Identity {
         key: cert::make_key().unwrap(),
         certificate: None,
     };
     let organisation = Organisation {
-        authority: Arc::new(|_| Box::pin(async { Err("nobody is trusted".to_owned()) })),
+        authority: Arc::new(move |_| {
+            let known = authority().map(Arc::new);
+            Box::pin(async { known })
+        }),
         refused: Arc::new(|_| ()),
         archive: None,
     };
@@ -39,7 +62,7 @@ fn server() -> Server {
 }
 
 fn connect(server: &Server) -> (DuplexStream, tokio::task::JoinHandle<()>) {
-    let (near, far) = tokio::io::duplex(256 * 1024);
+    let (near, far) = tokio::io::duplex(64 * 1024);
     let address: SocketAddr = "[fd00::1]:22".parse().unwrap();
     (near, tokio::spawn(server.serve(far, address, address)))
 }
@@ -152,4 +175,117 @@ fn a_length_that_no_packet_has_allocates_nothing_and_ends_the_connection() {
         let endless = [b"SSH-2.0-".as_slice(), &[b'x'; 100_000]].concat();
         check(&server, &endless, "a version without end").await;
     });
+}
+
+fn key(seed: u8) -> PrivateKey {
+    let pair = Ed25519Keypair::from_seed(&[seed; 32]);
+    PrivateKey::new(KeypairData::Ed25519(pair), "").unwrap()
+}
+
+/// The authority whose key is `key(1)`.
+fn authority() -> Authority {
+    Authority {
+        user_ca: vec![key(1).public_key().key_data().clone()],
+        revoked: BTreeSet::new(),
+        ..Authority::default()
+    }
+}
+
+/// A certificate of `key(9)` for the account of this process.
+fn certificate() -> Certificate {
+    let subject = key(9).public_key().key_data().clone();
+    let now = os::clock::wall().duration_since(std::time::UNIX_EPOCH);
+    let now = now.unwrap().as_secs();
+    let mut builder = Builder::new([7; 16], subject, now - 60, now + 3_600).unwrap();
+    builder.cert_type(CertType::User).unwrap();
+    let own = Account::own().unwrap().unwrap().name;
+    builder.valid_principal(own).unwrap();
+    builder.sign(&key(1)).unwrap()
+}
+
+/// Shows the certificate and signs by `signer`; the connection stays as long as what is returned.
+async fn log_in(server: &Server, signer: PrivateKey) -> Option<client::Handle<Anybody>> {
+    let (near, _serving) = connect(server);
+    let config = Arc::new(client::Config::default());
+    let connected = client::connect_stream(config, near, Anybody).await;
+    let mut client = connected.ok()?;
+    let own = Account::own().unwrap().unwrap().name;
+    let answer = client.authenticate_openssh_cert(own, Arc::new(signer), certificate());
+    answer.await.ok()?.success().then_some(client)
+}
+
+/// CVE-2024-45337: the key that is proven is the one that counts, not one that was shown.
+#[test]
+fn a_certificate_is_worth_nothing_without_its_key() {
+    block_on(async {
+        let server = trusting(|| Ok(authority()));
+        assert!(log_in(&server, key(8)).await.is_none());
+        assert!(log_in(&server, key(9)).await.is_some());
+    });
+}
+
+#[test]
+fn nobody_comes_in_while_the_authority_is_not_known() {
+    static KNOWN: AtomicBool = AtomicBool::new(false);
+    block_on(async {
+        let server = trusting(|| match KNOWN.load(Ordering::Relaxed) {
+            true => Ok(authority()),
+            false => Err("no answer".to_owned()),
+        });
+        for known in [false, true, false] {
+            KNOWN.store(known, Ordering::Relaxed);
+            assert_eq!(log_in(&server, key(9)).await.is_some(), known);
+        }
+    });
+}
+
+/// The bound on connections holds and has room for all that fit, however many try.
+#[test]
+fn as_many_come_in_at_once_as_there_is_room_for() {
+    block_on(async {
+        let server = Arc::new(trusting(|| Ok(authority())));
+        let attempts: Vec<_> = (0..CONNECTIONS_MAX + 100)
+            .map(|_| {
+                let server = Arc::clone(&server);
+                tokio::spawn(async move { log_in(&server, key(9)).await })
+            })
+            .collect();
+        let mut inside = Vec::new();
+        for attempt in attempts {
+            inside.extend(attempt.await.unwrap());
+        }
+        assert_eq!(inside.len(), CONNECTIONS_MAX);
+        assert!(log_in(&server, key(9)).await.is_none(), "it is full");
+        drop(inside);
+        let all = u32::try_from(CONNECTIONS_MAX).unwrap();
+        let room = server.shared.places.acquire_many(all);
+        drop(time::timeout(END_MAX, room).await.unwrap().unwrap());
+        assert!(log_in(&server, key(9)).await.is_some(), "they have gone");
+    });
+}
+
+/// CVE-2023-48795: with strict key exchange, which both sides offer here, a message that is no part
+/// of the exchange ends the connection, so nobody can shift the sequence numbers.
+#[test]
+fn a_message_inside_the_key_exchange_ends_the_connection() {
+    block_on(async {
+        let server = server();
+        let words = first_words().await;
+        assert!(find(&words, b"kex-strict-c-v00@openssh.com"));
+        let (mut near, serving) = connect(&server);
+        // SSH_MSG_IGNORE with an empty string, and its padding (RFC 4253, 6 and 11.2).
+        let ignore = [&[0, 0, 0, 12, 6, 2, 0, 0, 0, 0][..], &[0; 6]].concat();
+        near.write_all(&[words, ignore].concat()).await.unwrap();
+        let mut said = Vec::new();
+        let read = time::timeout(END_MAX, near.read_to_end(&mut said)).await;
+        // It has ended although we have not gone.
+        drop(read.expect("the connection ends"));
+        assert!(find(&said, b"kex-strict-s-v00@openssh.com"));
+        let ended = time::timeout(END_MAX, serving).await;
+        assert!(ended.unwrap().is_ok());
+    });
+}
+
+fn find(bytes: &[u8], text: &[u8]) -> bool {
+    bytes.windows(text.len()).any(|part| part == text)
 }
