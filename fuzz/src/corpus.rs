@@ -1,6 +1,6 @@
 //! Makes the corpus: for each target, inputs that reach its depth, from a fixed seed.
 
-use crate::{input::Generator, wireguard::conversation};
+use crate::{input::Generator, shell, wireguard::conversation};
 
 /// Returns the inputs of `target`, at most 24.
 #[must_use]
@@ -22,6 +22,13 @@ pub fn inputs(target: &str) -> Vec<Vec<u8>> {
         "api_bodies" => texts(BODIES),
         "socks_messages" => socks(),
         "node_resolver" => questions(),
+        "ssh_acceptance" => shell::certificates(),
+        "ssh_agent" => vec![vec![0, 0, 0, 1, 6], vec![0, 0, 0, 1, 5], vec![255; 9]],
+        "ssh_bytes" => vec![
+            shell::beginning(),
+            b"SSH-2.0-x\r\n\xff\xff\xff\xff".to_vec(),
+        ],
+        "ssh_logins" => shell::attempts(),
         "uapi_requests" => texts(REQUESTS),
         "packet_offload" => vec![
             V4.to_vec(),

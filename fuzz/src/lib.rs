@@ -10,9 +10,58 @@ pub mod netstack;
 pub mod offload;
 pub mod packet;
 pub mod resolver;
+pub mod shell;
 pub mod socks;
 pub mod uapi;
 pub mod wireguard;
+
+// Parts of the binary, each under the name that it has there.
+#[allow(dead_code, unused_imports, reason = "the rest is the binary's")]
+#[path = "../../crates/ginnel/src/ssh"]
+mod ssh {
+    pub(crate) mod acceptance;
+    mod algorithms;
+    mod channels;
+    pub(crate) mod server;
+}
+
+#[allow(dead_code, reason = "the rest is the binary's")]
+#[path = "../../crates/ginnel/src/cert"]
+mod cert {
+    use std::time::Duration;
+
+    use russh::keys::{Certificate, PrivateKey};
+    use tokio::io::{AsyncRead, AsyncWrite};
+
+    mod agent;
+
+    /// The binary's own is open to its parent only.
+    pub(crate) async fn add(
+        agent: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        key: &PrivateKey,
+        certificate: &Certificate,
+        lifetime: Duration,
+    ) -> anyhow::Result<()> {
+        agent::add(agent, key, certificate, lifetime).await
+    }
+}
+
+/// In place of the binary's remedies, which a person reads.
+mod remedy {
+    pub(crate) trait Advise<T> {
+        fn remedy(self, text: &str) -> anyhow::Result<T>;
+    }
+
+    impl<T> Advise<T> for anyhow::Result<T> {
+        fn remedy(self, _: &str) -> anyhow::Result<T> {
+            self
+        }
+    }
+
+    pub(crate) fn advise(text: &'static str, _: &str) -> anyhow::Error {
+        anyhow::Error::msg(text)
+    }
+}
 
 /// A target: it takes any bytes.
 pub type Target = fn(&[u8]);
@@ -33,6 +82,10 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("packet_tcp", packet::tcp),
     ("packet_udp", packet::udp),
     ("socks_messages", socks::messages),
+    ("ssh_acceptance", shell::acceptance),
+    ("ssh_agent", shell::agent),
+    ("ssh_bytes", shell::bytes),
+    ("ssh_logins", shell::logins),
     ("uapi_requests", uapi::requests),
     ("wireguard_device", wireguard::device),
     ("wireguard_messages", wireguard::messages),

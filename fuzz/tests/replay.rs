@@ -37,6 +37,10 @@ targets! {
     packet_tcp
     packet_udp
     socks_messages
+    ssh_acceptance
+    ssh_agent
+    ssh_bytes
+    ssh_logins
     uapi_requests
     wireguard_device
     wireguard_messages
