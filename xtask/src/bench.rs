@@ -2,6 +2,7 @@
 
 mod gateway;
 mod handshake;
+mod ssh;
 mod tcp;
 pub(crate) mod tunnel;
 
@@ -36,6 +37,12 @@ const WORLDS: &[World] = &[
         measures: "`ginnel tun` between two namespaces, against other userspace tunnels",
         usage: tunnel::USAGE,
         run: tunnel::run,
+    },
+    World {
+        name: "ssh",
+        measures: "bytes over SSH and the time of a login, beside OpenSSH",
+        usage: ssh::USAGE,
+        run: ssh::run,
     },
     World {
         name: "tcp",
