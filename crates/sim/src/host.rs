@@ -135,7 +135,9 @@ impl Host {
             node.apply(clock, map);
         }
         node.restore_endpoints(&self.disk.endpoints);
-        self.socket = node.stack().and_then(|stack| {
+        // Beside an interface the stack is for hosts of sites alone.
+        let stack = if self.user { node.stack() } else { None };
+        self.socket = stack.and_then(|stack| {
             let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT));
             stack.bind(any).ok()
         });
