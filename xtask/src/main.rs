@@ -4,6 +4,7 @@ mod bench;
 mod deny;
 mod fuzz;
 mod install;
+mod postgres;
 mod reproducible;
 mod ring;
 mod step;

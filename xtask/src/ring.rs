@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    deny, install, root,
+    deny, install,
+    postgres::Cluster,
+    root,
     step::{self, Steps},
 };
 
@@ -19,6 +21,7 @@ enum Ring {
     Flood,
     Fuzz,
     Control,
+    Postgres,
     Cli,
     Netns,
     Interop,
@@ -26,7 +29,7 @@ enum Ring {
 }
 
 impl Ring {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Format,
         Self::Clippy,
         Self::Tidy,
@@ -34,6 +37,7 @@ impl Ring {
         Self::Flood,
         Self::Fuzz,
         Self::Control,
+        Self::Postgres,
         Self::Cli,
         Self::Netns,
         Self::Interop,
@@ -49,6 +53,7 @@ impl Ring {
             Self::Flood => "flood",
             Self::Fuzz => "fuzz",
             Self::Control => "control",
+            Self::Postgres => "postgres",
             Self::Cli => "cli",
             Self::Netns => "netns",
             Self::Interop => "interop",
@@ -65,6 +70,7 @@ impl Ring {
             Self::Flood => "20 million malformed packets change nothing but counters",
             Self::Fuzz => "the fuzz corpus replays",
             Self::Control => "requests against the real router and store",
+            Self::Postgres => "the same requests with PostgreSQL below",
             Self::Cli => "the binary as a person meets it",
             Self::Netns => "real kernel, TUN and namespaces; needs root",
             Self::Soak => "TCP against the kernel over a bad link, SOAK seconds; needs root",
@@ -100,6 +106,10 @@ impl Ring {
                 command.args(["--lib", "--bins", "--examples"]);
                 add(&mut command, self, targets);
                 Some(command)
+            }
+            Self::Postgres => {
+                let mut command = cargo_test();
+                add(&mut command, Self::Control, targets).then_some(command)
             }
             Self::Tidy | Self::Flood | Self::Control | Self::Cli | Self::Netns | Self::Interop => {
                 let mut command = cargo_test();
@@ -153,6 +163,18 @@ fn run(rings: &[Ring], all: bool) -> Result<()> {
     for ring in rings {
         match ring.command(&targets) {
             Some(mut command) => {
+                let needed = *ring == Ring::Postgres;
+                let cluster = if needed { Cluster::start()? } else { None };
+                match &cluster {
+                    Some(cluster) => {
+                        command.env("CONTROL_POSTGRES", cluster.url());
+                    }
+                    None if needed => {
+                        skip(ring.name(), "PostgreSQL")?;
+                        continue;
+                    }
+                    None => {}
+                }
                 command.env("PATH", install::path());
                 command.env("NODE_PATH", install::modules());
                 if all {
@@ -165,6 +187,14 @@ fn run(rings: &[Ring], all: bool) -> Result<()> {
         }
     }
     steps.finish()
+}
+
+/// Says what is not installed, unless nothing may be skipped.
+fn skip(ring: &str, what: &str) -> Result<()> {
+    let required = std::env::var("INTEROP").is_ok_and(|value| value == "required");
+    ensure!(!required, "{ring} needs {what}, which is not installed");
+    step::note(&format!("== {ring}: SKIPPED, no {what}"));
+    Ok(())
 }
 
 fn rings(names: &[&str]) -> Result<Vec<Ring>> {
@@ -180,7 +210,9 @@ fn rings(names: &[&str]) -> Result<Vec<Ring>> {
 
 fn needs_programs(ring: Ring) -> bool {
     match ring {
-        Ring::Control | Ring::Cli | Ring::Netns | Ring::Interop | Ring::Soak => true,
+        Ring::Control | Ring::Postgres | Ring::Cli | Ring::Netns | Ring::Interop | Ring::Soak => {
+            true
+        }
         Ring::Format | Ring::Clippy | Ring::Tidy | Ring::Unit | Ring::Flood | Ring::Fuzz => false,
     }
 }

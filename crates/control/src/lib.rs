@@ -26,6 +26,7 @@ use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
 };
+use zeroize::Zeroizing;
 
 use crate::{
     api::error::ApiError,
@@ -60,6 +61,8 @@ mod tls;
 pub struct Config {
     /// The directory of its state: database, certificates. Made with mode 0700 if missing.
     pub data: PathBuf,
+    /// Where its rows are.
+    pub database: Database,
     /// `HOST:PORT` at which clients reach the API; an IPv6 address stands in brackets.
     pub public: String,
     /// Where its certificate comes from.
@@ -72,6 +75,17 @@ pub struct Config {
     pub wall: Arc<dyn Fn() -> SystemTime + Send + Sync>,
     /// Draws tokens and addresses. Keys of certificates come from the TLS library's own source.
     pub random: Arc<dyn Random>,
+}
+
+/// Where a server keeps its rows.
+#[derive(Clone, Default)]
+pub enum Database {
+    /// An SQLite file in the directory of its state.
+    #[default]
+    File,
+    /// A PostgreSQL database, as `postgres://USER@HOST/DATABASE`; of one server alone. The URL may
+    /// hold a password.
+    Postgres(Zeroizing<String>),
 }
 
 /// Where the server's TLS certificate comes from.
@@ -164,11 +178,20 @@ impl Server {
     pub async fn open(config: Config) -> anyhow::Result<Self> {
         let host = host(&config.public)?;
         make_private_folder(&config.data)?;
-        let path = config.data.join(DATABASE_FILE);
-        let store = Store::open(&path)
-            .await
-            .with_context(|| format!("open database `{}`", path.display()))?;
-        restrict(&path)?;
+        let store = match &config.database {
+            Database::File => {
+                let path = config.data.join(DATABASE_FILE);
+                let store = Store::open(&path)
+                    .await
+                    .with_context(|| format!("open database `{}`", path.display()))?;
+                restrict(&path)?;
+                store
+            }
+            Database::Postgres(url) => {
+                let store = Store::open_postgres(url).await;
+                store.context("open the PostgreSQL database")?
+            }
+        };
         let wall = (config.wall)();
         let certificates = match &config.certificate {
             CertificateSource::Own => {

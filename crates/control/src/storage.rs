@@ -4,20 +4,15 @@
 //! [`Change`] is one transaction and cannot be committed without its audit row, apart from the
 //! pieces of a record and the confirmations of sessions.
 
-use std::{path::Path, time::Duration};
-
 pub(crate) use model::id::OrgId;
 /// What every statement runs on.
-pub(crate) use sqlx::SqliteConnection as Connection;
-use sqlx::{
-    ConnectOptions as _, Row, SqlSafeStr as _, Sqlite, SqliteConnection, SqlitePool, Transaction,
-    migrate::{MigrateError, Migration, MigrationType, Migrator},
-    sqlite::{
-        SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-    },
-};
+pub(crate) use sqlx::AnyConnection as Connection;
+use sqlx::{Any, AnyPool, Row as _, Transaction, any::AnyRow};
+
+use self::database::Kind;
 
 pub(crate) mod audit;
+mod database;
 pub(crate) mod installation;
 pub(crate) mod node;
 pub(crate) mod oidc;
@@ -30,15 +25,6 @@ pub(crate) mod ssh;
 pub(crate) mod token;
 pub(crate) mod user;
 
-/// Readers beside the one writer; more find no free core on small servers.
-const READERS_MAX: u32 = 8;
-
-/// How long a request waits for the writer or for a reader before it is refused.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a statement waits for another process, such as a backup, that holds the database.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// How long a removed node keeps its address, and other rows stay that only explain the past.
 pub(crate) const REMOVED_SECONDS_MIN: i64 = 30 * 24 * 60 * 60;
 
@@ -50,24 +36,9 @@ pub(crate) const AUDIT_SECONDS_MIN: i64 = 400 * 24 * 60 * 60;
 
 /// The database of one installation.
 pub(crate) struct Store {
-    writer: SqlitePool,
-    reader: SqlitePool,
-}
-
-/// Why the database could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum OpenError {
-    #[error(
-        "the database was written by a newer ginnel (schema {found}, this one knows {known}); \
-         start the newer version, or restore a backup made before the upgrade"
-    )]
-    Newer { found: i64, known: i64 },
-    #[error("the database's schema was changed by hand (migration {0}); restore a backup")]
-    Altered(i64),
-    #[error("migrate the database")]
-    Migrate(#[source] MigrateError),
-    #[error("open the database")]
-    Open(#[source] sqlx::Error),
+    kind: Kind,
+    writer: AnyPool,
+    reader: AnyPool,
 }
 
 /// Why the store did not answer.
@@ -85,7 +56,7 @@ pub(crate) enum Error {
 
 /// One change: a write transaction that ends with its audit row and its serial.
 pub(crate) struct Change {
-    transaction: Transaction<'static, Sqlite>,
+    transaction: Transaction<'static, Any>,
     now: i64,
 }
 
@@ -104,82 +75,16 @@ pub(crate) struct Committed {
     pub(crate) touched: Touched,
 }
 
-const MIGRATIONS: [(i64, &str, &str); 8] = [
-    (
-        1,
-        "first",
-        include_str!("../migrations/sqlite/0001_first.sql"),
-    ),
-    (2, "ssh", include_str!("../migrations/sqlite/0002_ssh.sql")),
-    (
-        3,
-        "policy",
-        include_str!("../migrations/sqlite/0003_policy.sql"),
-    ),
-    (
-        4,
-        "ssh_cut",
-        include_str!("../migrations/sqlite/0004_ssh_cut.sql"),
-    ),
-    (
-        5,
-        "ssh_session",
-        include_str!("../migrations/sqlite/0005_ssh_session.sql"),
-    ),
-    (
-        6,
-        "people",
-        include_str!("../migrations/sqlite/0006_people.sql"),
-    ),
-    (
-        7,
-        "site",
-        include_str!("../migrations/sqlite/0007_site.sql"),
-    ),
-    (
-        8,
-        "oidc",
-        include_str!("../migrations/sqlite/0008_oidc.sql"),
-    ),
-];
-
 impl Store {
-    /// Opens the database at `path`, makes it if it is missing, and migrates it.
-    pub(crate) async fn open(path: &Path) -> Result<Self, OpenError> {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(BUSY_TIMEOUT)
-            .disable_statement_logging();
-        let writer = SqlitePoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_with(options.clone())
-            .await
-            .map_err(OpenError::Open)?;
-        migrate(&writer).await?;
-        let reader = SqlitePoolOptions::new()
-            .max_connections(READERS_MAX)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_with(options.create_if_missing(false).read_only(true))
-            .await
-            .map_err(OpenError::Open)?;
-        Ok(Self { writer, reader })
-    }
-
     /// Begins a change; it waits for changes before it and rolls back when dropped.
     pub(crate) async fn change(&self, now: i64) -> Result<Change, Error> {
-        // A deferred transaction that has read cannot become a writer after another process wrote.
-        let transaction = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let transaction = self.writer.begin_with(self.kind.begin_change()).await?;
         Ok(Change { transaction, now })
     }
 
     /// Begins to read from one snapshot.
-    pub(crate) async fn read(&self) -> Result<Transaction<'static, Sqlite>, Error> {
-        Ok(self.reader.begin().await?)
+    pub(crate) async fn read(&self) -> Result<Transaction<'static, Any>, Error> {
+        Ok(self.reader.begin_with(self.kind.begin_read()).await?)
     }
 
     /// Closes the database after the last statement.
@@ -191,7 +96,7 @@ impl Store {
 
 impl Change {
     /// The connection that sees and makes the change.
-    pub(crate) fn connection(&mut self) -> &mut SqliteConnection {
+    pub(crate) fn connection(&mut self) -> &mut Connection {
         &mut self.transaction
     }
 
@@ -222,17 +127,7 @@ impl Change {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        // SQLITE_BUSY and SQLITE_LOCKED (sqlite.org/rescode.html); extended codes share the byte.
-        let is_busy = |code: &str| {
-            code.parse::<u32>()
-                .is_ok_and(|code| matches!(code & 0xff, 5 | 6))
-        };
-        let busy = matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed)
-            || error
-                .as_database_error()
-                .and_then(|error| error.code())
-                .is_some_and(|code| is_busy(&code));
-        if busy {
+        if database::is_busy(&error) {
             Self::Busy(error)
         } else {
             Self::Failed(error)
@@ -241,14 +136,14 @@ impl From<sqlx::Error> for Error {
 }
 
 /// Reads a column of text that parses into `T`.
-fn text<T: std::str::FromStr>(row: &SqliteRow, column: &'static str) -> Result<T, Error> {
+fn text<T: std::str::FromStr>(row: &AnyRow, column: &'static str) -> Result<T, Error> {
     let text: &str = row.try_get(column)?;
     text.parse().map_err(|_| Error::Corrupt(column))
 }
 
 /// Reads a column of text or null.
 fn optional_text<T: std::str::FromStr>(
-    row: &SqliteRow,
+    row: &AnyRow,
     column: &'static str,
 ) -> Result<Option<T>, Error> {
     let text: Option<&str> = row.try_get(column)?;
@@ -257,13 +152,13 @@ fn optional_text<T: std::str::FromStr>(
 }
 
 /// Reads a column of 32 bytes.
-fn bytes(row: &SqliteRow, column: &'static str) -> Result<[u8; 32], Error> {
+fn bytes(row: &AnyRow, column: &'static str) -> Result<[u8; 32], Error> {
     let bytes: &[u8] = row.try_get(column)?;
     bytes.try_into().map_err(|_| Error::Corrupt(column))
 }
 
 /// Reads a column that counts and therefore fits `T`.
-fn number<T: TryFrom<i64>>(row: &SqliteRow, column: &'static str) -> Result<T, Error> {
+fn number<T: TryFrom<i64>>(row: &AnyRow, column: &'static str) -> Result<T, Error> {
     let number: i64 = row.try_get(column)?;
     T::try_from(number).map_err(|_| Error::Corrupt(column))
 }
@@ -275,32 +170,9 @@ fn joined(items: &[impl std::fmt::Display]) -> String {
 }
 
 /// Reads a column that [`joined`] wrote.
-fn split<T: std::str::FromStr>(row: &SqliteRow, column: &'static str) -> Result<Vec<T>, Error> {
+fn split<T: std::str::FromStr>(row: &AnyRow, column: &'static str) -> Result<Vec<T>, Error> {
     let text: &str = row.try_get(column)?;
     text.split(',')
         .map(|item| item.parse().map_err(|_| Error::Corrupt(column)))
         .collect()
-}
-
-async fn migrate(writer: &SqlitePool) -> Result<(), OpenError> {
-    let migrations = MIGRATIONS
-        .into_iter()
-        .map(|(version, name, sql)| {
-            let sql = sql.into_sql_str();
-            Migration::new(version, name.into(), MigrationType::Simple, sql, false)
-        })
-        .collect();
-    let known = MIGRATIONS[MIGRATIONS.len() - 1].0;
-    match Migrator::with_migrations(migrations).run(writer).await {
-        Ok(()) => Ok(()),
-        Err(MigrateError::VersionMissing(_)) => {
-            let found = sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations")
-                .fetch_one(writer)
-                .await
-                .map_err(OpenError::Open)?;
-            Err(OpenError::Newer { found, known })
-        }
-        Err(MigrateError::VersionMismatch(version)) => Err(OpenError::Altered(version)),
-        Err(error) => Err(OpenError::Migrate(error)),
-    }
 }

@@ -10,8 +10,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use control::{Bootstrap, CertificateSource, Server};
+use control::{Bootstrap, CertificateSource, Database, Server};
 use tokio::net::TcpListener;
+use zeroize::Zeroizing;
 
 use crate::{
     admin,
@@ -33,6 +34,15 @@ pub(crate) struct Args {
     /// Where the server keeps its database, its keys and its certificates
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
+
+    /// A PostgreSQL database instead of the file in DIR, as postgres://USER@HOST/DATABASE
+    ///
+    /// The database is empty at first and of this server alone. The URL may hold a password, which
+    /// others on this machine see in a command line: give it by GINNEL_DATABASE then. Keys and
+    /// certificates stay in DIR.
+    #[arg(long, value_name = "URL", env = "GINNEL_DATABASE", hide_env_values = true,
+          value_parser = database_url)]
+    database: Option<Zeroizing<String>>,
 
     /// Where the API listens for HTTPS
     #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:8443")]
@@ -145,6 +155,10 @@ async fn open(args: &Args) -> Result<(Server, TcpListener, State)> {
     };
     let config = control::Config {
         data: args.data.clone(),
+        database: match &args.database {
+            Some(url) => Database::Postgres(url.clone()),
+            None => Database::File,
+        },
         public,
         certificate,
         provider_ca: args.provider_ca.clone(),
@@ -164,6 +178,15 @@ fn parse_revalidation(text: &str) -> Result<Duration, String> {
         Ok(interval)
     } else {
         Err("providers are asked every 1s to 1h".to_owned())
+    }
+}
+
+/// Takes the URL of a database that the server can use.
+fn database_url(text: &str) -> Result<Zeroizing<String>, &'static str> {
+    let scheme = text.split_once("://").map(|(scheme, _)| scheme);
+    match scheme {
+        Some("postgres" | "postgresql") => Ok(Zeroizing::new(text.to_owned())),
+        Some(_) | None => Err("it begins with postgres://; a file needs no URL, only --data"),
     }
 }
 

@@ -6,7 +6,7 @@ use model::{
     id::{NodeId, OrgId, TokenId, UserId},
     name::Label,
 };
-use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
 use super::{Error, optional_text};
 
@@ -54,7 +54,7 @@ impl fmt::Display for Actor {
 
 /// Writes a row; only a commit does so.
 pub(super) async fn insert(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     entry: &Entry,
 ) -> Result<(), Error> {
@@ -73,7 +73,7 @@ pub(super) async fn insert(
 
 /// Returns the rows after `after` in the order of their ids.
 pub(crate) async fn rows(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: Option<OrgId>,
     after: i64,
     limit: u32,
@@ -86,7 +86,7 @@ pub(crate) async fn rows(
     )
     .bind(after)
     .bind(org.map(|org| org.0))
-    .bind(limit)
+    .bind(i64::from(limit))
     .fetch_all(connection)
     .await?
     .into_iter()
@@ -95,7 +95,7 @@ pub(crate) async fn rows(
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
-fn parse(row: SqliteRow) -> Result<Row, Error> {
+fn parse(row: AnyRow) -> Result<Row, Error> {
     Ok(Row {
         id: row.try_get("id")?,
         time: row.try_get("time")?,

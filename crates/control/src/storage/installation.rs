@@ -1,6 +1,6 @@
 //! The installation as a whole: its serial and the authority that its tokens pin.
 
-use sqlx::{Row as _, SqliteConnection};
+use sqlx::{AnyConnection, Row as _};
 
 use super::{AUDIT_SECONDS_MIN, Error, REMOVED_SECONDS_MIN, SESSION_SECONDS_MIN, Touched, number};
 
@@ -11,7 +11,7 @@ pub(crate) struct Installation {
 }
 
 /// Makes the installation's row.
-pub(crate) async fn insert(connection: &mut SqliteConnection, now: i64) -> Result<(), Error> {
+pub(crate) async fn insert(connection: &mut AnyConnection, now: i64) -> Result<(), Error> {
     sqlx::query("INSERT INTO installation (id, serial, created) VALUES (1, 1, $1)")
         .bind(now)
         .execute(connection)
@@ -21,7 +21,7 @@ pub(crate) async fn insert(connection: &mut SqliteConnection, now: i64) -> Resul
 
 /// Returns the installation; `None` before the first start has ended.
 pub(crate) async fn installation(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
 ) -> Result<Option<Installation>, Error> {
     let row = sqlx::query("SELECT serial, authority FROM installation WHERE id = 1")
         .fetch_optional(connection)
@@ -39,7 +39,7 @@ pub(crate) async fn installation(
 
 /// Remembers the authority that tokens pin from now on.
 pub(crate) async fn update_authority(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     authority: [u8; 32],
 ) -> Result<(), Error> {
     sqlx::query("UPDATE installation SET authority = $1 WHERE id = 1")
@@ -51,7 +51,7 @@ pub(crate) async fn update_authority(
 
 /// Gives the change that ends now its serial, if anybody can see it.
 pub(super) async fn advance(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     touched: Touched,
 ) -> Result<u64, Error> {
     let step = i64::from(touched != Touched::Nobody);
@@ -80,7 +80,7 @@ pub(super) async fn advance(
 }
 
 /// Deletes what only explained the past and has done so long enough. Returns how many rows went.
-pub(crate) async fn delete_past(connection: &mut SqliteConnection, now: i64) -> Result<u64, Error> {
+pub(crate) async fn delete_past(connection: &mut AnyConnection, now: i64) -> Result<u64, Error> {
     let statements = [
         "DELETE FROM ssh_certificate WHERE valid_before < $1",
         "DELETE FROM ssh_certificate WHERE node IN (SELECT id FROM node WHERE removed < $1)",

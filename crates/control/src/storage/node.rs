@@ -8,7 +8,7 @@ use model::{
     map::Role,
     name::Label,
 };
-use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
 use super::{Error, bytes, number, optional_text, text};
 
@@ -57,7 +57,7 @@ impl Node {
 
 /// Adds a node.
 pub(crate) async fn insert(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     name: &Label,
     public_key: PublicKey,
@@ -85,7 +85,7 @@ pub(crate) async fn insert(
 
 /// Enrols a known node again, under its old id.
 pub(crate) async fn update(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     id: NodeId,
     name: &Label,
@@ -115,7 +115,7 @@ pub(crate) async fn update(
 
 /// Renames a node.
 pub(crate) async fn update_name(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     id: NodeId,
     name: &Label,
 ) -> Result<(), Error> {
@@ -130,7 +130,7 @@ pub(crate) async fn update_name(
 /// Removes a node with its services, sites, tags and session and revokes its tokens; the row keeps
 /// the address.
 pub(crate) async fn delete(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     id: NodeId,
 ) -> Result<(), Error> {
@@ -151,7 +151,7 @@ pub(crate) async fn delete(
 
 /// Returns a node, removed or not.
 pub(crate) async fn node(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     id: NodeId,
 ) -> Result<Option<Node>, Error> {
     sqlx::query("SELECT * FROM node WHERE id = $1")
@@ -164,7 +164,7 @@ pub(crate) async fn node(
 
 /// Returns the live node of a public key.
 pub(crate) async fn node_with_key(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     key: PublicKey,
 ) -> Result<Option<Node>, Error> {
     sqlx::query("SELECT * FROM node WHERE public_key = $1 AND removed IS NULL")
@@ -177,7 +177,7 @@ pub(crate) async fn node_with_key(
 
 /// Returns the node of a public key that was removed last from `org`, or from the gateways.
 pub(crate) async fn removed_node_with_key(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: Option<OrgId>,
     key: PublicKey,
 ) -> Result<Option<Node>, Error> {
@@ -196,7 +196,7 @@ pub(crate) async fn removed_node_with_key(
 
 /// Returns the live node of a name in `org`, or among gateways.
 pub(crate) async fn node_named(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: Option<OrgId>,
     name: &Label,
 ) -> Result<Option<Node>, Error> {
@@ -213,9 +213,7 @@ pub(crate) async fn node_named(
 }
 
 /// Returns the server's own gateway.
-pub(crate) async fn builtin_gateway(
-    connection: &mut SqliteConnection,
-) -> Result<Option<Node>, Error> {
+pub(crate) async fn builtin_gateway(connection: &mut AnyConnection) -> Result<Option<Node>, Error> {
     sqlx::query("SELECT * FROM node WHERE builtin = 1 AND removed IS NULL")
         .fetch_optional(connection)
         .await?
@@ -225,7 +223,7 @@ pub(crate) async fn builtin_gateway(
 
 /// Tells whether an address belongs to a node or did so lately.
 pub(crate) async fn address_is_taken(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     address: Ipv6Addr,
 ) -> Result<bool, Error> {
     let found = sqlx::query("SELECT 1 FROM node WHERE address = $1")
@@ -237,7 +235,7 @@ pub(crate) async fn address_is_taken(
 
 /// Returns all live nodes of an organisation.
 pub(crate) async fn nodes_of(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: OrgId,
 ) -> Result<Vec<Node>, Error> {
     sqlx::query("SELECT * FROM node WHERE org = $1 AND removed IS NULL ORDER BY id")
@@ -251,7 +249,7 @@ pub(crate) async fn nodes_of(
 
 /// Returns the live devices of a person.
 pub(crate) async fn nodes_of_user(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     user: UserId,
 ) -> Result<Vec<Node>, Error> {
     sqlx::query("SELECT * FROM node WHERE \"user\" = $1 AND removed IS NULL ORDER BY id")
@@ -264,7 +262,7 @@ pub(crate) async fn nodes_of_user(
 }
 
 /// Counts the live nodes of an organisation.
-pub(crate) async fn count_of(connection: &mut SqliteConnection, org: OrgId) -> Result<u32, Error> {
+pub(crate) async fn count_of(connection: &mut AnyConnection, org: OrgId) -> Result<u32, Error> {
     let row = sqlx::query("SELECT COUNT(*) AS n FROM node WHERE org = $1 AND removed IS NULL")
         .bind(org.0)
         .fetch_one(connection)
@@ -273,7 +271,7 @@ pub(crate) async fn count_of(connection: &mut SqliteConnection, org: OrgId) -> R
 }
 
 /// Counts the live gateways.
-pub(crate) async fn count_gateways(connection: &mut SqliteConnection) -> Result<u32, Error> {
+pub(crate) async fn count_gateways(connection: &mut AnyConnection) -> Result<u32, Error> {
     let row =
         sqlx::query("SELECT COUNT(*) AS n FROM node WHERE role = 'gateway' AND removed IS NULL")
             .fetch_one(connection)
@@ -283,7 +281,7 @@ pub(crate) async fn count_gateways(connection: &mut SqliteConnection) -> Result<
 
 /// Returns live nodes after `after` in the order of their ids.
 pub(crate) async fn nodes(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: Option<OrgId>,
     name: Option<&Label>,
     after: i64,
@@ -297,7 +295,7 @@ pub(crate) async fn nodes(
     .bind(after)
     .bind(org.map(|org| org.0))
     .bind(name.map(Label::as_str))
-    .bind(limit)
+    .bind(i64::from(limit))
     .fetch_all(connection)
     .await?
     .into_iter()
@@ -339,7 +337,7 @@ fn columns(part: &Part) -> Columns<'_> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
-fn parse(row: SqliteRow) -> Result<Node, Error> {
+fn parse(row: AnyRow) -> Result<Node, Error> {
     let part = match row.try_get("role")? {
         "client" => Part::Client {
             org: OrgId(row.try_get("org")?),

@@ -7,7 +7,7 @@ use model::{
     name::Label,
     policy::Role,
 };
-use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
 use super::{Error, text, user::User};
 
@@ -44,7 +44,7 @@ pub(crate) struct Session {
 
 /// Sets the provider of an organisation in place of any other.
 pub(crate) async fn upsert_provider(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     provider: &Provider,
 ) -> Result<(), Error> {
     delete_provider(connection, provider.org).await?;
@@ -54,11 +54,11 @@ pub(crate) async fn upsert_provider(
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
     )
     .bind(provider.org.0)
-    .bind(&provider.issuer)
-    .bind(&provider.client_id)
+    .bind(provider.issuer.as_str())
+    .bind(provider.client_id.as_str())
     .bind(provider.client_secret.as_deref())
     .bind(provider.scopes.join(" "))
-    .bind(&provider.groups_claim)
+    .bind(provider.groups_claim.as_str())
     .bind(provider.created)
     .execute(&mut *connection)
     .await?;
@@ -75,7 +75,7 @@ pub(crate) async fn upsert_provider(
 
 /// Removes the provider of an organisation. Returns whether there was one.
 pub(crate) async fn delete_provider(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: OrgId,
 ) -> Result<bool, Error> {
     sqlx::query("DELETE FROM oidc_role WHERE org = $1")
@@ -92,7 +92,7 @@ pub(crate) async fn delete_provider(
 
 /// Returns the provider of an organisation.
 pub(crate) async fn provider(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: OrgId,
 ) -> Result<Option<Provider>, Error> {
     let row = sqlx::query("SELECT * FROM oidc_provider WHERE org = $1")
@@ -122,7 +122,7 @@ pub(crate) async fn provider(
 
 /// Says who a person is at a provider.
 pub(crate) async fn insert_identity(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     user: UserId,
     org: OrgId,
     issuer: &str,
@@ -142,7 +142,7 @@ pub(crate) async fn insert_identity(
 
 /// Forgets who a person is at a provider, and her groups.
 pub(crate) async fn delete_identity(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     user: UserId,
 ) -> Result<(), Error> {
     update_groups(connection, user, &[]).await?;
@@ -155,7 +155,7 @@ pub(crate) async fn delete_identity(
 
 /// Returns the person whom a provider knows as `subject`.
 pub(crate) async fn user_with_identity(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: OrgId,
     issuer: &str,
     subject: &str,
@@ -175,7 +175,7 @@ pub(crate) async fn user_with_identity(
 
 /// Gives a person these groups and no others.
 pub(crate) async fn update_groups(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     user: UserId,
     groups: &[Label],
 ) -> Result<(), Error> {
@@ -195,7 +195,7 @@ pub(crate) async fn update_groups(
 
 /// Returns the groups of a person in the order of their names.
 pub(crate) async fn groups(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     user: UserId,
 ) -> Result<Vec<Label>, Error> {
     sqlx::query("SELECT name FROM user_group WHERE \"user\" = $1 ORDER BY name")
@@ -209,7 +209,7 @@ pub(crate) async fn groups(
 
 /// Returns the groups of everybody in an organisation.
 pub(crate) async fn groups_of(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: OrgId,
 ) -> Result<BTreeMap<UserId, Vec<Label>>, Error> {
     let rows = sqlx::query(
@@ -229,7 +229,7 @@ pub(crate) async fn groups_of(
 
 /// Begins the session of a device in place of an earlier one.
 pub(crate) async fn insert_session(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     session: &Session,
 ) -> Result<(), Error> {
     delete_session(connection, session.node).await?;
@@ -241,9 +241,9 @@ pub(crate) async fn insert_session(
     .bind(session.node.0)
     .bind(session.user.0)
     .bind(session.org.0)
-    .bind(&session.issuer)
-    .bind(&session.subject)
-    .bind(&session.sid)
+    .bind(session.issuer.as_str())
+    .bind(session.subject.as_str())
+    .bind(session.sid.as_deref())
     .bind(session.refresh_token.as_deref())
     .bind(session.begun)
     .bind(session.confirmed)
@@ -255,7 +255,7 @@ pub(crate) async fn insert_session(
 
 /// Forgets the session of a device.
 pub(crate) async fn delete_session(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     node: NodeId,
 ) -> Result<(), Error> {
     sqlx::query("DELETE FROM oidc_session WHERE node = $1")
@@ -267,7 +267,7 @@ pub(crate) async fn delete_session(
 
 /// Returns the session of a device.
 pub(crate) async fn session(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     node: NodeId,
 ) -> Result<Option<Session>, Error> {
     sqlx::query("SELECT * FROM oidc_session WHERE node = $1")
@@ -280,13 +280,13 @@ pub(crate) async fn session(
 
 /// Returns sessions that are due, those that wait longest first.
 pub(crate) async fn due_sessions(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     limit: u32,
 ) -> Result<Vec<Session>, Error> {
     sqlx::query("SELECT * FROM oidc_session WHERE due <= $1 ORDER BY due, node LIMIT $2")
         .bind(now)
-        .bind(limit)
+        .bind(i64::from(limit))
         .fetch_all(connection)
         .await?
         .into_iter()
@@ -297,7 +297,7 @@ pub(crate) async fn due_sessions(
 /// Returns the sessions that a provider gave to a subject, or under its own session id, until
 /// `begun`.
 pub(crate) async fn sessions_of(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: OrgId,
     issuer: &str,
     subject: Option<&str>,
@@ -324,7 +324,7 @@ pub(crate) async fn sessions_of(
 
 /// Says when to ask about a session again.
 pub(crate) async fn update_due(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     node: NodeId,
     due: i64,
 ) -> Result<(), Error> {
@@ -338,7 +338,7 @@ pub(crate) async fn update_due(
 
 /// Makes every session of a person due.
 pub(crate) async fn update_due_of(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     user: UserId,
     due: i64,
 ) -> Result<(), Error> {
@@ -353,7 +353,7 @@ pub(crate) async fn update_due_of(
 /// Remembers that the provider confirmed a session, and its next refresh token. The session may
 /// have been replaced meanwhile: `old` is the one that was asked about.
 pub(crate) async fn update_confirmed(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     old: &Session,
     refresh_token: &[u8],
@@ -374,7 +374,7 @@ pub(crate) async fn update_confirmed(
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
-fn parse(row: SqliteRow) -> Result<Session, Error> {
+fn parse(row: AnyRow) -> Result<Session, Error> {
     Ok(Session {
         node: NodeId(row.try_get("node")?),
         user: UserId(row.try_get("user")?),

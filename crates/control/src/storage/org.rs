@@ -5,7 +5,7 @@ use model::{
     id::{NodeId, OrgId},
     name::Label,
 };
-use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
 use super::{Error, number, text};
 
@@ -22,7 +22,7 @@ pub(crate) struct Org {
 
 /// Makes an organisation that uses the installation's gateway.
 pub(crate) async fn insert(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     name: &Label,
     prefix: OrgPrefix,
@@ -42,7 +42,7 @@ pub(crate) async fn insert(
 }
 
 /// Gives every organisation the newest stand-alone gateway, else the server's own.
-pub(crate) async fn update_gateways(connection: &mut SqliteConnection) -> Result<(), Error> {
+pub(crate) async fn update_gateways(connection: &mut AnyConnection) -> Result<(), Error> {
     sqlx::query(
         "UPDATE org SET gateway = (SELECT id FROM node WHERE role = 'gateway' AND removed IS NULL
                                    ORDER BY builtin, enrolled DESC, id DESC LIMIT 1)",
@@ -54,7 +54,7 @@ pub(crate) async fn update_gateways(connection: &mut SqliteConnection) -> Result
 
 /// Removes an organisation without nodes, its people, and the tokens that lead into it.
 pub(crate) async fn delete(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     org: OrgId,
 ) -> Result<(), Error> {
@@ -80,10 +80,7 @@ pub(crate) async fn delete(
 }
 
 /// Returns an organisation.
-pub(crate) async fn org(
-    connection: &mut SqliteConnection,
-    id: OrgId,
-) -> Result<Option<Org>, Error> {
+pub(crate) async fn org(connection: &mut AnyConnection, id: OrgId) -> Result<Option<Org>, Error> {
     sqlx::query("SELECT * FROM org WHERE id = $1 AND removed IS NULL")
         .bind(id.0)
         .fetch_optional(connection)
@@ -94,7 +91,7 @@ pub(crate) async fn org(
 
 /// Returns the organisation of a name.
 pub(crate) async fn org_named(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     name: &Label,
 ) -> Result<Option<Org>, Error> {
     sqlx::query("SELECT * FROM org WHERE name = $1 AND removed IS NULL")
@@ -107,7 +104,7 @@ pub(crate) async fn org_named(
 
 /// Tells whether a prefix was ever given.
 pub(crate) async fn prefix_is_taken(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     prefix: OrgPrefix,
 ) -> Result<bool, Error> {
     let found = sqlx::query("SELECT 1 FROM org WHERE prefix = $1")
@@ -119,7 +116,7 @@ pub(crate) async fn prefix_is_taken(
 
 /// Returns the organisations after `after` in the order of their ids, `only` one if given.
 pub(crate) async fn orgs(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     only: Option<OrgId>,
     after: i64,
     limit: u32,
@@ -130,7 +127,7 @@ pub(crate) async fn orgs(
     )
     .bind(after)
     .bind(only.map(|org| org.0))
-    .bind(limit)
+    .bind(i64::from(limit))
     .fetch_all(connection)
     .await?
     .into_iter()
@@ -139,7 +136,7 @@ pub(crate) async fn orgs(
 }
 
 /// Counts the organisations.
-pub(crate) async fn count(connection: &mut SqliteConnection) -> Result<u32, Error> {
+pub(crate) async fn count(connection: &mut AnyConnection) -> Result<u32, Error> {
     let row = sqlx::query("SELECT COUNT(*) AS n FROM org WHERE removed IS NULL")
         .fetch_one(connection)
         .await?;
@@ -147,7 +144,7 @@ pub(crate) async fn count(connection: &mut SqliteConnection) -> Result<u32, Erro
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
-fn parse(row: SqliteRow) -> Result<Org, Error> {
+fn parse(row: AnyRow) -> Result<Org, Error> {
     Ok(Org {
         id: OrgId(row.try_get("id")?),
         name: text(&row, "name")?,

@@ -7,7 +7,7 @@ use model::{
     name::Label,
     policy::{Selector, Traffic},
 };
-use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
 use super::{Error, joined, number, split, text};
 
@@ -31,7 +31,7 @@ pub(crate) struct Terms {
 
 /// Adds a rule.
 pub(crate) async fn insert(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     org: OrgId,
     terms: &Terms,
@@ -53,7 +53,7 @@ pub(crate) async fn insert(
 
 /// Changes what a rule says.
 pub(crate) async fn update(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     id: RuleId,
     terms: &Terms,
 ) -> Result<(), Error> {
@@ -71,7 +71,7 @@ pub(crate) async fn update(
 }
 
 /// Removes a rule.
-pub(crate) async fn delete(connection: &mut SqliteConnection, id: RuleId) -> Result<(), Error> {
+pub(crate) async fn delete(connection: &mut AnyConnection, id: RuleId) -> Result<(), Error> {
     sqlx::query("DELETE FROM rule WHERE id = $1")
         .bind(id.0)
         .execute(connection)
@@ -80,7 +80,7 @@ pub(crate) async fn delete(connection: &mut SqliteConnection, id: RuleId) -> Res
 }
 
 /// Removes every rule of an organisation.
-pub(crate) async fn delete_of(connection: &mut SqliteConnection, org: OrgId) -> Result<(), Error> {
+pub(crate) async fn delete_of(connection: &mut AnyConnection, org: OrgId) -> Result<(), Error> {
     sqlx::query("DELETE FROM rule WHERE org = $1")
         .bind(org.0)
         .execute(connection)
@@ -90,7 +90,7 @@ pub(crate) async fn delete_of(connection: &mut SqliteConnection, org: OrgId) -> 
 
 /// Returns a rule.
 pub(crate) async fn rule(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     id: RuleId,
 ) -> Result<Option<Rule>, Error> {
     sqlx::query("SELECT * FROM rule WHERE id = $1")
@@ -103,7 +103,7 @@ pub(crate) async fn rule(
 
 /// Returns the rules after `after` in the order of their ids.
 pub(crate) async fn rules(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: Option<OrgId>,
     after: i64,
     limit: u32,
@@ -113,7 +113,7 @@ pub(crate) async fn rules(
     )
     .bind(after)
     .bind(org.map(|org| org.0))
-    .bind(limit)
+    .bind(i64::from(limit))
     .fetch_all(connection)
     .await?
     .into_iter()
@@ -122,7 +122,7 @@ pub(crate) async fn rules(
 }
 
 /// Counts the rules of an organisation.
-pub(crate) async fn count_of(connection: &mut SqliteConnection, org: OrgId) -> Result<u32, Error> {
+pub(crate) async fn count_of(connection: &mut AnyConnection, org: OrgId) -> Result<u32, Error> {
     let row = sqlx::query("SELECT COUNT(*) AS n FROM rule WHERE org = $1")
         .bind(org.0)
         .fetch_one(connection)
@@ -132,7 +132,7 @@ pub(crate) async fn count_of(connection: &mut SqliteConnection, org: OrgId) -> R
 
 /// Gives a node exactly these tags.
 pub(crate) async fn update_tags(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     node: NodeId,
     tags: &[Label],
 ) -> Result<(), Error> {
@@ -152,7 +152,7 @@ pub(crate) async fn update_tags(
 
 /// Returns the tags of a node, in the order of the alphabet.
 pub(crate) async fn tags_of_node(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     node: NodeId,
 ) -> Result<Vec<Label>, Error> {
     sqlx::query("SELECT tag FROM node_tag WHERE node = $1 ORDER BY tag")
@@ -166,7 +166,7 @@ pub(crate) async fn tags_of_node(
 
 /// Returns the tags of every live node of an organisation that has any.
 pub(crate) async fn tags_of(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: OrgId,
 ) -> Result<BTreeMap<NodeId, Vec<Label>>, Error> {
     let rows = sqlx::query(
@@ -185,7 +185,7 @@ pub(crate) async fn tags_of(
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
-fn parse(row: SqliteRow) -> Result<Rule, Error> {
+fn parse(row: AnyRow) -> Result<Rule, Error> {
     Ok(Rule {
         id: RuleId(row.try_get("id")?),
         org: OrgId(row.try_get("org")?),

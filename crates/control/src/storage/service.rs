@@ -4,7 +4,7 @@ use model::{
     id::{NodeId, OrgId, ServiceId},
     name::Label,
 };
-use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
 use super::{Error, number, text};
 
@@ -23,7 +23,7 @@ pub(crate) struct Service {
 
 /// Publishes a port.
 pub(crate) async fn insert(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     node: NodeId,
     name: &Label,
@@ -36,7 +36,7 @@ pub(crate) async fn insert(
     )
     .bind(node.0)
     .bind(name.as_str())
-    .bind(port)
+    .bind(i64::from(port))
     .bind(target)
     .bind(now)
     .fetch_one(connection)
@@ -45,7 +45,7 @@ pub(crate) async fn insert(
 }
 
 /// Withdraws a service.
-pub(crate) async fn delete(connection: &mut SqliteConnection, id: ServiceId) -> Result<(), Error> {
+pub(crate) async fn delete(connection: &mut AnyConnection, id: ServiceId) -> Result<(), Error> {
     sqlx::query("DELETE FROM service WHERE id = $1")
         .bind(id.0)
         .execute(connection)
@@ -55,7 +55,7 @@ pub(crate) async fn delete(connection: &mut SqliteConnection, id: ServiceId) -> 
 
 /// Returns a service.
 pub(crate) async fn service(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     id: ServiceId,
 ) -> Result<Option<Service>, Error> {
     sqlx::query(
@@ -73,7 +73,7 @@ pub(crate) async fn service(
 
 /// Returns the services after `after` in the order of their ids.
 pub(crate) async fn services(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: Option<OrgId>,
     name: Option<&Label>,
     after: i64,
@@ -89,7 +89,7 @@ pub(crate) async fn services(
     .bind(after)
     .bind(org.map(|org| org.0))
     .bind(name.map(Label::as_str))
-    .bind(limit)
+    .bind(i64::from(limit))
     .fetch_all(connection)
     .await?
     .into_iter()
@@ -99,7 +99,7 @@ pub(crate) async fn services(
 
 /// Returns all services of an organisation.
 pub(crate) async fn services_of(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: OrgId,
 ) -> Result<Vec<Service>, Error> {
     services(connection, Some(org), None, 0, u32::MAX).await
@@ -107,7 +107,7 @@ pub(crate) async fn services_of(
 
 /// Returns all services of a node.
 pub(crate) async fn services_of_node(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     node: NodeId,
 ) -> Result<Vec<Service>, Error> {
     sqlx::query(
@@ -125,7 +125,7 @@ pub(crate) async fn services_of_node(
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
-fn parse(row: SqliteRow) -> Result<Service, Error> {
+fn parse(row: AnyRow) -> Result<Service, Error> {
     Ok(Service {
         id: ServiceId(row.try_get("id")?),
         org: OrgId(row.try_get("org")?),

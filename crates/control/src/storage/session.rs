@@ -7,7 +7,7 @@ use model::{
     name::Label,
     ssh::{NewSession, Piece, Principal, Serial, SessionEnd},
 };
-use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
 use super::{Error, number, optional_text, text};
 
@@ -35,7 +35,7 @@ pub(crate) struct Session {
 
 /// Begins a session whose certificate is one of this organisation's; `None` if it is not.
 pub(crate) async fn insert(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     org: OrgId,
     (node, node_name): (NodeId, &Label),
@@ -63,14 +63,14 @@ pub(crate) async fn insert(
 
 /// Appends a piece.
 pub(crate) async fn insert_piece(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     session: SessionId,
     piece: &Piece,
 ) -> Result<(), Error> {
     sqlx::query("INSERT INTO ssh_session_piece (session, number, text) VALUES ($1, $2, $3)")
         .bind(session.0)
-        .bind(piece.number)
-        .bind(&piece.text)
+        .bind(i64::from(piece.number))
+        .bind(piece.text.as_str())
         .execute(&mut *connection)
         .await?;
     let length = i64::try_from(piece.text.len()).map_err(|_| Error::Corrupt("text"))?;
@@ -84,14 +84,14 @@ pub(crate) async fn insert_piece(
 
 /// Ends a session.
 pub(crate) async fn update_end(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     session: SessionId,
     end: SessionEnd,
 ) -> Result<(), Error> {
     sqlx::query("UPDATE ssh_session SET ended = $1, status = $2 WHERE id = $3")
         .bind(now)
-        .bind(end.status)
+        .bind(end.status.map(i64::from))
         .bind(session.0)
         .execute(connection)
         .await?;
@@ -100,7 +100,7 @@ pub(crate) async fn update_end(
 
 /// Deletes a session with its record.
 pub(crate) async fn delete(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     session: SessionId,
 ) -> Result<(), Error> {
     for statement in [
@@ -116,12 +116,10 @@ pub(crate) async fn delete(
 }
 
 /// Returns how many sessions an organisation has records of, and of how many bytes.
-pub(crate) async fn size(
-    connection: &mut SqliteConnection,
-    org: OrgId,
-) -> Result<(u64, u64), Error> {
+pub(crate) async fn size(connection: &mut AnyConnection, org: OrgId) -> Result<(u64, u64), Error> {
     let row = sqlx::query(
-        "SELECT COUNT(*) AS n, COALESCE(SUM(bytes), 0) AS bytes FROM ssh_session WHERE org = $1",
+        "SELECT COUNT(*) AS n, CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes
+         FROM ssh_session WHERE org = $1",
     )
     .bind(org.0)
     .fetch_one(connection)
@@ -131,7 +129,7 @@ pub(crate) async fn size(
 
 /// Returns a session.
 pub(crate) async fn session(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     id: SessionId,
 ) -> Result<Option<Session>, Error> {
     sqlx::query(
@@ -148,7 +146,7 @@ pub(crate) async fn session(
 
 /// Returns sessions after `after` in the order of their ids.
 pub(crate) async fn sessions(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: Option<OrgId>,
     after: i64,
     limit: u32,
@@ -160,7 +158,7 @@ pub(crate) async fn sessions(
     )
     .bind(after)
     .bind(org.map(|org| org.0))
-    .bind(limit)
+    .bind(i64::from(limit))
     .fetch_all(connection)
     .await?
     .into_iter()
@@ -170,7 +168,7 @@ pub(crate) async fn sessions(
 
 /// Returns pieces from `first` on.
 pub(crate) async fn pieces(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     session: SessionId,
     first: i64,
     limit: u32,
@@ -181,7 +179,7 @@ pub(crate) async fn pieces(
     )
     .bind(session.0)
     .bind(first)
-    .bind(limit)
+    .bind(i64::from(limit))
     .fetch_all(connection)
     .await?
     .iter()
@@ -195,7 +193,7 @@ pub(crate) async fn pieces(
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
-fn parse(row: SqliteRow) -> Result<Session, Error> {
+fn parse(row: AnyRow) -> Result<Session, Error> {
     let status: Option<i64> = row.try_get("status")?;
     let status = status.map(|status| u32::try_from(status).map_err(|_| Error::Corrupt("status")));
     Ok(Session {

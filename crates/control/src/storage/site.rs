@@ -6,7 +6,7 @@ use model::{
     name::Label,
     site::Ipv4Prefix,
 };
-use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
 use super::{Error, joined, number, split, text};
 
@@ -26,7 +26,7 @@ pub(crate) struct Site {
 
 /// Adds a site.
 pub(crate) async fn insert(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     org: OrgId,
     name: &Label,
@@ -48,7 +48,7 @@ pub(crate) async fn insert(
 }
 
 /// Removes a site.
-pub(crate) async fn delete(connection: &mut SqliteConnection, id: SiteId) -> Result<(), Error> {
+pub(crate) async fn delete(connection: &mut AnyConnection, id: SiteId) -> Result<(), Error> {
     sqlx::query("DELETE FROM site WHERE id = $1")
         .bind(id.0)
         .execute(connection)
@@ -57,10 +57,7 @@ pub(crate) async fn delete(connection: &mut SqliteConnection, id: SiteId) -> Res
 }
 
 /// Removes every site behind a node.
-pub(crate) async fn delete_of(
-    connection: &mut SqliteConnection,
-    node: NodeId,
-) -> Result<(), Error> {
+pub(crate) async fn delete_of(connection: &mut AnyConnection, node: NodeId) -> Result<(), Error> {
     sqlx::query("DELETE FROM site WHERE node = $1")
         .bind(node.0)
         .execute(connection)
@@ -70,7 +67,7 @@ pub(crate) async fn delete_of(
 
 /// Returns a site.
 pub(crate) async fn site(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     id: SiteId,
 ) -> Result<Option<Site>, Error> {
     sqlx::query(
@@ -87,7 +84,7 @@ pub(crate) async fn site(
 
 /// Returns the sites after `after` in the order of their ids.
 pub(crate) async fn sites(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: Option<OrgId>,
     name: Option<&Label>,
     after: i64,
@@ -102,7 +99,7 @@ pub(crate) async fn sites(
     .bind(after)
     .bind(org.map(|org| org.0))
     .bind(name.map(Label::as_str))
-    .bind(limit)
+    .bind(i64::from(limit))
     .fetch_all(connection)
     .await?
     .into_iter()
@@ -112,14 +109,14 @@ pub(crate) async fn sites(
 
 /// Returns all sites of an organisation.
 pub(crate) async fn sites_of(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: OrgId,
 ) -> Result<Vec<Site>, Error> {
     sites(connection, Some(org), None, 0, u32::MAX).await
 }
 
 /// Counts the sites of an organisation.
-pub(crate) async fn count_of(connection: &mut SqliteConnection, org: OrgId) -> Result<u32, Error> {
+pub(crate) async fn count_of(connection: &mut AnyConnection, org: OrgId) -> Result<u32, Error> {
     let row = sqlx::query("SELECT COUNT(*) AS n FROM site WHERE org = $1")
         .bind(org.0)
         .fetch_one(connection)
@@ -128,7 +125,7 @@ pub(crate) async fn count_of(connection: &mut SqliteConnection, org: OrgId) -> R
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
-fn parse(row: SqliteRow) -> Result<Site, Error> {
+fn parse(row: AnyRow) -> Result<Site, Error> {
     Ok(Site {
         id: SiteId(row.try_get("id")?),
         org: OrgId(row.try_get("org")?),

@@ -10,7 +10,7 @@ use model::{
         Serial, SignatureText, Statement,
     },
 };
-use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
 use super::{Error, bytes, number, optional_text, text};
 
@@ -91,7 +91,7 @@ impl Usage {
 
 /// Adds a key.
 pub(crate) async fn insert_key(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     org: OrgId,
     usage: Usage,
@@ -116,7 +116,7 @@ pub(crate) async fn insert_key(
 
 /// Gives a key another state; `trusted_until` is of a retired one.
 pub(crate) async fn update_key(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     id: i64,
     state: KeyState,
     trusted_until: Option<i64>,
@@ -131,7 +131,7 @@ pub(crate) async fn update_key(
 }
 
 /// Deletes a key; its seed is gone.
-pub(crate) async fn delete_key(connection: &mut SqliteConnection, id: i64) -> Result<(), Error> {
+pub(crate) async fn delete_key(connection: &mut AnyConnection, id: i64) -> Result<(), Error> {
     sqlx::query("DELETE FROM ssh_key WHERE id = $1")
         .bind(id)
         .execute(connection)
@@ -141,7 +141,7 @@ pub(crate) async fn delete_key(connection: &mut SqliteConnection, id: i64) -> Re
 
 /// Deletes the authority of an organisation that is removed; what it signed stays listed.
 pub(crate) async fn delete_authority(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: OrgId,
 ) -> Result<(), Error> {
     for statement in [
@@ -157,10 +157,7 @@ pub(crate) async fn delete_authority(
 }
 
 /// Returns the keys of an organisation: current ones first, then next ones, then retired ones.
-pub(crate) async fn keys_of(
-    connection: &mut SqliteConnection,
-    org: OrgId,
-) -> Result<Vec<Key>, Error> {
+pub(crate) async fn keys_of(connection: &mut AnyConnection, org: OrgId) -> Result<Vec<Key>, Error> {
     let rows = sqlx::query("SELECT * FROM ssh_key WHERE org = $1 ORDER BY id DESC")
         .bind(org.0)
         .fetch_all(connection)
@@ -172,7 +169,7 @@ pub(crate) async fn keys_of(
 }
 
 /// Tells whether any key is stored, which needs the master key.
-pub(crate) async fn has_keys(connection: &mut SqliteConnection) -> Result<bool, Error> {
+pub(crate) async fn has_keys(connection: &mut AnyConnection) -> Result<bool, Error> {
     let found = sqlx::query("SELECT 1 FROM ssh_key LIMIT 1")
         .fetch_optional(connection)
         .await?;
@@ -180,7 +177,7 @@ pub(crate) async fn has_keys(connection: &mut SqliteConnection) -> Result<bool, 
 }
 
 /// Returns the organisations that have no authority yet.
-pub(crate) async fn orgs_without(connection: &mut SqliteConnection) -> Result<Vec<OrgId>, Error> {
+pub(crate) async fn orgs_without(connection: &mut AnyConnection) -> Result<Vec<OrgId>, Error> {
     sqlx::query(
         "SELECT id FROM org WHERE removed IS NULL
                 AND NOT EXISTS (SELECT 1 FROM ssh_authority a WHERE a.org = org.id)
@@ -195,7 +192,7 @@ pub(crate) async fn orgs_without(connection: &mut SqliteConnection) -> Result<Ve
 
 /// Returns the organisations with retired keys whose time is over.
 pub(crate) async fn orgs_with_past_keys(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
 ) -> Result<Vec<OrgId>, Error> {
     sqlx::query("SELECT DISTINCT org FROM ssh_key WHERE trusted_until <= $1 ORDER BY org")
@@ -209,7 +206,7 @@ pub(crate) async fn orgs_with_past_keys(
 
 /// Returns what is kept of an organisation's authority beside its keys.
 pub(crate) async fn authority(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: OrgId,
 ) -> Result<Option<Authority>, Error> {
     let row = sqlx::query("SELECT * FROM ssh_authority WHERE org = $1")
@@ -235,7 +232,7 @@ pub(crate) async fn authority(
 
 /// Keeps a new version of the statement with its signature.
 pub(crate) async fn upsert_authority(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: OrgId,
     version: u64,
     signature: SignatureText,
@@ -256,7 +253,7 @@ pub(crate) async fn upsert_authority(
 
 /// Keeps which sessions are recorded.
 pub(crate) async fn update_recording(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: OrgId,
     recording: Recording,
 ) -> Result<(), Error> {
@@ -270,7 +267,7 @@ pub(crate) async fn update_recording(
 
 /// Returns the authority as nodes see it; `None` while the organisation has none.
 pub(crate) async fn published(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     org: OrgId,
 ) -> Result<Option<ssh::Authority>, Error> {
@@ -312,7 +309,7 @@ pub(crate) fn ca_keys(keys: &[Key]) -> CaKeys {
 
 /// Adds a certificate and returns its serial, before it is signed.
 pub(crate) async fn insert_certificate(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     content: &Content,
 ) -> Result<Serial, Error> {
     let principals: Vec<_> = content.principals.iter().map(Principal::as_str).collect();
@@ -337,7 +334,7 @@ pub(crate) async fn insert_certificate(
 
 /// Counts the certificates of a node that have not ended.
 pub(crate) async fn count_certificates(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     node: NodeId,
 ) -> Result<u32, Error> {
@@ -353,7 +350,7 @@ pub(crate) async fn count_certificates(
 
 /// Returns certificates after `after` in the order of their serials.
 pub(crate) async fn certificates(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: Option<OrgId>,
     after: i64,
     limit: u32,
@@ -364,7 +361,7 @@ pub(crate) async fn certificates(
     )
     .bind(after)
     .bind(org.map(|org| org.0))
-    .bind(limit)
+    .bind(i64::from(limit))
     .fetch_all(connection)
     .await?
     .into_iter()
@@ -375,15 +372,15 @@ pub(crate) async fn certificates(
 /// Revokes certificates that have not ended, or one that has, and returns one organisation for
 /// each.
 pub(crate) async fn revoke(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     selection: Selection,
 ) -> Result<Vec<OrgId>, Error> {
     let (statement, id) = match selection {
         Selection::Serial(Serial(serial)) => (
             // Its session may go on. That it was revoked after its end keeps it listed.
-            "UPDATE ssh_certificate SET revoked = CASE WHEN valid_before > $1
-                    THEN $1 ELSE MAX($1, valid_before + 1) END
+            "UPDATE ssh_certificate
+             SET revoked = CASE WHEN valid_before = $1 THEN $1 + 1 ELSE $1 END
              WHERE revoked IS NULL AND serial = $2 AND (valid_before > $1 OR kind = 'user')
              RETURNING org",
             // What no row can have is none of ours.
@@ -418,13 +415,13 @@ pub(crate) async fn revoke(
 
 /// Ends every certificate of an organisation, whose keys are trusted no longer.
 pub(crate) async fn end_certificates(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     org: OrgId,
 ) -> Result<(), Error> {
     sqlx::query(
         "UPDATE ssh_certificate SET revoked = COALESCE(revoked, $1),
-                valid_before = MAX($1, valid_after + 1)
+                valid_before = CASE WHEN $1 > valid_after THEN $1 ELSE valid_after + 1 END
          WHERE org = $2 AND valid_before > $1",
     )
     .bind(now)
@@ -437,7 +434,7 @@ pub(crate) async fn end_certificates(
 /// Lets every user certificate count no more that was made so far for the nodes of a selection, and
 /// returns the organisation of each node for which that is new.
 pub(crate) async fn cut_off(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     selection: Selection,
 ) -> Result<Vec<OrgId>, Error> {
     let (user, node) = match selection {
@@ -464,7 +461,7 @@ pub(crate) async fn cut_off(
 
 /// Returns up to which serial certificates count no more, by the address of their node.
 pub(crate) async fn cut(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: OrgId,
 ) -> Result<BTreeMap<Ipv6Addr, Serial>, Error> {
     sqlx::query(
@@ -482,7 +479,7 @@ pub(crate) async fn cut(
 /// Returns the revoked certificates of an organisation that have not ended, and those that were
 /// revoked after their end.
 pub(crate) async fn revoked_serials(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     org: OrgId,
 ) -> Result<impl ExactSizeIterator<Item = Serial> + use<>, Error> {
@@ -503,7 +500,7 @@ pub(crate) async fn revoked_serials(
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
-fn parse_key(row: SqliteRow) -> Result<Key, Error> {
+fn parse_key(row: AnyRow) -> Result<Key, Error> {
     let sealed: &[u8] = row.try_get("sealed")?;
     Ok(Key {
         id: row.try_get("id")?,
@@ -527,7 +524,7 @@ fn parse_key(row: SqliteRow) -> Result<Key, Error> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
-fn parse_certificate(row: SqliteRow) -> Result<Certificate, Error> {
+fn parse_certificate(row: AnyRow) -> Result<Certificate, Error> {
     let principals: &str = row.try_get("principals")?;
     let principals: Result<Vec<_>, _> = principals.split(',').map(str::parse).collect();
     let content = Content {

@@ -4,7 +4,7 @@ use model::{
     id::{NodeId, OrgId, TokenId, UserId},
     token::Kind,
 };
-use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
 use super::{Error, number};
 
@@ -53,7 +53,7 @@ impl Grant {
 
 /// Adds a token. Times and uses that do not fit the kind are refused by the schema.
 pub(crate) async fn insert(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     hash: [u8; 32],
     grant: Grant,
@@ -76,7 +76,7 @@ pub(crate) async fn insert(
     .bind(org)
     .bind(node)
     .bind(user)
-    .bind(uses_max)
+    .bind(uses_max.map(i64::from))
     .bind(now)
     .bind(expires)
     .fetch_one(connection)
@@ -87,7 +87,7 @@ pub(crate) async fn insert(
 /// Uses a token once, if it may be used now. One statement decides, so that of two who use the
 /// last use at once only one succeeds.
 pub(crate) async fn consume(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     id: TokenId,
 ) -> Result<bool, Error> {
@@ -105,7 +105,7 @@ pub(crate) async fn consume(
 
 /// Revokes a token.
 pub(crate) async fn revoke(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     id: TokenId,
 ) -> Result<(), Error> {
@@ -119,7 +119,7 @@ pub(crate) async fn revoke(
 
 /// Revokes all tokens that speak for a node or from it.
 pub(crate) async fn revoke_of(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     node: NodeId,
 ) -> Result<(), Error> {
@@ -133,7 +133,7 @@ pub(crate) async fn revoke_of(
 
 /// Revokes the login tokens of a person.
 pub(crate) async fn revoke_logins_of(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     user: UserId,
 ) -> Result<(), Error> {
@@ -150,7 +150,7 @@ pub(crate) async fn revoke_logins_of(
 
 /// Returns the token of a hash.
 pub(crate) async fn token_with_hash(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     hash: [u8; 32],
 ) -> Result<Option<Token>, Error> {
     sqlx::query("SELECT * FROM token WHERE hash = $1")
@@ -163,7 +163,7 @@ pub(crate) async fn token_with_hash(
 
 /// Returns a token.
 pub(crate) async fn token(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     id: TokenId,
 ) -> Result<Option<Token>, Error> {
     sqlx::query("SELECT * FROM token WHERE id = $1")
@@ -176,7 +176,7 @@ pub(crate) async fn token(
 
 /// Returns the tokens after `after` that still work and were not made for a node.
 pub(crate) async fn tokens(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     org: Option<OrgId>,
     after: i64,
@@ -192,7 +192,7 @@ pub(crate) async fn tokens(
     .bind(now)
     .bind(after)
     .bind(org.map(|org| org.0))
-    .bind(limit)
+    .bind(i64::from(limit))
     .fetch_all(connection)
     .await?
     .into_iter()
@@ -201,7 +201,7 @@ pub(crate) async fn tokens(
 }
 
 /// Counts the tokens that enrol and still work.
-pub(crate) async fn count(connection: &mut SqliteConnection, now: i64) -> Result<u32, Error> {
+pub(crate) async fn count(connection: &mut AnyConnection, now: i64) -> Result<u32, Error> {
     let row = sqlx::query(
         "SELECT COUNT(*) AS n FROM token
          WHERE uses < uses_max AND revoked IS NULL AND expires > $1",
@@ -214,7 +214,7 @@ pub(crate) async fn count(connection: &mut SqliteConnection, now: i64) -> Result
 
 /// Tells whether anybody has ever signed in, or can still do so with a login token.
 pub(crate) async fn somebody_can_enter(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
 ) -> Result<bool, Error> {
     let row = sqlx::query(
@@ -230,7 +230,7 @@ pub(crate) async fn somebody_can_enter(
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
-fn parse(row: SqliteRow) -> Result<Token, Error> {
+fn parse(row: AnyRow) -> Result<Token, Error> {
     let uses_max: Option<i64> = row.try_get("uses_max")?;
     let uses_max = uses_max
         .map(|uses| u32::try_from(uses).map_err(|_| Error::Corrupt("uses_max")))

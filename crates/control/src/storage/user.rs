@@ -5,7 +5,7 @@ use model::{
     name::Label,
     policy::Role,
 };
-use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
 use super::{Error, number, text};
 
@@ -24,7 +24,7 @@ pub(crate) struct User {
 
 /// Adds a person.
 pub(crate) async fn insert(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     org: OrgId,
     name: &Label,
@@ -47,7 +47,7 @@ pub(crate) async fn insert(
 
 /// Gives a person another name and role.
 pub(crate) async fn update(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     id: UserId,
     name: &Label,
     role: Role,
@@ -64,7 +64,7 @@ pub(crate) async fn update(
 /// Removes a person and revokes the tokens that sign her in; her devices are removed apart. If her
 /// identity provider signs her in again, she comes as a new person.
 pub(crate) async fn delete(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     now: i64,
     id: UserId,
 ) -> Result<(), Error> {
@@ -84,7 +84,7 @@ pub(crate) async fn delete(
 
 /// Returns a person, removed or not.
 pub(crate) async fn user(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     id: UserId,
 ) -> Result<Option<User>, Error> {
     sqlx::query("SELECT * FROM \"user\" WHERE id = $1")
@@ -97,7 +97,7 @@ pub(crate) async fn user(
 
 /// Returns the person of a name in an organisation.
 pub(crate) async fn user_named(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: OrgId,
     name: &Label,
 ) -> Result<Option<User>, Error> {
@@ -112,7 +112,7 @@ pub(crate) async fn user_named(
 
 /// Returns the people after `after` in the order of their ids.
 pub(crate) async fn users(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     org: Option<OrgId>,
     name: Option<&Label>,
     after: i64,
@@ -126,7 +126,7 @@ pub(crate) async fn users(
     .bind(after)
     .bind(org.map(|org| org.0))
     .bind(name.map(Label::as_str))
-    .bind(limit)
+    .bind(i64::from(limit))
     .fetch_all(connection)
     .await?
     .into_iter()
@@ -135,9 +135,7 @@ pub(crate) async fn users(
 }
 
 /// Returns the first of those who keep the installation.
-pub(crate) async fn first_operator(
-    connection: &mut SqliteConnection,
-) -> Result<Option<User>, Error> {
+pub(crate) async fn first_operator(connection: &mut AnyConnection) -> Result<Option<User>, Error> {
     sqlx::query("SELECT * FROM \"user\" WHERE operator = 1 AND removed IS NULL ORDER BY id LIMIT 1")
         .fetch_optional(connection)
         .await?
@@ -146,7 +144,7 @@ pub(crate) async fn first_operator(
 }
 
 /// Counts those who keep the installation.
-pub(crate) async fn count_operators(connection: &mut SqliteConnection) -> Result<u32, Error> {
+pub(crate) async fn count_operators(connection: &mut AnyConnection) -> Result<u32, Error> {
     let row =
         sqlx::query("SELECT COUNT(*) AS n FROM \"user\" WHERE operator = 1 AND removed IS NULL")
             .fetch_one(connection)
@@ -155,7 +153,7 @@ pub(crate) async fn count_operators(connection: &mut SqliteConnection) -> Result
 }
 
 /// Counts the people of an organisation.
-pub(crate) async fn count_of(connection: &mut SqliteConnection, org: OrgId) -> Result<u32, Error> {
+pub(crate) async fn count_of(connection: &mut AnyConnection, org: OrgId) -> Result<u32, Error> {
     let row = sqlx::query("SELECT COUNT(*) AS n FROM \"user\" WHERE org = $1 AND removed IS NULL")
         .bind(org.0)
         .fetch_one(connection)
@@ -164,7 +162,7 @@ pub(crate) async fn count_of(connection: &mut SqliteConnection, org: OrgId) -> R
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
-fn parse(row: SqliteRow) -> Result<User, Error> {
+fn parse(row: AnyRow) -> Result<User, Error> {
     Ok(User {
         id: UserId(row.try_get("id")?),
         org: OrgId(row.try_get("org")?),

@@ -3,14 +3,14 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use axum::http::StatusCode;
-use control::{CertificateSource, Server};
+use control::{CertificateSource, Config, Database, Server};
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
 use model::{
     map::NetworkMap,
     token::{Kind, Token},
 };
 use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, Connection as _, SqliteConnection,
+    AnyConnection, AssertSqlSafe, ConnectOptions as _, Connection as _,
     sqlite::SqliteConnectOptions,
 };
 use tokio::time::timeout;
@@ -19,7 +19,7 @@ use crate::world::{World, enrol_request, log};
 
 #[tokio::test]
 async fn a_newer_database_is_refused_and_left_alone() {
-    let world = World::new().await;
+    let world = World::in_file().await;
     world.login().await;
     world.server.close().await;
     let mut database = database(&world).await;
@@ -44,7 +44,7 @@ async fn a_newer_database_is_refused_and_left_alone() {
 
 #[tokio::test]
 async fn a_file_that_is_no_database_is_refused() {
-    let world = World::new().await;
+    let world = World::in_file().await;
     world.server.close().await;
     let path = world.data.path().join("ginnel.db");
     fs::remove_file(path.with_extension("db-wal")).ok();
@@ -62,7 +62,7 @@ async fn a_file_that_is_no_database_is_refused() {
 
 #[tokio::test]
 async fn only_the_owner_reads_the_state() {
-    let world = World::new().await;
+    let world = World::in_file().await;
     world.login().await;
     let mut names = Vec::new();
     for entry in fs::read_dir(world.data.path()).unwrap() {
@@ -87,7 +87,7 @@ async fn only_the_owner_reads_the_state() {
 
 #[tokio::test]
 async fn no_secret_is_in_the_database_or_in_the_log() {
-    let world = World::seeded(77).await;
+    let world = World::in_file().await;
     let bootstrap = world.server.bootstrap().await.unwrap().unwrap().token;
     let laptop = world
         .post("/v1/login", &bootstrap, &enrol_request("laptop", 1))
@@ -280,6 +280,29 @@ async fn with_an_operators_certificate_tokens_carry_no_pin() {
     );
 }
 
+/// With a file it is the directory that is locked, by the program.
+#[tokio::test]
+async fn a_postgres_that_another_server_works_on_is_refused_until_that_one_ends() {
+    let world = World::new().await;
+    if matches!(world.config().database, Database::File) {
+        return;
+    }
+    let data = tempfile::tempdir().unwrap();
+    let beside = Config {
+        data: data.path().to_owned(),
+        ..world.config()
+    };
+    let error = Server::open(beside).await.err().expect("it is refused");
+    let text = format!("{error:#}");
+    assert!(
+        text.contains("another server works on this database"),
+        "{text}"
+    );
+    world.server.close().await;
+    let again = Server::open(world.config()).await;
+    again.expect("the database is free again");
+}
+
 #[tokio::test]
 async fn a_public_endpoint_needs_a_port() {
     let world = World::new().await;
@@ -297,10 +320,8 @@ async fn a_public_endpoint_needs_a_port() {
     }
 }
 
-async fn database(world: &World) -> SqliteConnection {
-    let path = world.data.path().join("ginnel.db");
-    let url = format!("sqlite://{}", path.display());
-    SqliteConnection::connect(&url)
+async fn database(world: &World) -> AnyConnection {
+    AnyConnection::connect(&world.url())
         .await
         .expect("the database opens")
 }

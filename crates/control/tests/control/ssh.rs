@@ -91,7 +91,10 @@ struct Scene {
 }
 
 async fn scene() -> Scene {
-    let world = World::new().await;
+    scene_in(World::new().await).await
+}
+
+async fn scene_in(world: World) -> Scene {
     let login = world.login().await;
     let web = world.join(&login.session_token, None, "web", 1).await;
     Scene { world, login, web }
@@ -667,7 +670,7 @@ async fn only_the_right_token_is_certified() {
 #[tokio::test]
 async fn an_organisation_from_before_ssh_gets_its_authority_at_the_next_start() {
     use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
-    let Scene { mut world, web, .. } = scene().await;
+    let Scene { mut world, web, .. } = scene_in(World::in_file().await).await;
     world.server.close().await;
     let options = SqliteConnectOptions::new().filename(world.data.path().join("ginnel.db"));
     let mut database = options.connect().await.unwrap();

@@ -259,7 +259,7 @@ async fn people_without_meaning_are_refused() {
 /// What the schema of people was before there were roles, with somebody in two organisations.
 #[tokio::test]
 async fn a_person_from_before_roles_keeps_every_device_and_session() {
-    let mut world = World::new().await;
+    let mut world = World::in_file().await;
     let login = world.login().await;
     let admin = login.session_token.clone();
     world.add_org(&admin, "other").await;

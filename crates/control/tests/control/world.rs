@@ -15,7 +15,7 @@ use axum::{
     body::Body,
     http::{Method, Request, StatusCode, header},
 };
-use control::{CertificateSource, Config, Random, Server};
+use control::{CertificateSource, Config, Database, Random, Server};
 use http_body_util::BodyExt as _;
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
@@ -31,12 +31,15 @@ use model::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tempfile::TempDir;
+use zeroize::Zeroizing;
 
 /// A server, its directory and its clock.
 pub(crate) struct World {
     pub(crate) server: Server,
     pub(crate) data: TempDir,
+    database: Database,
     pub(crate) clock: Arc<AtomicU64>,
     pub(crate) random: Arc<Chance>,
 }
@@ -67,7 +70,16 @@ impl World {
         Self::seeded(1).await
     }
 
+    /// A world whose database is a file, whatever `CONTROL_POSTGRES` says.
+    pub(crate) async fn in_file() -> Self {
+        Self::on(Database::File, 1).await
+    }
+
     pub(crate) async fn seeded(seed: u64) -> Self {
+        Self::on(fresh_database().await, seed).await
+    }
+
+    async fn on(database: Database, seed: u64) -> Self {
         record_log();
         let data = tempfile::tempdir().expect("a temporary directory");
         let clock = Arc::new(AtomicU64::new(BEGIN));
@@ -76,11 +88,12 @@ impl World {
             stuck: Mutex::new(None),
             script: Mutex::new(VecDeque::new()),
         });
-        let config = config(data.path(), &clock, &random);
+        let config = config(data.path(), &database, &clock, &random);
         let server = Server::open(config).await.expect("a new server opens");
         Self {
             server,
             data,
+            database,
             clock,
             random,
         }
@@ -94,8 +107,19 @@ impl World {
             .expect("the server opens again");
     }
 
+    /// Returns the URL of its database.
+    pub(crate) fn url(&self) -> String {
+        match &self.database {
+            Database::File => {
+                let path = self.data.path().join("ginnel.db");
+                format!("sqlite://{}", path.display())
+            }
+            Database::Postgres(url) => url.to_string(),
+        }
+    }
+
     pub(crate) fn config(&self) -> Config {
-        config(self.data.path(), &self.clock, &self.random)
+        config(self.data.path(), &self.database, &self.clock, &self.random)
     }
 
     pub(crate) fn pass(&self, seconds: u64) {
@@ -330,10 +354,36 @@ pub(crate) fn log() -> String {
     String::from_utf8_lossy(&LOG.lock().expect("a writer does not panic")).into_owned()
 }
 
-fn config(data: &Path, clock: &Arc<AtomicU64>, random: &Arc<Chance>) -> Config {
+/// Returns a new database of the PostgreSQL that `CONTROL_POSTGRES` names by a URL, or a file.
+async fn fresh_database() -> Database {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let Ok(url) = std::env::var("CONTROL_POSTGRES") else {
+        return Database::File;
+    };
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("world_{}_{count}", std::process::id());
+    let mut connection = PgConnection::connect(&url)
+        .await
+        .expect("PostgreSQL answers");
+    let statement = format!("CREATE DATABASE {name} STRATEGY = FILE_COPY");
+    let made = sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection);
+    made.await.expect("a superuser makes databases");
+    connection.close().await.expect("it closes");
+    let (path, parameters) = url.split_once('?').unwrap_or((&url, ""));
+    let path = path.trim_end_matches('/');
+    Database::Postgres(Zeroizing::new(format!("{path}/{name}?{parameters}")))
+}
+
+fn config(
+    data: &Path,
+    database: &Database,
+    clock: &Arc<AtomicU64>,
+    random: &Arc<Chance>,
+) -> Config {
     let clock = clock.clone();
     Config {
         data: data.to_owned(),
+        database: database.clone(),
         public: "vpn.example:443".to_owned(),
         certificate: CertificateSource::Own,
         provider_ca: Some(crate::provider::ca()),

@@ -268,6 +268,7 @@ impl Running {
         let public = format!("127.0.0.1:{port}");
         let config = Config {
             data: data.path().to_owned(),
+            database: control::Database::File,
             public,
             certificate: CertificateSource::Own,
             provider_ca: None,
