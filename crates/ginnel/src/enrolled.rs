@@ -182,7 +182,7 @@ impl Enrolled {
                 false
             }
             Event::HandshakeCompleted { .. } | Event::EndpointMoved { .. } => true,
-            Event::HandshakeAbandoned { .. } | Event::KeyLog(_) => false,
+            Event::HandshakeAbandoned { .. } => false,
         }
     }
 

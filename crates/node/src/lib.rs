@@ -11,6 +11,7 @@
 //!   TUN, stack ─► path ─► seal in place ─► datagram
 //! ```
 
+pub mod capture;
 mod discard;
 mod filter;
 mod forward;

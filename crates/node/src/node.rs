@@ -16,9 +16,10 @@ use model::{
 };
 use netstack::{Limits, ListenerId, Stack};
 use packet::ecn::{self, Ecn, NotEct};
-use wireguard::{Device, HEADER, KeyLog, OVERHEAD, PeerId, Received, StaticSecret, Tai64n, Ticket};
+use wireguard::{Device, HEADER, OVERHEAD, PeerId, Received, StaticSecret, Tai64n, Ticket};
 
 use crate::{
+    capture::Capture,
     discard::{Counters, Reason},
     filter::Filter,
     org::Orgs,
@@ -31,6 +32,7 @@ use crate::{
 
 mod event;
 mod flow;
+mod tap;
 
 use flow::Polled;
 
@@ -121,8 +123,6 @@ pub enum Event {
         /// Where it is now.
         endpoint: SocketAddr,
     },
-    /// Keys for Wireshark.
-    KeyLog(KeyLog),
 }
 
 /// One node's data plane.
@@ -152,6 +152,8 @@ pub struct Node {
     scratch: Vec<u8>,
     /// Limits ICMP errors to the own side.
     errors: refusal::Bucket,
+    /// Boxed, so that a node without one is not larger.
+    capture: Option<Box<Capture>>,
 }
 
 /// The attachment as it is.
@@ -230,6 +232,7 @@ impl Node {
             events: VecDeque::new(),
             scratch: Vec::new(),
             errors: refusal::Bucket::new(now),
+            capture: None,
         }
     }
 
@@ -356,34 +359,50 @@ impl Node {
         ecn: Ecn,
         datagram: &'a mut [u8],
     ) -> Outcome<'a> {
+        self.hold_received(source, datagram);
         let (peer, length) = match self.device.handle_datagram(now, source, &mut *datagram) {
-            Received::Packet { peer, packet } => (peer, packet.len()),
+            Received::Packet { peer, packet } => {
+                let length = packet.len();
+                self.release_received(now, None);
+                (peer, length)
+            }
             Received::Handled => {
+                // Keys come before what they open.
                 self.pump(now);
+                self.release_received(now, None);
                 return Outcome::Nothing;
             }
             Received::Discarded(discard) => {
                 self.counters.add(discard, 1);
+                self.release_received(now, Some(discard.into()));
                 return Outcome::Nothing;
             }
         };
         let packet = &mut datagram[HEADER..HEADER + length];
         if let Err(NotEct) = ecn::decapsulate(ecn, packet) {
-            self.counters.add(wireguard::Discard::NotEct, 1);
+            let discard = wireguard::Discard::NotEct;
+            self.counters.add(discard, 1);
+            self.tap_received(now, packet, Some(discard.into()));
             return Outcome::Nothing;
         }
         if self.is_gateway() {
             return self.forward(now, peer, datagram, length);
         }
-        if !self.admits(now, &datagram[HEADER..HEADER + length]) {
+        let packet = &mut datagram[HEADER..HEADER + length];
+        if !self.admits(now, packet) {
             self.counters.add(Reason::Policy, 1);
+            self.tap_received(now, packet, Some(Reason::Policy.into()));
             return Outcome::Nothing;
         }
-        let for_site = self.is_for_site(&datagram[HEADER..HEADER + length]);
+        let for_site = self.is_for_site(packet);
         match &self.attachment {
-            Link::Tun(_) if !for_site => Outcome::Packet(&mut datagram[HEADER..HEADER + length]),
+            Link::Tun(_) if !for_site => {
+                self.tap_received(now, packet, None);
+                Outcome::Packet(packet)
+            }
             Link::Tun(_) | Link::Netstack(_) | Link::None => {
-                self.deliver(now, &datagram[HEADER..HEADER + length]);
+                let discard = self.deliver(now, packet);
+                self.tap_received(now, packet, discard);
                 Outcome::Nothing
             }
         }
@@ -401,11 +420,15 @@ impl Node {
     ) -> Outcome<'a> {
         let ecn = Ecn::of_packet(&slot[HEADER..HEADER + length]);
         match self.send(now, slot, length) {
-            Some((destination, length)) => Outcome::Send {
-                destination,
-                ecn,
-                datagram: &slot[..length],
-            },
+            Some((destination, length)) => {
+                let datagram = &slot[..length];
+                self.tap_sent(now, destination, datagram, length);
+                Outcome::Send {
+                    destination,
+                    ecn,
+                    datagram,
+                }
+            }
             None => Outcome::Nothing,
         }
     }
@@ -437,6 +460,12 @@ impl Node {
         bytes_max: usize,
         buffer: &mut [u8],
     ) -> Option<Run> {
+        let run = self.poll_run(now, bytes_max, buffer)?;
+        self.tap_sent(now, run.destination, &buffer[..run.length], run.segment);
+        Some(run)
+    }
+
+    fn poll_run(&mut self, now: Instant, bytes_max: usize, buffer: &mut [u8]) -> Option<Run> {
         let one = |ecn, (destination, length)| Run {
             destination,
             ecn,
@@ -636,11 +665,6 @@ impl Node {
     /// Counts a datagram of the node's that the caller could not send on.
     pub fn discard(&mut self, reason: Reason) {
         self.counters.add(reason, 1);
-    }
-
-    /// Switches [`Event::KeyLog`].
-    pub fn set_key_log(&mut self, enabled: bool) {
-        self.device.set_key_log(enabled);
     }
 
     /// Anchors the time of day anew.

@@ -814,8 +814,7 @@ impl World {
             Event::Stack(_)
             | Event::HandshakeCompleted { .. }
             | Event::HandshakeAbandoned { .. }
-            | Event::EndpointMoved { .. }
-            | Event::KeyLog(_) => (),
+            | Event::EndpointMoved { .. } => (),
         }
         true
     }

@@ -163,8 +163,7 @@ impl Core {
                 node::Event::ResolveEndpoint { .. }
                 | node::Event::UnknownInitiator { .. }
                 | node::Event::HandshakeAbandoned { .. }
-                | node::Event::EndpointMoved { .. }
-                | node::Event::KeyLog(_) => self.publish(event),
+                | node::Event::EndpointMoved { .. } => self.publish(event),
             }
         }
         let earlier = match (self.node.poll_timeout(), self.armed) {

@@ -90,8 +90,7 @@ impl Network {
                         | Event::UnknownInitiator { .. }
                         | Event::HandshakeCompleted { .. }
                         | Event::HandshakeAbandoned { .. }
-                        | Event::EndpointMoved { .. }
-                        | Event::KeyLog(_),
+                        | Event::EndpointMoved { .. },
                     ) => {}
                     None => return,
                 },

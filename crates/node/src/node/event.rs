@@ -37,14 +37,19 @@ impl Node {
                 ticket,
             }),
             wireguard::Event::HandshakeCompleted { peer } => {
+                self.tell("handshake completed with", peer);
                 if let Some((public_key, peer)) = self.roster.by_id_mut(peer) {
                     peer.attempts = 0;
                     let event = Event::HandshakeCompleted { public_key };
                     self.events.push_back(event);
                 }
             }
-            wireguard::Event::HandshakeAbandoned { peer } => self.take_abandoned(peer),
+            wireguard::Event::HandshakeAbandoned { peer } => {
+                self.tell("handshake abandoned with", peer);
+                self.take_abandoned(peer);
+            }
             wireguard::Event::EndpointMoved { peer, endpoint } => {
+                self.tell("peer moved to", peer);
                 if let Some(public_key) = self.roster.key(peer) {
                     self.events.push_back(Event::EndpointMoved {
                         public_key,
@@ -53,7 +58,11 @@ impl Node {
                 }
             }
             wireguard::Event::SessionsZeroed { .. } => {}
-            wireguard::Event::KeyLog(log) => self.events.push_back(Event::KeyLog(log)),
+            wireguard::Event::KeyLog(log) => {
+                if let Some(capture) = &mut self.capture {
+                    capture.write_keys(&log);
+                }
+            }
             wireguard::Event::Discarded { discard, count } => self.counters.add(discard, count),
         }
     }

@@ -7,7 +7,7 @@ use std::{
 
 use model::map::Role;
 use netstack::Transmit;
-use packet::{ecn::Ecn, ip};
+use packet::{ecn::Ecn, ip, pcapng::Direction};
 use wireguard::{HEADER, OVERHEAD, PeerId, Seal, padded};
 
 use super::{Link, Node, Outcome, QUEUE_MAX, Run, Source};
@@ -70,6 +70,7 @@ impl Node {
         let packet = &mut datagram[HEADER..HEADER + length];
         let Ok(addresses) = ip::addresses(packet) else {
             self.counters.add(Reason::NotIp, 1);
+            self.tap_received(now, packet, Some(Reason::NotIp.into()));
             return Outcome::Nothing;
         };
         let hop_limit = packet[HOP_LIMIT_V6];
@@ -82,17 +83,34 @@ impl Node {
         let peer = match verdict {
             Verdict::Peer(peer) => peer,
             Verdict::Local => {
-                self.deliver(now, &datagram[HEADER..HEADER + length]);
+                let discard = self.deliver(now, packet);
+                self.tap_received(now, packet, discard);
                 return Outcome::Nothing;
             }
             Verdict::Refused(reason) => {
                 self.counters.add(reason, 1);
-                self.refuse(now, from, reason, &datagram[HEADER..HEADER + length]);
+                self.tap_received(now, packet, Some(reason.into()));
+                self.refuse(now, from, reason, packet);
                 return Outcome::Nothing;
             }
         };
+        self.tap_received(now, packet, None);
         packet[HOP_LIMIT_V6] = hop_limit - 1;
+        self.pass_on(now, from, peer, datagram, length)
+    }
+
+    /// Seals the packet behind the header in `datagram` for `peer`.
+    fn pass_on<'a>(
+        &'a mut self,
+        now: Instant,
+        from: PeerId,
+        peer: PeerId,
+        datagram: &'a mut [u8],
+        length: usize,
+    ) -> Outcome<'a> {
+        let packet = &datagram[HEADER..HEADER + length];
         let ecn = Ecn::of_packet(packet);
+        self.hold_sent(packet);
         let room = OVERHEAD + padded(length);
         // A peer need not pad beyond its MTU, so a full packet may leave no room for our padding.
         let copied = datagram.len() < room;
@@ -110,21 +128,29 @@ impl Node {
                 length,
                 ..
             } => {
+                self.release_sent(now, None);
                 let slot = if copied {
                     &self.scratch[..]
                 } else {
                     &*datagram
                 };
                 let datagram = &slot[..length];
+                if let Some(capture) = &mut self.capture {
+                    capture.outer(now, Direction::Outbound, destination, datagram);
+                }
                 Outcome::Send {
                     destination,
                     ecn,
                     datagram,
                 }
             }
-            Seal::Staged { .. } => Outcome::Nothing,
+            Seal::Staged { .. } => {
+                self.release_sent(now, None);
+                Outcome::Nothing
+            }
             Seal::Discarded(discard) => {
                 self.counters.add(discard, 1);
+                self.release_sent(now, Some(discard.into()));
                 if discard == wireguard::Discard::NoEndpoint {
                     // The node exists and is not there: its sender need not wait for a timeout.
                     self.refuse(
@@ -150,6 +176,7 @@ impl Node {
         let addresses = packet.map(ip::addresses);
         let (Some(packet), Some(Ok(addresses))) = (packet, addresses) else {
             self.counters.add(Reason::NotIp, 1);
+            self.tap_refused(now, packet.unwrap_or_default(), Reason::NotIp.into());
             return None;
         };
         if self.is_own(addresses.destination) {
@@ -165,6 +192,7 @@ impl Node {
                 Reason::OtherOrg
             };
             self.counters.add(reason, 1);
+            self.tap_refused(now, &slot[HEADER..HEADER + length], reason.into());
             let source = self.addresses().into_iter();
             let mut source = source.filter(|own| own.is_ipv4() == addresses.source.is_ipv4());
             self.refuse_own(now, source.next(), reason, &slot[HEADER..HEADER + length]);
@@ -172,6 +200,7 @@ impl Node {
         };
         if slot.len() < OVERHEAD + padded(length) {
             self.counters.add(Reason::NoRoom, 1);
+            self.tap_refused(now, &slot[HEADER..HEADER + length], Reason::NoRoom.into());
             return None;
         }
         if self.filters() {
@@ -199,7 +228,10 @@ impl Node {
         slot: &mut [u8],
         length: usize,
     ) -> Option<(SocketAddr, usize)> {
-        match self.device.seal_to(now, peer, slot, length) {
+        self.hold_sent(&slot[HEADER..HEADER + length]);
+        let sealed = self.device.seal_to(now, peer, slot, length);
+        self.release_sent(now, discard_of(sealed));
+        match sealed {
             Seal::Sealed {
                 endpoint, length, ..
             } => Some((endpoint, length)),
@@ -226,25 +258,28 @@ impl Node {
         self.sealed(now, peer, buffer, packet.len())
     }
 
-    /// Gives a packet to the own side.
-    pub(super) fn deliver(&mut self, now: Instant, packet: &[u8]) {
+    /// Gives a packet to the own side, and counts and returns why it was not taken.
+    pub(super) fn deliver(&mut self, now: Instant, packet: &[u8]) -> Option<Discard> {
         let for_site = self.is_for_site(packet);
-        match &mut self.attachment {
-            Link::Tun(_) if !for_site => self.push_incoming(packet.to_vec()),
+        let taken = match &mut self.attachment {
+            Link::Tun(_) if !for_site => return self.push_incoming(packet.to_vec()),
             Link::Tun(stack) | Link::Netstack(stack) => {
-                if let Err(discard) = stack.handle_packet(now, packet) {
-                    self.counters.add(Discard::from(discard), 1);
-                }
+                stack.handle_packet(now, packet).map_err(Discard::from)
             }
-            Link::None => self.counters.add(Reason::NoAttachment, 1),
-        }
+            Link::None => Err(Reason::NoAttachment.into()),
+        };
+        let discard = taken.err()?;
+        self.counters.add(discard, 1);
+        Some(discard)
     }
 
-    fn push_incoming(&mut self, packet: Vec<u8>) {
+    fn push_incoming(&mut self, packet: Vec<u8>) -> Option<Discard> {
         if self.incoming.len() < QUEUE_MAX {
             self.incoming.push_back(packet);
+            None
         } else {
             self.counters.add(Reason::QueueFull, 1);
+            Some(Reason::QueueFull.into())
         }
     }
 
@@ -275,7 +310,9 @@ impl Node {
             return;
         };
         match &mut self.attachment {
-            Link::Tun(_) => self.push_incoming(error),
+            Link::Tun(_) => {
+                self.push_incoming(error);
+            }
             Link::Netstack(stack) => {
                 // An error that the stack cannot use was ours: it is no packet of anybody.
                 let _used = stack.handle_packet(now, &error).is_ok();
@@ -328,7 +365,14 @@ impl Node {
             if filters {
                 self.filter.sent(now, packet);
             }
-            match self.device.seal_to(now, peer, slot, length) {
+            if let Some(capture) = &mut self.capture {
+                capture.hold_inner(Direction::Outbound, packet);
+            }
+            let sealed = self.device.seal_to(now, peer, slot, length);
+            if let Some(capture) = &mut self.capture {
+                capture.release_inner(now, discard_of(sealed));
+            }
+            match sealed {
                 Seal::Sealed {
                     endpoint, length, ..
                 } => {
@@ -354,6 +398,13 @@ impl Node {
             let sealed = self.send(now, buffer, packet.len());
             debug_assert!(sealed.is_none(), "there was no peer a moment ago");
         }
+    }
+}
+
+fn discard_of(sealed: Seal) -> Option<Discard> {
+    match sealed {
+        Seal::Sealed { .. } | Seal::Staged { .. } => None,
+        Seal::Discarded(discard) => Some(discard.into()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Stories of real nodes in virtual time: two organisations, their nodes and one gateway.
 
+mod capture;
 mod congestion;
 mod isolation;
 mod map_change;

@@ -1,0 +1,177 @@
+//! Stories of captures: tshark opens what nodes wrote in virtual time.
+#![expect(clippy::print_stderr, reason = "a skipped test says so")]
+
+use std::{
+    io::Write as _,
+    process::{Command, Stdio},
+    time::{Duration, SystemTime},
+};
+
+use model::config::Config;
+use node::capture::{Settings, buffer};
+
+use crate::{
+    reach::ping,
+    world::{GATEWAY, Installation, World, endpoint, ip, netstack, prefix, public_key, secret},
+};
+
+fn start(world: &mut World, host: u8, keys: bool) {
+    let settings = Settings {
+        application: "stories".to_owned(),
+        inner: true,
+        outer: keys,
+        filter: None,
+        keys,
+        port: 51_820,
+        packets_max: None,
+        bytes_max: None,
+    };
+    let (now, wall) = (
+        world.now,
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+    );
+    assert!(world.node(host).start_capture(now, wall, settings));
+}
+
+/// Ends the capture of a host and returns the file.
+fn end(world: &mut World, host: u8) -> Vec<u8> {
+    let now = world.now;
+    let mut capture = world.node(host).end_capture(now).expect("it runs");
+    let mut file = buffer();
+    capture.take(&mut file);
+    file.to_vec()
+}
+
+/// Pipes a file through tshark; `None` where there is none.
+fn tshark(file: &[u8], arguments: &[&str]) -> Option<Vec<String>> {
+    let mut command = Command::new("tshark");
+    command.args(["-n", "-r", "-"]).args(arguments);
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let Ok(mut child) = piped.stderr(Stdio::piped()).spawn() else {
+        assert!(
+            std::env::var("INTEROP").is_err(),
+            "required, but no tshark runs"
+        );
+        eprintln!("SKIPPED: no tshark");
+        return None;
+    };
+    let mut stdin = child.stdin.take().expect("piped");
+    let file = file.to_vec();
+    let writer = std::thread::spawn(move || stdin.write_all(&file));
+    let output = child.wait_with_output().expect("it ends");
+    writer.join().expect("no panic").expect("it reads all");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{errors}");
+    let text = String::from_utf8(output.stdout).expect("text");
+    Some(text.lines().map(str::to_owned).collect())
+}
+
+/// Sees that every datagram with data is opened by the keys in the file, and that its packets are
+/// those of the inner interface.
+fn check(file: &[u8], sessions_min: usize) -> Option<()> {
+    let count = |filter: &str| tshark(file, &["-Y", filter]).map(|lines| lines.len());
+    let sealed = count("wg.type == 4")?;
+    let opened = count("wg.type == 4 && (ipv6 || wg.keepalive)")?;
+    assert_eq!((opened, sealed > 0), (sealed, true));
+    assert_eq!(count("wg.type == 2")?, count("wg.handshake_ok == 1")?);
+    assert!(count("wg.type == 2")? >= sessions_min);
+    let payloads = |interface: &str| {
+        let filter = format!("frame.interface_name == \"{interface}\" && icmpv6.type >= 128");
+        let fields = ["-T", "fields", "-e", "icmpv6.type", "-e", "data.data"];
+        tshark(file, &[&["-Y", &filter][..], &fields[..]].concat())
+    };
+    let inner = payloads("inner")?;
+    assert!(!inner.is_empty());
+    assert_eq!(inner, payloads("outer")?);
+    Some(())
+}
+
+fn plain(host: u8, peer: u8, preshared: bool) -> Config {
+    let key = if preshared {
+        format!("PresharedKey = {}\n", secret(99).to_base64())
+    } else {
+        String::new()
+    };
+    let text = format!(
+        "[Interface]\nPrivateKey = {}\nAddress = {}\n[Peer]\nPublicKey = {}\nAllowedIPs = {}\n\
+         Endpoint = {}\n{key}",
+        secret(host).to_base64(),
+        ip(host),
+        public_key(peer),
+        ip(peer),
+        endpoint(peer),
+    );
+    Config::parse(text.as_bytes()).expect("a well-formed file")
+}
+
+#[test]
+fn with_keys_tshark_opens_every_session_of_either_side_over_three_rekeys() {
+    for preshared in [false, true] {
+        let mut world = World::new();
+        for (host, peer) in [(11, 12), (12, 11)] {
+            world.add(host, netstack(host));
+            let now = world.now;
+            world
+                .node(host)
+                .apply_config(now, &plain(host, peer, preshared));
+            start(&mut world, host, true);
+        }
+        for _ in 0..50 {
+            assert!(ping(&mut world, 11, 12));
+            world.run(Duration::from_secs(8));
+        }
+        for host in [11, 12] {
+            let file = end(&mut world, host);
+            if check(&file, 4).is_none() {
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_capture_with_keys_begins_in_the_middle_and_opens_all_that_it_has() {
+    let mut world = World::standing(&Installation::new(), &[11, 12, 13]);
+    assert!(ping(&mut world, 11, 12));
+    start(&mut world, GATEWAY, true);
+    // Data goes under the older keys until the new handshakes are done.
+    world.run(Duration::from_secs(1));
+    for _ in 0..30 {
+        assert!(ping(&mut world, 11, 12) && ping(&mut world, 13, 11));
+        world.run(Duration::from_secs(10));
+    }
+    let file = end(&mut world, GATEWAY);
+    check(&file, 6);
+}
+
+#[test]
+fn without_keys_the_file_has_the_packets_their_verdicts_and_no_key() {
+    let mut installation = Installation::new();
+    installation.org(1).rules = Some(std::collections::BTreeMap::new());
+    let mut world = World::standing(&installation, &[11, 12]);
+    start(&mut world, GATEWAY, false);
+    assert!(!ping(&mut world, 11, 12), "no rule allows it");
+    let now = world.now;
+    let nobody = std::net::IpAddr::V6(prefix(1).resolver());
+    world.stack(11).ping(now, nobody, 1, 32).expect("room");
+    world.run(Duration::from_secs(2));
+    let file = end(&mut world, GATEWAY);
+    for host in [11, 12, GATEWAY] {
+        let raw = [host; 32];
+        let text = secret(host).to_base64();
+        let hex: String = raw.iter().map(|byte| format!("{byte:02x}")).collect();
+        for form in [&raw[..], text.as_bytes(), hex.as_bytes()] {
+            assert!(!file.windows(form.len()).any(|part| part == form));
+        }
+    }
+    let fields = ["-T", "fields", "-e", "frame.comment"];
+    let refused = [
+        &["-Y", "icmpv6.type == 128 && frame.comment"][..],
+        &fields[..],
+    ]
+    .concat();
+    let Some(comments) = tshark(&file, &refused) else {
+        return;
+    };
+    assert_eq!(comments, ["discarded: node.policy"]);
+}
