@@ -1,13 +1,14 @@
 //! The local agent: one process for each profile holds the tunnel and serves every command.
 //!
 //! ```text
-//!   dial, forward, proxy, ping, resolve, status
+//!   dial, forward, proxy, ping, resolve, status, capture
 //!      | one connection, one request (protocol)
 //!   Unix socket 0600 --> server --> Tunnel --> UDP
 //! ```
 //! Two processes with one key would steal each other's session, so a lock holds the second back.
 //! A newer command retires an idle agent at once and a busy one as soon as it is idle.
 
+mod capture;
 pub(crate) mod client;
 mod ending;
 mod enrolled;

@@ -4,6 +4,7 @@ mod admin;
 mod agent;
 mod api;
 mod authority;
+mod capture;
 mod cert;
 mod cli;
 mod completions;

@@ -165,6 +165,7 @@ async fn receive(
             | Answer::Ended(_)
             | Answer::Relaying
             | Answer::Records(_)
+            | Answer::Capturing
             | Answer::Pinging(_)
             | Answer::Status(_)
             | Answer::Draining { .. }

@@ -9,6 +9,8 @@
 
 #[path = "user_mode/agent.rs"]
 mod agent;
+#[path = "user_mode/capture.rs"]
+mod capture;
 #[path = "user_mode/fault.rs"]
 mod fault;
 #[path = "user_mode/traffic.rs"]

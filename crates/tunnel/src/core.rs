@@ -43,6 +43,8 @@ pub(super) struct After {
     pub(super) kick: bool,
     /// A session was made.
     pub(super) session: bool,
+    /// A capture has something to take.
+    pub(super) captured: bool,
     /// These tasks go on.
     pub(super) wakers: Vec<Waker>,
 }
@@ -171,6 +173,10 @@ impl Core {
             (Some(_), None) => true,
             (None, _) => false,
         };
+        after.captured = self
+            .node
+            .capture()
+            .is_some_and(|capture| capture.has_blocks());
         after.kick = earlier || (self.outbox.blocked.is_some() && was_blocked.is_none());
         after
     }

@@ -12,6 +12,7 @@
 //! the lock go, so nothing is queued between tasks.
 
 mod advised;
+mod capture;
 mod connect;
 mod core;
 mod driver;
@@ -44,6 +45,7 @@ pub use netstack::CongestionControl;
 
 pub use self::{
     advised::Advised,
+    capture::Capture,
     endpoint::Endpoints,
     failure::{Code, Failure},
     interface::{Attachment, Interface, Membership, NAME as INTERFACE, Wanted},
@@ -75,6 +77,8 @@ struct Shared {
     session: Notify,
     /// Tells that some peer does not answer: its endpoint may have moved.
     doubt: Notify,
+    /// Tells that a capture has something to take.
+    captured: Notify,
 }
 
 /// The driver task, which ends with its owner.
@@ -108,6 +112,7 @@ impl Tunnel {
             kick: Notify::new(),
             session: Notify::new(),
             doubt: Notify::new(),
+            captured: Notify::new(),
         });
         let driver = tokio::spawn(driver::drive(Arc::clone(&shared)));
         let tunnel = Self {
@@ -248,6 +253,9 @@ impl Drop for Turn<'_> {
         }
         if after.session {
             shared.session.notify_waiters();
+        }
+        if after.captured {
+            shared.captured.notify_one();
         }
         for waker in after.wakers {
             waker.wake();

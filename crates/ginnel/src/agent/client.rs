@@ -113,6 +113,7 @@ impl Client {
             | Answer::Ended(_)
             | Answer::Relaying
             | Answer::Records(_)
+            | Answer::Capturing
             | Answer::Pinging(_)
             | Answer::Echo { .. }
             | Answer::Done

@@ -6,6 +6,8 @@
 //!   agent:   u32 length              | JSON Answer        (Ping: one for each echo, then Done)
 //! after Dial     the connection is a byte pipe, closed in each direction by itself; Ending asks
 //!                whether that was a reset, which a Unix socket cannot tell
+//! after Capture  blocks of a pcapng file until the agent closes; the command closes its direction
+//!                when it has had enough
 //! after Udp      frames: u32 length | datagram header of RFC 1928, section 7 | payload
 //! ```
 
@@ -68,6 +70,8 @@ pub(crate) enum Request {
         /// Payload in bytes.
         size: u16,
     },
+    /// Write what passes the tunnel as a capture file.
+    Capture(Capture),
     /// How did that connection of `Dial` end, whose pipe has ended?
     Ending {
         /// Its number in `Connected`.
@@ -77,6 +81,25 @@ pub(crate) enum Request {
     Status,
     /// Take no more requests, exit when the open connections have ended.
     Drain,
+}
+
+/// Which packets a capture shall have, and when it ends by itself.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Capture {
+    /// Packets inside the tunnel.
+    pub(crate) inner: bool,
+    /// Datagrams.
+    pub(crate) outer: bool,
+    /// An expression of `packet::pcap_filter`; `None` for all.
+    pub(crate) filter: Option<String>,
+    /// Keys that open the datagrams.
+    pub(crate) keys: bool,
+    /// After so long.
+    pub(crate) duration_ms: Option<u64>,
+    /// After so many packets.
+    pub(crate) packets_max: Option<u64>,
+    /// Before the file is longer.
+    pub(crate) bytes_max: Option<u64>,
 }
 
 /// What the agent says.
@@ -106,6 +129,8 @@ pub(crate) enum Answer {
     Relaying,
     /// To `Resolve`.
     Records(Vec<Record>),
+    /// To `Capture`: the file begins behind this message.
+    Capturing,
     /// To `Ping`: whom the name means.
     Pinging(IpAddr),
     /// To `Ping`: one answer, or that there was none in time.

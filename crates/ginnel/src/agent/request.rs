@@ -6,6 +6,7 @@ use netstack::EchoFailure;
 use tokio::{net::UnixStream, sync::mpsc, time};
 
 use super::{
+    capture,
     ending::broken_off,
     pipe::{self, Broken},
     protocol::{Answer, Code, Envelope, Failure, PROTOCOL, Request, Status},
@@ -71,6 +72,7 @@ pub(super) async fn serve(
             let interval = Duration::from_millis(interval_ms).max(INTERVAL_MIN);
             ping(agent, stream, &host, count, interval, size).await
         }
+        Request::Capture(wanted) => capture::serve(agent, stream, wanted).await,
         Request::Ending { connection } => {
             let failure = agent.endings.take(connection);
             wire::send(stream, &Answer::Ended(failure)).await
@@ -95,7 +97,11 @@ pub(super) async fn serve(
 fn turn_away(agent: &Agent, envelope: &Envelope) -> Option<Answer> {
     match envelope.request {
         Request::Hello | Request::Ending { .. } | Request::Status | Request::Drain => return None,
-        Request::Dial { .. } | Request::Udp | Request::Resolve { .. } | Request::Ping { .. } => {}
+        Request::Dial { .. }
+        | Request::Udp
+        | Request::Resolve { .. }
+        | Request::Ping { .. }
+        | Request::Capture(_) => {}
     }
     let edited = envelope.fingerprint != agent.fingerprint;
     let newer = envelope.protocol > PROTOCOL || is_newer(&envelope.version, &agent.version);

@@ -73,7 +73,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::agent::protocol::{Answer, Envelope, PROTOCOL, RecordKind, Request};
+    use crate::agent::protocol::{Answer, Capture, Envelope, PROTOCOL, RecordKind, Request};
 
     #[tokio::test]
     async fn a_message_comes_back_and_the_pipe_begins_right_behind_it() {
@@ -181,6 +181,15 @@ mod tests {
                 port: 80,
                 timeout_ms: 1,
             },
+            Request::Capture(Capture {
+                inner: true,
+                outer: false,
+                filter: Some("tcp".into()),
+                keys: false,
+                duration_ms: Some(1),
+                packets_max: None,
+                bytes_max: None,
+            }),
         ];
         let envelope = Envelope {
             protocol: PROTOCOL,
@@ -198,5 +207,5 @@ mod tests {
         runtime.unwrap().block_on(future)
     }
 
-    const REQUESTS: usize = 8;
+    const REQUESTS: usize = 9;
 }

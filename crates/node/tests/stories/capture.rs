@@ -134,8 +134,9 @@ fn a_capture_with_keys_begins_in_the_middle_and_opens_all_that_it_has() {
     let mut world = World::standing(&Installation::new(), &[11, 12, 13]);
     assert!(ping(&mut world, 11, 12));
     start(&mut world, GATEWAY, true);
-    // Data goes under the older keys until the new handshakes are done.
-    world.run(Duration::from_secs(1));
+    // Data goes under the older keys until the new handshakes are done, which begin no sooner than
+    // REKEY_TIMEOUT after the last ones.
+    world.run(Duration::from_secs(10));
     for _ in 0..30 {
         assert!(ping(&mut world, 11, 12) && ping(&mut world, 13, 11));
         world.run(Duration::from_secs(10));

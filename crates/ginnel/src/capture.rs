@@ -1,0 +1,226 @@
+//! `ginnel capture`: what passes the tunnel, as a file that Wireshark opens.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, IsTerminal as _},
+    os::{
+        fd::AsFd as _,
+        unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    },
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use packet::pcap_filter::Filter;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+};
+
+use crate::{
+    agent::{
+        Client, client,
+        protocol::{self, Answer, Request},
+    },
+    cli::Global,
+    remedy::{Advise as _, advise},
+    terminal,
+};
+
+/// Capture what passes the tunnel, for Wireshark
+///
+/// Writes pcapng with nanoseconds: by default the packets inside the tunnel, in the clear and with
+/// no key in any form. Comments say why a packet was discarded and when a handshake completed.
+/// Forwarding never waits for the reader: what is missing is counted at the end of the file. A
+/// file is for its owner alone.
+///
+/// A filter is a part of pcap-filter(7): ip, ip6, tcp, udp, icmp, icmp6, host, net, port,
+/// portrange, less and greater, with src and dst, joined by and, or, not and parentheses. It is
+/// compared with the packets of each interface; names are not looked up.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Which side of the tunnel
+    #[arg(long, value_enum, default_value_t = Side::Inner)]
+    interface: Side,
+
+    /// Only packets that this expression wants
+    #[arg(long, value_name = "EXPR", value_parser = parse_filter)]
+    filter: Option<String>,
+
+    /// End after this time, such as 30s or 5m
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
+
+    /// End before the file is larger than this many bytes; k, M and G count in thousands
+    #[arg(long, value_name = "BYTES", value_parser = parse_size)]
+    size: Option<u64>,
+
+    /// End after this many packets
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+
+    /// Write to FILE; - is stdout, which is the default unless it is a terminal
+    #[arg(short, long, value_name = "FILE")]
+    write: Option<PathBuf>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ginnel capture -w today.pcapng --duration 1m
+  ginnel capture --filter 'tcp port 5432' | wireshark -k -i -
+  ssh gateway ginnel capture --interface both | tshark -r -";
+
+/// On which side of the tunnel packets are seen.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+enum Side {
+    /// Packets inside the tunnel
+    Inner,
+    /// WireGuard datagrams
+    Outer,
+    /// Both, as two interfaces
+    Both,
+}
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes in flight.
+const BUFFER: usize = 256 * 1_024;
+
+/// Captures until Ctrl-C or a bound.
+pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+    let file = open(args.write.as_deref())?;
+    let wanted = protocol::Capture {
+        inner: args.interface != Side::Outer,
+        outer: args.interface != Side::Inner,
+        filter: args.filter,
+        keys: false,
+        duration_ms: args.duration.map(millis),
+        packets_max: args.count,
+        bytes_max: args.size,
+    };
+    let request = Request::Capture(wanted);
+    let (answer, stream) = Client::of(global)?.ask(&request, TIMEOUT).await?;
+    let Answer::Capturing = answer else {
+        return Err(client::unexpected(&answer));
+    };
+    receive(stream, file).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes what the agent sends until it ends. The first Ctrl-C ends the capture, whose last blocks
+/// are still written; the second does not wait for them.
+async fn receive(mut stream: UnixStream, file: File) -> anyhow::Result<()> {
+    let (from_agent, mut to_agent) = stream.split();
+    let copied = copy(from_agent, tokio::fs::File::from_std(file));
+    tokio::pin!(copied);
+    tokio::select! {
+        copied = &mut copied => return copied,
+        interrupted = terminal::interrupted() => interrupted.context("await Ctrl-C")?,
+    }
+    to_agent.shutdown().await.context("local agent: end")?;
+    tokio::select! {
+        copied = copied => copied,
+        interrupted = terminal::interrupted() => interrupted.context("await Ctrl-C"),
+    }
+}
+
+async fn copy(mut from: impl AsyncRead + Unpin, mut to: tokio::fs::File) -> anyhow::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = from.read(&mut buffer).await;
+        let length = length.context("local agent: receive the capture")?;
+        if length == 0 {
+            return Ok(());
+        }
+        to.write_all(&buffer[..length]).await?;
+        // Whoever looks at a live capture wants to see this packet now.
+        to.flush().await?;
+    }
+}
+
+/// Opens what the capture is written to.
+fn open(path: Option<&Path>) -> anyhow::Result<File> {
+    let stdout = io::stdout();
+    match path {
+        None if stdout.is_terminal() => Err(advise(
+            "a capture is no text for a terminal",
+            "name a file: -w FILE; or a reader: ginnel capture | wireshark -k -i -",
+        )),
+        Some(path) if path != Path::new("-") => {
+            let mut options = OpenOptions::new();
+            let opened = options.write(true).create(true).mode(0o600).open(path);
+            let file = opened.and_then(|file| {
+                // The mode above counts only for a file that is new.
+                file.set_permissions(fs::Permissions::from_mode(0o600))?;
+                // A pipe with a name has no length.
+                if file.metadata()?.is_file() {
+                    file.set_len(0)?;
+                }
+                Ok(file)
+            });
+            file.with_context(|| format!("open `{}`", path.display()))
+                .remedy("name a file that this user may write")
+        }
+        Some(_) | None => {
+            let descriptor = stdout.as_fd().try_clone_to_owned();
+            Ok(File::from(descriptor.context("open stdout")?))
+        }
+    }
+}
+
+fn parse_filter(text: &str) -> Result<String, String> {
+    let filter = Filter::parse(text).map_err(|error| error.to_string())?;
+    Ok(filter.text().to_owned())
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.char_indices().last() {
+        Some((end, 'k')) => (&text[..end], 1_000),
+        Some((end, 'M')) => (&text[..end], 1_000_000),
+        Some((end, 'G')) => (&text[..end], 1_000_000_000),
+        Some(_) | None => (text, 1),
+    };
+    let number = digits.parse::<u64>().map_err(|error| error.to_string())?;
+    let size = number.checked_mul(unit).filter(|size| *size >= SIZE_MIN);
+    size.ok_or_else(|| format!("at least {SIZE_MIN}, and within 64 bits"))
+}
+
+/// Room for the headers of the file, its end and a packet.
+const SIZE_MIN: u64 = 8_000;
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_has_a_unit_of_thousands_and_a_least() {
+        let sizes = [
+            ("8000", 8_000),
+            ("10k", 10_000),
+            ("2M", 2_000_000),
+            ("1G", 1_000_000_000),
+        ];
+        for (text, size) in sizes {
+            assert_eq!(parse_size(text), Ok(size));
+        }
+        for text in [
+            "",
+            "M",
+            "7k",
+            "-1",
+            "10K",
+            "99999999999999999999",
+            "18446744073709551615G",
+        ] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}
