@@ -4,7 +4,9 @@ mod interface;
 
 use std::{process::ExitCode, time::Duration};
 
+use anyhow::Context as _;
 use model::status::{Connection, Peer, Tunnel};
+use tokio::time;
 
 use crate::{
     agent::{
@@ -28,43 +30,68 @@ pub(crate) struct Args {
     /// Show the TCP connections of user mode with their windows and round-trip times
     #[arg(long)]
     connections: bool,
+    /// Show it anew every second until Ctrl-C; with --json an object a line
+    #[arg(long, conflicts_with = "interface")]
+    watch: bool,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   ginnel status
   ginnel status --connections
+  ginnel status --watch
   ginnel --config wg0.conf status --json
   ginnel status --interface wg0";
 
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+const WATCH_PERIOD: Duration = Duration::from_secs(1);
 
 /// Asks the agent, if it runs, and prints.
 pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
     if let Some(name) = &args.interface {
         return interface::show(name, global.json);
     }
-    let answer = Client::of(global)?
-        .ask_if_running(&Request::Status, TIMEOUT)
-        .await?;
+    let client = Client::of(global)?;
+    loop {
+        let report = report(&client, &args, global.json).await?;
+        if args.watch && !global.json {
+            terminal::clear()?;
+        }
+        terminal::line(report)?;
+        if !args.watch {
+            return Ok(ExitCode::SUCCESS);
+        }
+        tokio::select! {
+            () = time::sleep(WATCH_PERIOD) => {}
+            interrupted = terminal::interrupted() => {
+                interrupted.context("await Ctrl-C")?;
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+}
+
+/// Says how it stands now.
+async fn report(client: &Client, args: &Args, json: bool) -> anyhow::Result<String> {
+    let answer = client.ask_if_running(&Request::Status, TIMEOUT).await?;
     match answer {
-        None if global.json => terminal::json(&serde_json::json!({ "running": false }))?,
-        None => terminal::line("no agent runs; the next command that needs one starts it")?,
-        Some((Answer::Status(mut status), _)) if global.json => {
+        None if json => Ok(serde_json::json!({ "running": false }).to_string()),
+        None => Ok("no agent runs; the next command that needs one starts it".to_owned()),
+        Some((Answer::Status(mut status), _)) if json => {
             status.tcp = status.tcp.filter(|_| args.connections);
             let mut value = serde_json::to_value(&status)?;
             value["running"] = true.into();
-            terminal::json(&value)?;
+            Ok(value.to_string())
         }
         Some((Answer::Status(status), _)) => {
-            terminal::line(text(&status))?;
-            for connection in status.tcp.iter().flatten().filter(|_| args.connections) {
-                terminal::line(connection_text(connection))?;
-            }
+            let mut lines = vec![text(&status)];
+            let connections = status.tcp.iter().flatten().filter(|_| args.connections);
+            lines.extend(connections.map(connection_text));
+            Ok(lines.join("\n"))
         }
-        Some((answer, _)) => return Err(client::unexpected(&answer)),
+        Some((answer, _)) => Err(client::unexpected(&answer)),
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn text(status: &Status) -> String {
@@ -132,7 +159,8 @@ fn control_text(control: &Control, serial: Option<u64>) -> String {
     }
 }
 
-fn peer_text(peer: &Peer) -> String {
+/// Tells how a peer stands, in one line.
+pub(crate) fn peer_text(peer: &Peer) -> String {
     let name = match &peer.name {
         Some(name) => name.to_string(),
         None => peer.public_key.to_string(),
@@ -151,7 +179,7 @@ fn peer_text(peer: &Peer) -> String {
     let handshake = handshake.map_or_else(|| "never".to_owned(), |s| format!("{} ago", age(s)));
     format!(
         "{name} at {endpoint}: {tunnel}, last handshake {handshake}, {} B received, {} B sent",
-        peer.received_bytes, peer.sent_bytes
+        peer.traffic.received_bytes, peer.traffic.sent_bytes
     )
 }
 
@@ -187,7 +215,7 @@ fn connection_text(told: &Connection) -> String {
 }
 
 /// Writes a span of time with its two largest units.
-fn age(seconds: u64) -> String {
+pub(crate) fn age(seconds: u64) -> String {
     match (
         seconds / 86_400,
         seconds / 3_600 % 24,

@@ -1,7 +1,7 @@
 //! What a person or a script sees: results on stdout, one error on stderr.
 
 use std::{
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
 };
 
@@ -15,6 +15,15 @@ pub(crate) fn line(text: impl std::fmt::Display) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     writeln!(stdout, "{text}")?;
     stdout.flush()
+}
+
+/// Clears the terminal, if stdout is one (ECMA-48: CUP, ED).
+pub(crate) fn clear() -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    if stdout.is_terminal() {
+        stdout.write_all(b"\x1b[H\x1b[2J")?;
+    }
+    Ok(())
 }
 
 /// Prints one JSON value and a line end.

@@ -7,6 +7,7 @@ pub mod address;
 pub mod api;
 pub mod config;
 pub mod endpoint;
+pub mod event;
 pub mod id;
 pub mod key;
 pub mod map;

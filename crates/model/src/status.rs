@@ -1,5 +1,7 @@
 //! What a node tells people about itself: the stable form of `ginnel status --json`.
 
+mod details;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -8,6 +10,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{id::OrgId, key::PublicKey, map::Role, name::Label};
+
+pub use self::details::{HEARD_MAX, Handshake, Heard, PeerDetails, Session};
 
 /// The state of one node at one moment.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -32,6 +36,15 @@ pub struct Status {
     pub peers: Vec<Peer>,
     /// How many WireGuard peers it has in all.
     pub peers_total: u64,
+    /// To how many of them a tunnel stands.
+    #[serde(default)]
+    pub peers_up: u64,
+    /// What was exchanged with all peers since the node started, also with those that are gone.
+    #[serde(default)]
+    pub traffic: Traffic,
+    /// How often something happened since the node started.
+    #[serde(default)]
+    pub happened: Happened,
     /// Packets that were not delivered, by reason; reasons that never occurred are left out.
     pub discards: BTreeMap<String, u64>,
     /// What keeps the node from working, most basic first; empty when nothing does.
@@ -69,13 +82,38 @@ pub struct Peer {
     /// Age of the last handshake.
     #[serde(default)]
     pub last_handshake_seconds: Option<u64>,
-    /// Bytes received, with all headers of WireGuard.
-    pub received_bytes: u64,
-    /// Bytes sent, with all headers of WireGuard.
-    pub sent_bytes: u64,
+    /// What was received from it and sent to it.
+    #[serde(flatten)]
+    pub traffic: Traffic,
     /// Interval of persistent keepalives; `None` when off.
     #[serde(default)]
     pub persistent_keepalive_seconds: Option<u16>,
+}
+
+/// Datagrams that are authentic or were sealed; the numbers only grow.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Traffic {
+    /// Datagrams received.
+    #[serde(default)]
+    pub received_datagrams: u64,
+    /// Bytes received, with all headers of WireGuard.
+    pub received_bytes: u64,
+    /// Datagrams sent.
+    #[serde(default)]
+    pub sent_datagrams: u64,
+    /// Bytes sent, with all headers of WireGuard.
+    pub sent_bytes: u64,
+}
+
+/// How often something happened to tunnels; the numbers only grow.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Happened {
+    /// A handshake was completed.
+    pub handshakes_completed: u64,
+    /// A handshake was given up, because nobody answered.
+    pub handshakes_abandoned: u64,
+    /// A peer was heard from another address.
+    pub endpoints_moved: u64,
 }
 
 /// A TCP connection of a node in user mode.
@@ -189,11 +227,17 @@ mod tests {
                 allowed_ips: vec!["10.0.0.0/8".to_owned()],
                 tunnel: Tunnel::NoEndpoint,
                 last_handshake_seconds: Some(7),
-                received_bytes: 1,
-                sent_bytes: 2,
+                traffic: Traffic {
+                    received_bytes: 1,
+                    sent_bytes: 2,
+                    ..Traffic::default()
+                },
                 persistent_keepalive_seconds: Some(25),
             }],
             peers_total: 1,
+            peers_up: 0,
+            traffic: Traffic::default(),
+            happened: Happened::default(),
             discards: BTreeMap::from([("node.no_peer".to_owned(), 1)]),
             problems: Vec::new(),
         };
@@ -201,6 +245,7 @@ mod tests {
         assert_eq!(json["role"], "client");
         assert_eq!(json["peers"][0]["tunnel"], "no_endpoint");
         assert_eq!(json["peers"][0]["endpoint"], "192.0.2.1:51820");
+        assert_eq!(json["peers"][0]["sent_bytes"], 2);
         assert_eq!(json["discards"]["node.no_peer"], 1);
         let read: Status = serde_json::from_value(json).expect("its own form");
         assert_eq!(read, status);

@@ -173,6 +173,12 @@ impl Capture {
         !self.queue.is_empty()
     }
 
+    /// Tells whether keys are written.
+    #[must_use]
+    pub fn has_keys(&self) -> bool {
+        self.keys.is_some()
+    }
+
     /// Tells whether the file has all that was wanted: no packet is written any more.
     #[must_use]
     pub fn is_complete(&self) -> bool {

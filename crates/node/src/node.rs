@@ -12,6 +12,7 @@ use model::{
     id::{NodeId, OrgId},
     key::{PublicKey, SecretKey},
     map::{self, NetworkMap, Role},
+    status::Happened,
     zone::{Answer, Question, Zone},
 };
 use netstack::{Limits, ListenerId, Stack};
@@ -133,6 +134,7 @@ pub struct Node {
     pub(crate) orgs: Orgs,
     pub(crate) source: Source,
     pub(crate) counters: Counters,
+    pub(crate) happened: Happened,
     filter: Filter,
     asks_about_strangers: bool,
     services: Services,
@@ -221,6 +223,7 @@ impl Node {
             orgs: Orgs::default(),
             source: Source::Nothing,
             counters: Counters::default(),
+            happened: Happened::default(),
             filter,
             asks_about_strangers: false,
             services: Services::default(),

@@ -2,7 +2,7 @@
 //! there are: a peer that is in both is not touched.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, SocketAddr},
     num::NonZeroU16,
     time::Instant,
@@ -15,6 +15,7 @@ use model::{
     key::{PublicKey, SecretKey},
     map::{NetworkMap, Node, Org, Role},
     name::Label,
+    status::HEARD_MAX,
 };
 use wireguard::{AddPeerError, Device, PeerId, Prefix, PresharedKey};
 
@@ -42,6 +43,8 @@ pub(crate) struct Peer {
     pub(crate) unresolved: bool,
     /// Initiations sent since the last completed handshake.
     pub(crate) attempts: u32,
+    /// From where it was heard and since when, the latest first; at most [`HEARD_MAX`].
+    pub(crate) heard: VecDeque<(Instant, SocketAddr)>,
 }
 
 /// The peers of the device.
@@ -134,12 +137,16 @@ impl Roster {
         } else {
             self.peers.get(&key).is_some_and(|peer| peer.unresolved)
         };
-        let attempts = self.peers.get(&key).map_or(0, |peer| peer.attempts);
+        let before = self.peers.remove(&key);
+        let (attempts, heard) = before
+            .map(|peer| (peer.attempts, peer.heard))
+            .unwrap_or_default();
         let peer = Peer {
             id,
             wanted,
             unresolved,
             attempts,
+            heard,
         };
         self.by_id.insert(id, key);
         self.peers.insert(key, peer);
@@ -177,12 +184,33 @@ impl Roster {
         Some(peer.id)
     }
 
+    /// Remembers that a peer was heard from another address than before.
+    pub(crate) fn note_heard(&mut self, now: Instant, id: PeerId, endpoint: SocketAddr) {
+        if let Some((_, peer)) = self.by_id_mut(id) {
+            peer.heard.push_front((now, endpoint));
+            peer.heard.truncate(HEARD_MAX);
+        }
+    }
+
     pub(crate) fn key(&self, id: PeerId) -> Option<PublicKey> {
         self.by_id.get(&id).copied()
     }
 
     pub(crate) fn peer(&self, key: &PublicKey) -> Option<&Peer> {
         self.peers.get(key)
+    }
+
+    /// Finds a peer by the name of the node behind it; names of several organisations may agree,
+    /// then it is the first.
+    pub(crate) fn named(&self, name: &str) -> Option<PublicKey> {
+        let named = |peer: &Peer| {
+            peer.wanted
+                .name
+                .as_ref()
+                .is_some_and(|own| own.as_str() == name)
+        };
+        let found = self.peers.iter().find(|(_, peer)| named(peer));
+        found.map(|(key, _)| *key)
     }
 
     pub(crate) fn by_id_mut(&mut self, id: PeerId) -> Option<(PublicKey, &mut Peer)> {

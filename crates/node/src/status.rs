@@ -1,5 +1,7 @@
 //! What a node says about itself: a snapshot for people and programs.
 
+mod details;
+
 use std::{
     net::IpAddr,
     time::{Duration, Instant},
@@ -9,7 +11,9 @@ use model::{
     endpoint::Endpoint,
     key::PublicKey,
     map::Role,
-    status::{CONNECTIONS_MAX, Connection, Hop, Org, PEERS_MAX, Peer, Problem, Status, Tunnel},
+    status::{
+        CONNECTIONS_MAX, Connection, Hop, Org, PEERS_MAX, Peer, Problem, Status, Traffic, Tunnel,
+    },
 };
 use netstack::{CongestionControl, Statistics};
 use wireguard::{PeerStatus, REJECT_AFTER_TIME};
@@ -28,7 +32,10 @@ impl Node {
     pub fn status(&self, now: Instant) -> Status {
         let map = self.map();
         let mut peers: Vec<_> = self.device.peers().collect();
-        let peers_total = u64::try_from(peers.len()).expect("a length fits 64 bits");
+        let count = |length| u64::try_from(length).expect("a length fits 64 bits");
+        let peers_total = count(peers.len());
+        let up = peers.iter().filter(|peer| is_up(now, peer));
+        let peers_up = count(up.count());
         peers.sort_by_key(|peer| std::cmp::Reverse(peer.last_handshake));
         peers.truncate(PEERS_MAX);
         let peers: Vec<_> = peers.iter().map(|peer| self.peer(now, peer)).collect();
@@ -42,6 +49,9 @@ impl Node {
             orgs: self.org_status(),
             peers,
             peers_total,
+            peers_up,
+            traffic: traffic(self.device.traffic()),
+            happened: self.happened,
             discards: self.counters.occurred(),
             problems,
         }
@@ -58,6 +68,22 @@ impl Node {
         all.sort_by_key(|told| std::cmp::Reverse(told.acknowledged + told.received));
         all.truncate(CONNECTIONS_MAX);
         all.iter().map(connection).collect()
+    }
+
+    /// Finds the peer of that name, or of that public key as text.
+    #[must_use]
+    pub fn peer_named(&self, name: &str) -> Option<PublicKey> {
+        match name.parse() {
+            Ok(key) => self.roster.peer(&key).map(|_| key),
+            Err(_) => self.roster.named(name),
+        }
+    }
+
+    /// Shows one peer.
+    #[must_use]
+    pub fn peer_status(&self, now: Instant, public_key: &PublicKey) -> Option<Peer> {
+        let status = self.device.status(self.roster.peer(public_key)?.id)?;
+        Some(self.peer(now, &status))
     }
 
     /// Shows the peer through which packets reach `destination`; `None` when nobody leads there.
@@ -95,8 +121,7 @@ impl Node {
                 .collect(),
             tunnel: tunnel(now, status, peer),
             last_handshake_seconds: age.map(|age| age.as_secs()),
-            received_bytes: status.received_bytes,
-            sent_bytes: status.sent_bytes,
+            traffic: traffic(status.traffic),
             persistent_keepalive_seconds: status.persistent_keepalive.map(Into::into),
         }
     }
@@ -188,10 +213,23 @@ fn problem(hop: Hop, message: String, remedy: &str) -> Problem {
     }
 }
 
-fn tunnel(now: Instant, status: &PeerStatus<'_>, peer: Option<&roster::Peer>) -> Tunnel {
+fn is_up(now: Instant, status: &PeerStatus<'_>) -> bool {
     let young = |then| now.saturating_duration_since(then) < REJECT_AFTER_TIME;
+    status.last_handshake.is_some_and(young)
+}
+
+fn traffic(told: wireguard::Traffic) -> Traffic {
+    Traffic {
+        received_datagrams: told.received_datagrams,
+        received_bytes: told.received_bytes,
+        sent_datagrams: told.sent_datagrams,
+        sent_bytes: told.sent_bytes,
+    }
+}
+
+fn tunnel(now: Instant, status: &PeerStatus<'_>, peer: Option<&roster::Peer>) -> Tunnel {
     let attempts = peer.map_or(0, |peer| peer.attempts);
-    if status.last_handshake.is_some_and(young) {
+    if is_up(now, status) {
         Tunnel::Up
     } else if peer.is_some_and(|peer| peer.unresolved) {
         Tunnel::Unresolved

@@ -206,7 +206,8 @@ impl Tunnel {
 
     /// Returns how many bytes have come from the peer of `address`.
     pub(super) fn received_from(&self, address: IpAddr) -> u64 {
-        self.peer(address).map_or(0, |peer| peer.received_bytes)
+        self.peer(address)
+            .map_or(0, |peer| peer.traffic.received_bytes)
     }
 
     fn unanswered(&self, address: IpAddr, waited: Duration) -> Failure {

@@ -2,13 +2,20 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, task::Waker, time::Instant};
 
+use model::{
+    event::{Event as Told, Who},
+    key::PublicKey,
+};
 use netstack::{ConnectionId, EchoId, Event, ListenerId, Stack, UdpId};
 use node::{Node, Outcome, Reason};
 use os::udp::{Datagram, Socket};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use wireguard::HEADER;
 
-use super::{Attachment, Echo, interface::Interface, outbox::Outbox, socket::Sockets};
+use super::{
+    Attachment, Echo, following::FOLLOWED_MAX, interface::Interface, outbox::Outbox,
+    socket::Sockets,
+};
 
 /// Everything behind the lock.
 pub(super) struct Core {
@@ -24,6 +31,8 @@ pub(super) struct Core {
     pub(super) echoes: BTreeMap<EchoId, oneshot::Sender<Echo>>,
     /// What is not for sockets; bounded, and what nobody takes in time is dropped.
     events: mpsc::Sender<node::Event>,
+    /// The same for those who only want to know; nothing is told when there are none.
+    pub(super) followers: broadcast::Sender<Told>,
     /// Until when the driver sleeps; `None` while it sleeps without end.
     armed: Option<Instant>,
     outbox: Outbox,
@@ -54,6 +63,7 @@ impl Core {
         Self {
             node,
             events,
+            followers: broadcast::Sender::new(FOLLOWED_MAX),
             clock: os::clock::Clock::start(),
             streams: BTreeMap::new(),
             listeners: BTreeMap::new(),
@@ -156,6 +166,9 @@ impl Core {
             }
         }
         while let Some(event) = self.node.poll_event(now) {
+            if self.followers.receiver_count() > 0 {
+                self.tell(now, &event);
+            }
             match event {
                 node::Event::Stack(event) => self.handle_event(event, &mut after.wakers),
                 node::Event::HandshakeCompleted { .. } => {
@@ -209,6 +222,39 @@ impl Core {
             Event::EchoReply { id, round_trip, .. } => self.answer(id, Ok(round_trip)),
             Event::EchoFailed { id, failure, .. } => self.answer(id, Err(failure)),
         }
+    }
+
+    /// Tells those who follow.
+    fn tell(&self, now: Instant, event: &node::Event) {
+        let who = |public_key: PublicKey| {
+            let peer = self.node.peer_status(now, &public_key);
+            let (peer, endpoint) = peer.map(|peer| (peer.name, peer.endpoint)).unzip();
+            let peer = peer.flatten();
+            (Who { peer, public_key }, endpoint.flatten())
+        };
+        let told = match *event {
+            node::Event::HandshakeCompleted { public_key } => {
+                let (peer, endpoint) = who(public_key);
+                Told::HandshakeCompleted { peer, endpoint }
+            }
+            node::Event::HandshakeAbandoned { public_key } => {
+                let (peer, endpoint) = who(public_key);
+                Told::HandshakeAbandoned { peer, endpoint }
+            }
+            node::Event::EndpointMoved {
+                public_key,
+                endpoint,
+            } => {
+                let (peer, _) = who(public_key);
+                Told::EndpointMoved { peer, endpoint }
+            }
+            node::Event::UnknownInitiator {
+                public_key, source, ..
+            } => Told::UnknownInitiator { public_key, source },
+            node::Event::Stack(_) | node::Event::ResolveEndpoint { .. } => return,
+        };
+        // Whoever followed may have gone just now.
+        let _followers = self.followers.send(told);
     }
 
     fn publish(&self, event: node::Event) {

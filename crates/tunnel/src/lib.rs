@@ -18,6 +18,7 @@ mod core;
 mod driver;
 mod endpoint;
 mod failure;
+mod following;
 mod interface;
 mod listener;
 mod network;
@@ -48,6 +49,7 @@ pub use self::{
     capture::Capture,
     endpoint::Endpoints,
     failure::{Code, Failure},
+    following::Following,
     interface::{Attachment, Interface, Membership, NAME as INTERFACE, Wanted},
     listener::TcpListener,
     network::{Network, OsRandom},

@@ -17,6 +17,7 @@ use crate::{
     allowed::{AllowedIps, Prefix},
     constants::MTU_DEFAULT,
     cookie::{CookieSecret, MacKeys},
+    details::Details,
     discard::Discard,
     event::{Event, Received, Seal, Ticket, Transmit},
     gate::Gate,
@@ -28,6 +29,7 @@ use crate::{
     table::Table,
     tai64n::Tai64n,
     timers::Timer,
+    traffic::Traffic,
     unknown::Unknown,
 };
 
@@ -53,6 +55,8 @@ pub struct Device {
     /// Discards of packets that were accepted earlier, until `poll_event` tells them.
     dropped: BTreeMap<Discard, u64>,
     unknown: Unknown,
+    /// Of peers that were removed.
+    former_traffic: Traffic,
     /// Staged packets of all peers: at most `STAGED_ALL_MAX`, then new ones are discarded.
     staged_packets: usize,
     mtu: usize,
@@ -97,6 +101,7 @@ impl Device {
             events: VecDeque::new(),
             dropped: BTreeMap::new(),
             unknown: Unknown::default(),
+            former_traffic: Traffic::default(),
             staged_packets: 0,
             mtu: MTU_DEFAULT,
             key_log: false,
@@ -223,6 +228,7 @@ impl Device {
         let Some(removed) = self.table.remove(peer) else {
             return false;
         };
+        self.former_traffic.add(&removed.traffic);
         for prefix in &removed.allowed_ips {
             self.allowed.remove(*prefix);
         }
@@ -330,6 +336,16 @@ impl Device {
         self.table.places().map(|place| self.status_at(place))
     }
 
+    /// Adds up the traffic of all peers, those that were removed included: it only grows.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let mut all = self.former_traffic;
+        for place in self.table.places() {
+            all.add(&self.table.peer(place).traffic);
+        }
+        all
+    }
+
     /// Shows the peers behind `last` in the order of [`Device::peers`], so that whoever shows very
     /// many can pause; `last` itself may be gone by then.
     pub fn peers_after(&self, last: Option<PeerId>) -> impl Iterator<Item = PeerStatus<'_>> {
@@ -344,6 +360,13 @@ impl Device {
         self.table.place(peer).map(|place| self.status_at(place))
     }
 
+    /// Tells everything about one peer, for whoever looks for a fault.
+    #[must_use]
+    pub fn details(&self, peer: PeerId) -> Option<Details> {
+        let place = self.table.place(peer)?;
+        Some(Details::of(self.table.peer(place)))
+    }
+
     fn status_at(&self, place: u32) -> PeerStatus<'_> {
         let peer = self.table.peer(place);
         PeerStatus {
@@ -353,8 +376,7 @@ impl Device {
             endpoint: peer.endpoint,
             last_handshake: peer.completed.map(|(at, _)| at),
             last_handshake_wall: peer.completed.map(|(_, wall)| wall),
-            received_bytes: peer.received_bytes,
-            sent_bytes: peer.sent_bytes,
+            traffic: peer.traffic,
             persistent_keepalive: peer.persistent_keepalive,
             allowed_ips: &peer.allowed_ips,
             staged_packets: peer.staged.len(),

@@ -10,6 +10,7 @@ mod allowed;
 mod constants;
 mod cookie;
 mod crypto;
+mod details;
 mod device;
 mod discard;
 mod event;
@@ -26,6 +27,7 @@ mod session;
 mod table;
 mod tai64n;
 mod timers;
+mod traffic;
 mod unknown;
 
 #[cfg(test)]
@@ -34,6 +36,7 @@ mod tests;
 pub use agreement::Agreement;
 pub use allowed::Prefix;
 pub use constants::*;
+pub use details::{Details, SessionDetails};
 pub use device::Device;
 pub use discard::Discard;
 pub use event::{Event, Received, Seal, Ticket, Transmit};
@@ -45,3 +48,4 @@ pub use peer::{AddPeerError, PeerId, PeerStatus};
 pub use random::Random;
 pub use session::{Nonces, Opened, Opening, Sealing};
 pub use tai64n::Tai64n;
+pub use traffic::Traffic;

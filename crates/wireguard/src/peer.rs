@@ -1,7 +1,7 @@
 //! One peer as the device sees it.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     num::NonZeroU16,
     sync::Arc,
@@ -13,12 +13,14 @@ use crate::{
     constants::{HEADER, KEEPALIVE_TIMEOUT, OVERHEAD, REKEY_TIMEOUT, STAGED_PACKETS_MAX, padded},
     cookie::Cookie,
     crypto::{MAC, Secret},
+    discard::Discard,
     key::{PresharedKey, PublicKey},
     message::put,
     noise::Pending,
     session::Session,
     tai64n::Tai64n,
     timers::{Timer, Timers},
+    traffic::Traffic,
 };
 
 /// Names a peer for as long as it exists; never reused for another one.
@@ -60,10 +62,8 @@ pub struct PeerStatus<'a> {
     pub last_handshake: Option<Instant>,
     /// When the newest session was made, by the wall clock.
     pub last_handshake_wall: Option<SystemTime>,
-    /// Bytes of authenticated datagrams received.
-    pub received_bytes: u64,
-    /// Bytes of datagrams sent.
-    pub sent_bytes: u64,
+    /// What was received from it and sent to it.
+    pub traffic: Traffic,
     /// The interval of persistent keepalives in seconds.
     pub persistent_keepalive: Option<NonZeroU16>,
     /// What it may send from and is sent to, ordered by family and address.
@@ -92,8 +92,9 @@ pub(crate) struct Peer {
     pub(crate) completed: Option<(Instant, SystemTime)>,
     pub(crate) timestamp_received: Tai64n,
     pub(crate) timestamp_sent: Tai64n,
-    pub(crate) received_bytes: u64,
-    pub(crate) sent_bytes: u64,
+    pub(crate) traffic: Traffic,
+    /// Of this peer alone, at most one entry for each reason.
+    pub(crate) discards: BTreeMap<Discard, u64>,
     /// Between 0 and `REKEY_JITTER_MAX`, drawn anew for each handshake.
     pub(crate) jitter: Duration,
     /// The session was rekeyed because it nears its end while it receives.
@@ -148,8 +149,8 @@ impl Peer {
             completed: None,
             timestamp_received: Tai64n::default(),
             timestamp_sent: Tai64n::default(),
-            received_bytes: 0,
-            sent_bytes: 0,
+            traffic: Traffic::default(),
+            discards: BTreeMap::new(),
             jitter: Duration::ZERO,
             last_minute_rekey: false,
             staged: VecDeque::new(),
@@ -161,20 +162,29 @@ impl Peer {
         self.hot.get_or_insert_default()
     }
 
+    /// Counts what is not delivered, and returns it.
+    pub(crate) fn discard(&mut self, discard: Discard, count: usize) -> Discard {
+        if count > 0 {
+            let counted = self.discards.entry(discard).or_default();
+            *counted = counted.saturating_add(count as u64);
+        }
+        discard
+    }
+
     pub(crate) fn current(&self) -> Option<&Session> {
         self.hot.as_ref()?.current.as_ref()
     }
 
-    /// An authenticated datagram of any kind was sent.
-    pub(crate) fn note_sent(&mut self, now: Instant, bytes: usize) {
-        self.sent_bytes = self.sent_bytes.saturating_add(bytes as u64);
+    /// Authenticated datagrams of any kind were sent.
+    pub(crate) fn note_sent(&mut self, now: Instant, datagrams: usize, bytes: usize) {
+        self.traffic.note_sent(datagrams, bytes);
         self.timers.disarm(Timer::SendKeepalive);
         self.note_traversal(now);
     }
 
-    /// An authenticated datagram of any kind was received.
-    pub(crate) fn note_received(&mut self, now: Instant, bytes: usize) {
-        self.received_bytes = self.received_bytes.saturating_add(bytes as u64);
+    /// Authenticated datagrams of any kind were received.
+    pub(crate) fn note_received(&mut self, now: Instant, datagrams: usize, bytes: usize) {
+        self.traffic.note_received(datagrams, bytes);
         self.timers.disarm(Timer::NewHandshake);
         self.note_traversal(now);
     }

@@ -15,6 +15,7 @@ use crate::{
         HEADER, OVERHEAD, REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, padded,
     },
     crypto::{self, TAG},
+    details::SessionDetails,
     discard::Discard,
     message::emit_transport_header,
     noise::TransportKeys,
@@ -189,6 +190,18 @@ impl Session {
 
     pub(crate) fn index(&self) -> u32 {
         self.opening.index
+    }
+
+    pub(crate) fn details(&self, place: &'static str) -> SessionDetails {
+        SessionDetails {
+            place,
+            local_index: self.opening.index,
+            remote_index: self.sealing.receiver,
+            initiator: self.initiator,
+            created: self.created,
+            expires: self.sealing.expires,
+            sent_messages: self.sealing.counter.load(Ordering::Relaxed),
+        }
     }
 
     /// Tells whether another packet may be sealed.

@@ -344,8 +344,21 @@ fn the_first_packet_is_staged_and_arrives_after_the_handshake() {
         pair.devices[A].status(a).unwrap(),
         pair.devices[B].status(b).unwrap(),
     );
-    assert_eq!((a.sent_bytes, a.received_bytes), (148 + 144, 92));
-    assert_eq!((b.sent_bytes, b.received_bytes), (92, 148 + 144));
+    let expected = Traffic {
+        received_datagrams: 1,
+        received_bytes: 92,
+        sent_datagrams: 2,
+        sent_bytes: 148 + 144,
+    };
+    assert_eq!(a.traffic, expected);
+    let (received, sent) = (b.traffic.received_bytes, b.traffic.sent_bytes);
+    assert_eq!((received, sent), (148 + 144, 92));
+    let received = b.traffic.received_datagrams;
+    assert_eq!((received, b.traffic.sent_datagrams), (2, 1));
+    // The sum of all peers never goes back.
+    assert!(pair.devices[A].remove_peer(pair.peers[A]));
+    assert_eq!(pair.devices[A].peer_count(), 0);
+    assert_eq!(pair.devices[A].traffic(), expected);
 }
 
 #[test]

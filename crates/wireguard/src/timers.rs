@@ -63,6 +63,12 @@ impl Timers {
         Some(timer)
     }
 
+    /// Lists every timer that has a deadline.
+    pub(crate) fn armed(&self) -> impl Iterator<Item = (Timer, Instant)> {
+        let armed = |timer: Timer| Some((timer, self.deadlines[timer as usize]?));
+        Timer::ALL.into_iter().filter_map(armed)
+    }
+
     /// Returns the earliest deadline.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.iter().copied().flatten().min()

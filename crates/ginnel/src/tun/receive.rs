@@ -341,6 +341,7 @@ impl Opener {
 struct Report {
     source: SocketAddr,
     index: Option<u32>,
+    datagrams: usize,
     bytes: usize,
     newest: bool,
     data: bool,
@@ -352,6 +353,7 @@ impl Report {
         Self {
             source,
             index: None,
+            datagrams: 0,
             bytes: 0,
             newest: false,
             data: false,
@@ -372,6 +374,7 @@ impl Report {
             self.flush(state, now);
             self.index = Some(index);
         }
+        self.datagrams += 1;
         self.bytes += bytes;
         self.newest |= newest;
         self.data |= data;
@@ -380,10 +383,12 @@ impl Report {
     /// Tells the device; true when there ever was something to tell.
     fn flush(&mut self, state: &mut State, now: Instant) -> bool {
         if let Some(index) = self.index.take() {
-            let (bytes, newest, data) = (self.bytes, self.newest, self.data);
+            let (datagrams, bytes) = (self.datagrams, self.bytes);
+            let (newest, data) = (self.newest, self.data);
             let device = &mut state.device;
-            device.note_opened(now, self.source, index, bytes, newest, data);
-            (self.bytes, self.newest, self.data) = (0, false, false);
+            device.note_opened(now, self.source, index, datagrams, bytes, newest, data);
+            (self.datagrams, self.bytes) = (0, 0);
+            (self.newest, self.data) = (false, false);
             self.any = true;
         }
         self.any

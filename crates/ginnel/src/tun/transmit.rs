@@ -241,7 +241,10 @@ impl Sealer {
         }
         for group in &self.groups {
             let bytes = batch.bytes(&group.packets);
-            state.device.note_sealed(now, group.peer, bytes, true);
+            let count = group.packets.len();
+            state
+                .device
+                .note_sealed(now, group.peer, count, bytes, true);
         }
     }
 

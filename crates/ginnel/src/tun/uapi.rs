@@ -412,8 +412,8 @@ fn emit_peer(text: &mut Answer, peer: &PeerStatus<'_>) {
         .unwrap_or_default();
     text.line("last_handshake_time_sec", since_epoch.as_secs());
     text.line("last_handshake_time_nsec", since_epoch.subsec_nanos());
-    text.line("tx_bytes", peer.sent_bytes);
-    text.line("rx_bytes", peer.received_bytes);
+    text.line("tx_bytes", peer.traffic.sent_bytes);
+    text.line("rx_bytes", peer.traffic.received_bytes);
     let seconds = peer.persistent_keepalive.map_or(0, NonZeroU16::get);
     text.line("persistent_keepalive_interval", seconds);
     for prefix in peer.allowed_ips {

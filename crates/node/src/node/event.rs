@@ -11,7 +11,7 @@ impl Node {
     /// Moves events of the parts to where they belong; true when the resolver did something.
     pub(super) fn pump(&mut self, now: Instant) -> bool {
         while let Some(event) = self.device.poll_event() {
-            self.take_tunnel_event(event);
+            self.take_tunnel_event(now, event);
         }
         let mut resolved = false;
         if let Link::Tun(stack) | Link::Netstack(stack) = &mut self.attachment {
@@ -25,7 +25,7 @@ impl Node {
         resolved
     }
 
-    fn take_tunnel_event(&mut self, event: wireguard::Event) {
+    fn take_tunnel_event(&mut self, now: Instant, event: wireguard::Event) {
         match event {
             wireguard::Event::UnknownInitiator {
                 public_key,
@@ -38,6 +38,7 @@ impl Node {
             }),
             wireguard::Event::HandshakeCompleted { peer } => {
                 self.tell("handshake completed with", peer);
+                self.happened.handshakes_completed += 1;
                 if let Some((public_key, peer)) = self.roster.by_id_mut(peer) {
                     peer.attempts = 0;
                     let event = Event::HandshakeCompleted { public_key };
@@ -46,10 +47,13 @@ impl Node {
             }
             wireguard::Event::HandshakeAbandoned { peer } => {
                 self.tell("handshake abandoned with", peer);
+                self.happened.handshakes_abandoned += 1;
                 self.take_abandoned(peer);
             }
             wireguard::Event::EndpointMoved { peer, endpoint } => {
                 self.tell("peer moved to", peer);
+                self.happened.endpoints_moved += 1;
+                self.roster.note_heard(now, peer, endpoint);
                 if let Some(public_key) = self.roster.key(peer) {
                     self.events.push_back(Event::EndpointMoved {
                         public_key,

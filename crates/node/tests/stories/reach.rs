@@ -300,7 +300,10 @@ fn a_stranger_gets_nothing() {
     }
     assert!(!ping(&mut world, 14, 11));
     let now = world.now;
-    assert_eq!(world.node(14).status(now).peers[0].received_bytes, 0);
+    assert_eq!(
+        world.node(14).status(now).peers[0].traffic.received_bytes,
+        0
+    );
 }
 
 #[test]
@@ -325,6 +328,44 @@ fn a_node_reaches_what_it_publishes_itself() {
     let mut transfer = Transfer::begin(&mut world, 11, 11, 8080, 100_000);
     transfer.run(&mut world, Duration::from_secs(5));
     assert!(transfer.done(), "{} bytes", transfer.received);
+}
+
+#[test]
+fn a_peer_is_told_with_its_sessions_timers_and_where_it_was_heard() {
+    let mut world = World::standing(&Installation::new(), &[11]);
+    assert!(ping(&mut world, 11, 11));
+    let now = world.now;
+    let key = world.node(11).peer_named("gate").expect("its gateway");
+    assert_eq!(key, public_key(GATEWAY));
+    assert_eq!(world.node(11).peer_named(&key.to_string()), Some(key));
+    assert_eq!(world.node(11).peer_named("db"), None);
+    let ours = world.node(11).peer_details(now, &key).expect("a peer");
+    let theirs = world.node(GATEWAY).peer_details(now, &public_key(11));
+    let theirs = theirs.expect("a peer");
+    let (session, other) = (&ours.sessions[0], &theirs.sessions[0]);
+    assert_eq!(
+        (session.place.as_str(), session.initiator),
+        ("current", true)
+    );
+    assert_eq!((other.place.as_str(), other.initiator), ("current", false));
+    let indices = (session.local_index, session.remote_index);
+    assert_eq!(indices, (other.remote_index, other.local_index));
+    assert_eq!(session.age_ms + session.expires_in_ms, 180_000);
+    assert_eq!(ours.handshake.initiation_index, None);
+    assert_eq!(ours.handshake.attempts, 0);
+    // A client keeps its mapping open.
+    assert!(ours.timers_due_ms["persistent_keepalive"] <= 25_000);
+    assert!(!theirs.timers_due_ms.contains_key("persistent_keepalive"));
+    // The gateway had no endpoint for it before it was heard.
+    assert_eq!(theirs.endpoints.len(), 1);
+    assert_eq!(theirs.endpoints[0].endpoint, endpoint(11));
+    assert_eq!(ours.endpoints, []);
+    let datagrams = theirs.peer.traffic.received_datagrams;
+    assert_eq!(datagrams, ours.peer.traffic.sent_datagrams);
+    let told = world.node(GATEWAY).status(now);
+    assert_eq!(told.traffic.received_datagrams, datagrams);
+    assert_eq!(told.happened.handshakes_completed, 1);
+    assert_eq!((told.happened.endpoints_moved, told.peers_up), (1, 1));
 }
 
 #[test]

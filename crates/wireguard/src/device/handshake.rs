@@ -127,7 +127,7 @@ impl Device {
         let former = hot.pending.replace(Arc::new(pending));
         peer.timestamp_sent = timestamp;
         peer.handshake_sent = Some(now);
-        peer.note_sent(now, message.len());
+        peer.note_sent(now, 1, message.len());
         peer.jitter = jitter(&mut *self.random);
         let retry = now + REKEY_TIMEOUT + peer.jitter;
         peer.timers.arm(Timer::RetransmitHandshake, retry);
@@ -211,7 +211,7 @@ impl Device {
         hot.pending = None;
         hot.initiation_mac1 = None;
         let gone = hot.insert_initiated(session);
-        peer.note_received(now, message.len());
+        peer.note_received(now, 1, message.len());
         peer.timers
             .arm(Timer::ZeroKeyMaterial, now + REJECT_AFTER_TIME * 3);
         for index in gone.into_iter().flatten() {
@@ -400,7 +400,7 @@ impl Device {
         let soon = |at: Instant| now < at + INITIATION_INTERVAL_MIN;
         let peer = self.table.peer(place);
         if peer.initiation_received.is_some_and(soon) {
-            return Err(Discard::InitiationFlood);
+            return Err(self.refuse(place, Discard::InitiationFlood));
         }
         Ok(Box::new(Answer {
             message,
@@ -433,11 +433,11 @@ impl Device {
             receiver,
         } = answered;
         if *timestamp <= peer.timestamp_received {
-            return Err(Discard::ReplayedInitiation);
+            return Err(peer.discard(Discard::ReplayedInitiation, 1));
         }
         peer.timestamp_received = *timestamp;
         peer.initiation_received = Some(now);
-        peer.note_received(now, INITIATION);
+        peer.note_received(now, 1, INITIATION);
         let index = self.table.new_index(&mut *self.random, place);
         put(response, SENDER, &index.to_le_bytes());
         self.respond(now, source, place, response, keys, (index, *receiver));
@@ -471,7 +471,7 @@ impl Device {
         let former = hot.next.replace(session).map(|session| session.index());
         peer.handshake_sent = Some(now);
         peer.jitter = jitter(&mut *self.random);
-        peer.note_sent(now, response.len());
+        peer.note_sent(now, 1, response.len());
         peer.timers
             .arm(Timer::ZeroKeyMaterial, now + REJECT_AFTER_TIME * 3);
         if let Some(former) = former {

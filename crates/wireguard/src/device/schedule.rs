@@ -89,6 +89,7 @@ impl Device {
                 .arm(Timer::ZeroKeyMaterial, now + REJECT_AFTER_TIME * 3);
         }
         let waiting = std::mem::take(&mut peer.staged).len();
+        peer.discard(Discard::StagedAbandoned, waiting);
         self.staged_packets -= waiting;
         let hot = peer.hot_mut();
         hot.initiation_mac1 = None;

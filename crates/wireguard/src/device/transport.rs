@@ -97,9 +97,16 @@ impl Device {
 
     /// Reports datagrams that a thread has sealed with [`Device::sealing`]: `bytes` in all, `data`
     /// unless all were keepalives.
-    pub fn note_sealed(&mut self, now: Instant, peer: PeerId, bytes: usize, data: bool) {
+    pub fn note_sealed(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        datagrams: usize,
+        bytes: usize,
+        data: bool,
+    ) {
         if let Some(place) = self.table.place(peer) {
-            self.sealed(now, place, bytes, data);
+            self.sealed(now, place, datagrams, bytes, data);
         }
     }
 
@@ -110,6 +117,7 @@ impl Device {
         now: Instant,
         source: SocketAddr,
         index: u32,
+        datagrams: usize,
         bytes: usize,
         newest: bool,
         data: bool,
@@ -118,14 +126,14 @@ impl Device {
             && let Some(hot) = &self.table.peer(place).hot
             && let Some(session) = hot.place(index)
         {
-            self.opened(now, source, place, session, bytes, newest, data);
+            self.opened(now, source, place, session, datagrams, bytes, newest, data);
         }
     }
 
     fn seal_at(&mut self, now: Instant, place: u32, slot: &mut [u8], length: usize) -> Seal {
         let peer = self.table.peer(place);
         let Some(endpoint) = peer.endpoint else {
-            return Seal::Discarded(Discard::NoEndpoint);
+            return Seal::Discarded(self.refuse(place, Discard::NoEndpoint));
         };
         let nonces = peer
             .current()
@@ -134,7 +142,7 @@ impl Device {
             let total = nonces
                 .seal(slot, length, self.mtu)
                 .expect("one nonce was reserved");
-            self.sealed(now, place, total, length > 0);
+            self.sealed(now, place, 1, total, length > 0);
             return Seal::Sealed {
                 peer: self.table.id(place),
                 endpoint,
@@ -150,10 +158,11 @@ impl Device {
         }
         let packet = &slot[HEADER..HEADER + length];
         if self.staged_packets >= STAGED_ALL_MAX {
-            return Seal::Discarded(Discard::QueueFull);
+            return Seal::Discarded(self.refuse(place, Discard::QueueFull));
         }
         if self.table.peer_mut(place).stage(packet) {
-            self.drop_later(Discard::StagedOverflow, 1);
+            let discard = self.refuse(place, Discard::StagedOverflow);
+            self.drop_later(discard, 1);
         } else {
             self.staged_packets += 1;
         }
@@ -186,18 +195,18 @@ impl Device {
         };
         let opened = match session.opening.open(now, counter, sealed) {
             Ok(opened) => opened,
-            Err(discard) => return Received::Discarded(discard),
+            Err(discard) => return Received::Discarded(self.refuse(place, discard)),
         };
         let data = !opened.text.is_empty();
-        self.opened(now, source, place, at, bytes, opened.newest, data);
+        self.opened(now, source, place, at, 1, bytes, opened.newest, data);
         if !data {
             return Received::Handled;
         }
         let Ok(addresses) = packet::ip::addresses(opened.text) else {
-            return Received::Discarded(Discard::NotIp);
+            return Received::Discarded(self.refuse(place, Discard::NotIp));
         };
         if self.allowed.lookup(addresses.source) != Some(place) {
-            return Received::Discarded(Discard::SourceNotAllowed);
+            return Received::Discarded(self.refuse(place, Discard::SourceNotAllowed));
         }
         Received::Packet {
             peer: self.table.id(place),
@@ -205,9 +214,14 @@ impl Device {
         }
     }
 
-    fn sealed(&mut self, now: Instant, place: u32, bytes: usize, data: bool) {
+    /// Counts what is not delivered at its peer, and returns it.
+    pub(super) fn refuse(&mut self, place: u32, discard: Discard) -> Discard {
+        self.table.peer_mut(place).discard(discard, 1)
+    }
+
+    fn sealed(&mut self, now: Instant, place: u32, datagrams: usize, bytes: usize, data: bool) {
         let peer = self.table.peer_mut(place);
-        peer.note_sent(now, bytes);
+        peer.note_sent(now, datagrams, bytes);
         if data {
             peer.note_data_sent(now);
         }
@@ -227,12 +241,13 @@ impl Device {
         source: SocketAddr,
         place: u32,
         session: Place,
+        datagrams: usize,
         bytes: usize,
         newest: bool,
         data: bool,
     ) {
         let peer = self.table.peer_mut(place);
-        peer.note_received(now, bytes);
+        peer.note_received(now, datagrams, bytes);
         if data {
             peer.note_data_received(now);
         }
@@ -334,7 +349,7 @@ impl Device {
         slot.truncate(total);
         debug_assert!(slot.len() >= OVERHEAD);
         self.push_transmit(Some(place), endpoint, std::mem::take(slot));
-        self.sealed(now, place, total, length > 0);
+        self.sealed(now, place, 1, total, length > 0);
         true
     }
 }

@@ -308,7 +308,7 @@ fn halves_that_other_threads_use_do_the_same_as_the_device() {
     slot[HEADER..HEADER + 60].copy_from_slice(&bytes);
     let mut nonces = sealing.reserve(now, 1).expect("usable");
     let length = nonces.seal(&mut slot, 60, MTU_DEFAULT).expect("one nonce");
-    pair.devices[A].note_sealed(now, peers[A], length, true);
+    pair.devices[A].note_sealed(now, peers[A], 1, length, true);
     let index = u32::from_le_bytes(slot[4..8].try_into().unwrap());
     let counter = u64::from_le_bytes(slot[8..16].try_into().unwrap());
     let (peer, opening) = pair.devices[B].opening(index).expect("a session");
@@ -318,7 +318,7 @@ fn halves_that_other_threads_use_do_the_same_as_the_device() {
         .expect("fresh");
     assert_eq!(opened.text[..60], bytes);
     let from = "203.0.113.1:1".parse().unwrap();
-    pair.devices[B].note_opened(now, from, index, length, opened.newest, true);
+    pair.devices[B].note_opened(now, from, index, 1, length, opened.newest, true);
     assert_eq!(pair.endpoint(B), Some(from));
     pair.addresses[A] = from;
     pair.pass(SECOND * 11);
