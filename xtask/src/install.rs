@@ -37,6 +37,7 @@ const PACKAGES: &[&str] = &[
     "openssh-client",
     "openssh-server",
     "postgresql",
+    "prometheus",
     "python3",
     "rsync",
     "socat",

@@ -1,7 +1,7 @@
 //! The local agent: one process for each profile holds the tunnel and serves every command.
 //!
 //! ```text
-//!   dial, forward, proxy, ping, resolve, status, capture
+//!   dial, forward, proxy, ping, resolve, status, metrics, peer, events, capture
 //!      | one connection, one request (protocol)
 //!   Unix socket 0600 --> server --> Tunnel --> UDP
 //! ```
@@ -12,6 +12,7 @@ mod capture;
 pub(crate) mod client;
 mod ending;
 mod enrolled;
+mod events;
 mod pipe;
 mod plain;
 pub(crate) mod profile;
@@ -58,6 +59,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
             // A command that needs a node makes no interface on the way.
             interface: None,
             ssh: false,
+            metrics: None,
             version: args.as_version,
         };
         serve(&profile, options, |_| say(&Ready::Ready)).await

@@ -6,8 +6,9 @@ use anyhow::Context as _;
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::{
-    admin, agent, capture, cert, completions, demo, dial, forward, gateway, join, login, logout,
-    manual, ping, proxy, resolve, server, ssh, ssh_config, ssh_server, status, tun, up, whoami,
+    admin, agent, capture, cert, completions, demo, dial, events, forward, gateway, join, login,
+    logout, manual, metrics, peer, ping, proxy, resolve, server, ssh, ssh_config, ssh_server,
+    status, tun, up, whoami,
 };
 
 /// A private network that a team runs itself.
@@ -72,6 +73,9 @@ pub(crate) enum Command {
     Ping(ping::Args),
     Resolve(resolve::Args),
     Status(status::Args),
+    Metrics(metrics::Args),
+    Peer(peer::Args),
+    Events(events::Args),
     Capture(capture::Args),
     Tun(tun::Args),
     Org(admin::org::Args),
@@ -119,6 +123,9 @@ impl Command {
             Self::Ping(args) => block_on(ping::run(args, global)),
             Self::Resolve(args) => block_on(resolve::run(args, global)),
             Self::Status(args) => block_on(status::run(args, global)),
+            Self::Peer(args) => block_on(peer::run(args, global)),
+            Self::Events(args) => block_on(events::run(args, global)),
+            Self::Metrics(args) => block_on(metrics::run(args, global)),
             Self::Capture(args) => block_on(capture::run(args, global)),
             Self::Tun(args) => tun::run(&args),
             Self::Org(args) => block_on(admin::org::run(args, global)),

@@ -15,6 +15,7 @@ use crate::{
     enrol,
     enrolled::{Enrolled, Source},
     enrolment::{Enrolment, State},
+    metrics::{self, Snapshot},
     remedy::Advise as _,
     terminal,
 };
@@ -45,6 +46,9 @@ pub(crate) struct Args {
     /// The gateway's name [default: the host name]
     #[arg(long)]
     name: Option<Label>,
+
+    #[command(flatten)]
+    metrics: metrics::listener::Address,
 }
 
 const EXAMPLES: &str = "\
@@ -68,6 +72,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
         Some(listen) => listen,
         None => default_listen(&state)?,
     };
+    let listener = args.metrics.listen().await?;
     let client = Client::with_token(&enrolment.url, enrolment.token)?;
     let source = Source::Server(Arc::new(client));
     let enrolled = Enrolled::open(state, &key, source, listen, None).await?;
@@ -80,7 +85,13 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
             enrolment.name
         ))?;
     }
+    if let Some(listener) = &listener {
+        listener.announce(global.json)?;
+    }
+    let (tunnel, contact, url) = (enrolled.tunnel().clone(), enrolled.contact(), enrolment.url);
+    let snapshot = move || Snapshot::of(&tunnel, Some((&url, &contact)));
     tokio::select! {
+        never = metrics::listener::serve(listener, snapshot) => match never {},
         ended = enrolled.run() => ended.map(|()| ExitCode::SUCCESS),
         _ = terminal::interrupted() => Ok(ExitCode::SUCCESS),
     }

@@ -166,6 +166,8 @@ async fn receive(
             | Answer::Relaying
             | Answer::Records(_)
             | Answer::Capturing
+            | Answer::Peer(_)
+            | Answer::Following
             | Answer::Pinging(_)
             | Answer::Status(_)
             | Answer::Draining { .. }

@@ -20,6 +20,7 @@ use crate::{
     enrol,
     enrolled::{Enrolled, Source},
     enrolment::State,
+    metrics::{self, Snapshot},
     remedy::advise,
     terminal,
 };
@@ -75,6 +76,9 @@ pub(crate) struct Args {
     /// Print a new login token, for an operator who lost hers
     #[arg(long)]
     admin_token: bool,
+
+    #[command(flatten)]
+    metrics: metrics::listener::Address,
 }
 
 const EXAMPLES: &str = "\
@@ -89,6 +93,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     // Nobody else may touch the database while it is opened.
     let _lock = State::at(&args.data).lock("server")?;
     let (server, listener, state) = open(&args).await?;
+    let metrics = args.metrics.listen().await?;
     let key = state.private_key_or_new()?;
     let url = server.url();
     let host = host_of(&url);
@@ -113,6 +118,11 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
         bootstrap = Some(server.admin_token().await?);
     }
     announce(&server, &endpoint, bootstrap.as_ref(), global)?;
+    if let Some(listener) = &metrics {
+        listener.announce(global.json)?;
+    }
+    let tunnel = gateway.tunnel().clone();
+    let metrics = metrics::listener::serve(metrics, move || Snapshot::of(&tunnel, None));
     let interrupted = async {
         // Without signal handlers the default action ends the process.
         drop(terminal::interrupted().await);
@@ -120,6 +130,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     let mut serving = std::pin::pin!(server.serve(listener, interrupted));
     tokio::select! {
         served = &mut serving => served?,
+        never = metrics => match never {},
         ended = gateway.run() => {
             ended.context("the gateway of this server")?;
             // Its maps have ended because the server ends.

@@ -8,7 +8,7 @@ use crate::{
     agent::{self, Profile},
     cli::Global,
     enrolment::State,
-    terminal,
+    metrics, terminal,
 };
 use tunnel::{INTERFACE, Tunnel, Wanted};
 
@@ -36,12 +36,16 @@ pub(crate) struct Args {
     /// every account that they name, else for your own only
     #[arg(long)]
     ssh: bool,
+
+    #[command(flatten)]
+    metrics: metrics::listener::Address,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   ginnel up
   ginnel up --user
+  ginnel up --metrics 127.0.0.1:9586
   ginnel up --tun --interface office0
   ginnel up --user --ssh                        then: ginnel ssh root@NODE
   ginnel --config wg0.conf up";
@@ -57,10 +61,15 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
         Some(path) => path.display().to_string(),
         None => State::locate(global)?.enrolment()?.name.to_string(),
     };
+    let listener = args.metrics.listen().await?;
+    if let Some(listener) = &listener {
+        listener.announce(global.json)?;
+    }
     let options = agent::Options {
         idle: None,
         interface,
         ssh: args.ssh,
+        metrics: listener,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let ready = |tunnel: Option<&Tunnel>| {

@@ -13,6 +13,8 @@ mod agent;
 mod clipboard;
 #[path = "network/demo.rs"]
 mod demo;
+#[path = "network/events.rs"]
+mod events;
 #[path = "network/fault.rs"]
 mod fault;
 #[path = "network/flood.rs"]
@@ -21,6 +23,8 @@ mod flood;
 mod limit;
 #[path = "network/load.rs"]
 mod load;
+#[path = "network/metrics.rs"]
+mod metrics;
 #[path = "network/oidc.rs"]
 mod oidc;
 #[path = "network/outliving.rs"]

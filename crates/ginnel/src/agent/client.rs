@@ -114,6 +114,8 @@ impl Client {
             | Answer::Relaying
             | Answer::Records(_)
             | Answer::Capturing
+            | Answer::Peer(_)
+            | Answer::Following
             | Answer::Pinging(_)
             | Answer::Echo { .. }
             | Answer::Done

@@ -8,6 +8,7 @@
 //!                whether that was a reset, which a Unix socket cannot tell
 //! after Capture  blocks of a pcapng file until the agent closes; the command closes its direction
 //!                when it has had enough
+//! after Events   a JSON Occurrence a line until the command closes
 //! after Udp      frames: u32 length | datagram header of RFC 1928, section 7 | payload
 //! ```
 
@@ -72,6 +73,13 @@ pub(crate) enum Request {
     },
     /// Write what passes the tunnel as a capture file.
     Capture(Capture),
+    /// Tell everything about one WireGuard peer.
+    Peer {
+        /// Its name or public key; or a name or address that is reached through it.
+        name: String,
+    },
+    /// Tell what happens from now on.
+    Events,
     /// How did that connection of `Dial` end, whose pipe has ended?
     Ending {
         /// Its number in `Connected`.
@@ -129,6 +137,10 @@ pub(crate) enum Answer {
     Relaying,
     /// To `Resolve`.
     Records(Vec<Record>),
+    /// To `Peer`.
+    Peer(Box<model::status::PeerDetails>),
+    /// To `Events`: an [`Occurrence`] a line begins behind this message.
+    Following,
     /// To `Capture`: the file begins behind this message.
     Capturing,
     /// To `Ping`: whom the name means.
@@ -155,6 +167,16 @@ pub(crate) enum Answer {
     Retired,
     /// The request failed.
     Failed(Failure),
+}
+
+/// Something that happened, and when.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Occurrence {
+    /// The time of day (RFC 3339).
+    pub(crate) time: String,
+    /// What.
+    #[serde(flatten)]
+    pub(crate) event: model::event::Event,
 }
 
 /// What goes on in an agent.

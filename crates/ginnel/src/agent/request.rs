@@ -2,12 +2,14 @@
 
 use std::{io, sync::Arc, time::Duration};
 
+use model::status::PeerDetails;
 use netstack::EchoFailure;
 use tokio::{net::UnixStream, sync::mpsc, time};
 
 use super::{
     capture,
     ending::broken_off,
+    events,
     pipe::{self, Broken},
     protocol::{Answer, Code, Envelope, Failure, PROTOCOL, Request, Status},
     relay,
@@ -73,6 +75,12 @@ pub(super) async fn serve(
             ping(agent, stream, &host, count, interval, size).await
         }
         Request::Capture(wanted) => capture::serve(agent, stream, wanted).await,
+        Request::Peer { name } => {
+            let answer = peer(agent, &name).await;
+            let answer = answer.map_or_else(Answer::Failed, |told| Answer::Peer(Box::new(told)));
+            wire::send(stream, &answer).await
+        }
+        Request::Events => events::serve(agent, stream).await,
         Request::Ending { connection } => {
             let failure = agent.endings.take(connection);
             wire::send(stream, &Answer::Ended(failure)).await
@@ -101,7 +109,9 @@ fn turn_away(agent: &Agent, envelope: &Envelope) -> Option<Answer> {
         | Request::Udp
         | Request::Resolve { .. }
         | Request::Ping { .. }
-        | Request::Capture(_) => {}
+        | Request::Capture(_)
+        | Request::Peer { .. }
+        | Request::Events => {}
     }
     let edited = envelope.fingerprint != agent.fingerprint;
     let newer = envelope.protocol > PROTOCOL || is_newer(&envelope.version, &agent.version);
@@ -270,7 +280,32 @@ async fn ping(
     }
 }
 
-fn status(agent: &Agent) -> Status {
+/// Finds a peer by its own name or key, or by what is reached through it.
+async fn peer(agent: &Agent, name: &str) -> Result<PeerDetails, Failure> {
+    let named = agent.tunnel.with(|node, _| node.peer_named(name));
+    let key = match named {
+        Some(key) => key,
+        None => {
+            let deadline = agent.tunnel.now() + NAME_TIMEOUT;
+            let addresses = agent.tunnel.addresses(name, deadline).await?;
+            let through = |address| agent.tunnel.with(|node, now| node.path(now, address));
+            let peer = addresses.into_iter().find_map(through);
+            let peer = peer.ok_or_else(|| {
+                let message = format!("no peer leads to {name}");
+                Failure::new(Code::NoRoute, message, "see `ginnel status` for the peers")
+            })?;
+            peer.public_key
+        }
+    };
+    let details = agent.tunnel.with(|node, now| node.peer_details(now, &key));
+    details.ok_or_else(|| {
+        let message = format!("the peer of {name} was removed just now");
+        Failure::new(Code::NoRoute, message, "see `ginnel status` for the peers")
+    })
+}
+
+/// Tells what goes on.
+pub(super) fn status(agent: &Agent) -> Status {
     let told = |node: &mut node::Node, now| (node.status(now), node.connections(), now);
     let (node, tcp, now) = agent.tunnel.with(told);
     let control = agent.control.as_ref();

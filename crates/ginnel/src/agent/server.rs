@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     enrolled::Contact,
+    metrics::listener::{self, Listener},
     remedy::{Advise as _, advise},
 };
 use tunnel::{Tunnel, Wanted};
@@ -37,6 +38,8 @@ pub(crate) struct Options {
     pub(crate) interface: Option<Wanted>,
     /// Whether it serves SSH at its address.
     pub(crate) ssh: bool,
+    /// Where metrics are asked for, besides the agent's socket.
+    pub(crate) metrics: Option<Listener>,
     /// The version that it says it is.
     pub(crate) version: String,
 }
@@ -131,9 +134,12 @@ pub(crate) async fn serve(
         changed: tokio::sync::Notify::new(),
     });
     ready(Some(&agent.tunnel));
+    let told = Arc::clone(&agent);
+    let metrics = listener::serve(options.metrics, move || request::status(&told).into());
     let ended = tokio::select! {
         ended = accept(&agent, &listener, options.idle) => ended,
         ended = &mut background => ended.map(|()| End::Stopped),
+        never = metrics => match never {},
     };
     // Whoever connected a moment ago is cut off before an answer and tries again.
     drop(file);

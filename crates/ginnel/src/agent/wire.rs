@@ -165,6 +165,10 @@ mod tests {
             Request::Udp,
             Request::Status,
             Request::Drain,
+            Request::Events,
+            Request::Peer {
+                name: "gate".into(),
+            },
             Request::Ending { connection: 7 },
             Request::Resolve {
                 name: "db.internal".into(),
@@ -207,5 +211,5 @@ mod tests {
         runtime.unwrap().block_on(future)
     }
 
-    const REQUESTS: usize = 9;
+    const REQUESTS: usize = 11;
 }

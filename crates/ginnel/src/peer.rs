@@ -1,0 +1,163 @@
+//! `ginnel peer`: one WireGuard tunnel of this node in every detail.
+
+use std::{process::ExitCode, time::Duration};
+
+use model::status::{Handshake, PeerDetails, Session};
+
+use crate::{
+    agent::{
+        Client, client,
+        protocol::{Answer, Request},
+    },
+    cli::Global,
+    status, terminal,
+};
+
+/// Look at the WireGuard peers of this node
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Show the handshake, sessions, timers, endpoints and discards of a peer
+    Show {
+        /// The peer's name or public key; or a name or address that is reached through it
+        name: String,
+    },
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ginnel peer show gateway
+  ginnel peer show db                       the peer through which db is reached
+  ginnel --config wg0.conf peer show 10.0.0.5 --json";
+
+/// Longer than a name may take.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Asks the agent and prints.
+pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+    let Verb::Show { name } = args.verb;
+    let (answer, _) = Client::of(global)?
+        .ask(&Request::Peer { name }, TIMEOUT)
+        .await?;
+    let Answer::Peer(details) = answer else {
+        return Err(client::unexpected(&answer));
+    };
+    if global.json {
+        terminal::json(&details)?;
+    } else {
+        terminal::line(text(&details))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text(details: &PeerDetails) -> String {
+    let peer = &details.peer;
+    let mut lines = vec![
+        format!("peer         {}", status::peer_text(peer)),
+        format!("public key   {}", peer.public_key),
+        format!(
+            "preshared    {}",
+            if details.preshared_key { "yes" } else { "no" }
+        ),
+        format!("allowed IPs  {}", peer.allowed_ips.join(", ")),
+        format!(
+            "datagrams    {} received, {} sent",
+            peer.traffic.received_datagrams, peer.traffic.sent_datagrams
+        ),
+        format!("handshake    {}", handshake_text(&details.handshake)),
+    ];
+    lines.extend(details.sessions.iter().map(session_text));
+    let timers = details.timers_due_ms.iter();
+    lines.extend(timers.map(|(name, due)| format!("timer        {name} in {}", seconds(*due))));
+    lines.extend(details.endpoints.iter().map(|heard| {
+        let age = status::age(heard.age_seconds);
+        format!("heard from   {} first {age} ago", heard.endpoint)
+    }));
+    if details.staged_packets > 0 {
+        lines.push(format!("staged       {} packets", details.staged_packets));
+    }
+    let discards = details.discards.iter();
+    lines.extend(discards.map(|(reason, count)| format!("discarded    {count} {reason}")));
+    lines.join("\n")
+}
+
+fn handshake_text(told: &Handshake) -> String {
+    let mut parts = Vec::new();
+    match (told.initiation_index, told.attempt_age_ms) {
+        (Some(index), Some(age)) => parts.push(format!(
+            "initiation {index:08x} is unanswered, attempt began {} ago",
+            seconds(age)
+        )),
+        (Some(index), None) => parts.push(format!("initiation {index:08x} is unanswered")),
+        (None, _) => parts.push("none is under way".to_owned()),
+    }
+    if told.attempts > 0 {
+        parts.push(format!("{} initiations since the last one", told.attempts));
+    }
+    if let Some(age) = told.sent_age_ms {
+        parts.push(format!("last message sent {} ago", seconds(age)));
+    }
+    if let Some(age) = told.initiation_received_age_ms {
+        parts.push(format!("last initiation taken {} ago", seconds(age)));
+    }
+    parts.join(", ")
+}
+
+fn session_text(session: &Session) -> String {
+    format!(
+        "session      {}: ours {:08x}, theirs {:08x}, as {}, {} old, ends in {}, {} messages \
+         sealed",
+        session.place,
+        session.local_index,
+        session.remote_index,
+        if session.initiator {
+            "initiator"
+        } else {
+            "responder"
+        },
+        seconds(session.age_ms),
+        seconds(session.expires_in_ms),
+        session.sent_messages,
+    )
+}
+
+fn seconds(millis: u64) -> String {
+    format!("{}.{} s", millis / 1_000, millis / 100 % 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handshake_says_whether_it_waits_for_an_answer() {
+        let idle = Handshake {
+            initiation_index: None,
+            attempts: 0,
+            attempt_age_ms: None,
+            sent_age_ms: Some(12_345),
+            initiation_received_age_ms: None,
+        };
+        assert_eq!(
+            handshake_text(&idle),
+            "none is under way, last message sent 12.3 s ago"
+        );
+        let waiting = Handshake {
+            initiation_index: Some(0xabc),
+            attempts: 3,
+            attempt_age_ms: Some(10_000),
+            ..idle
+        };
+        assert_eq!(
+            handshake_text(&waiting),
+            "initiation 00000abc is unanswered, attempt began 10.0 s ago, 3 initiations since the \
+             last one, last message sent 12.3 s ago"
+        );
+    }
+}
