@@ -19,6 +19,9 @@ const READERS_MAX: u32 = 8;
 /// How long a request waits for the writer or for a reader before it is refused.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a server waits for the one before it to leave the database.
+const CLAIM_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Which of the two a store is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Kind {
@@ -182,7 +185,8 @@ impl Kind {
         }
     }
 
-    /// Finds out at once whether the database answers and whether another server works on it.
+    /// Finds out whether the database answers and whether another server works on it; one that
+    /// has just ended is waited for.
     ///
     /// SQLite has a directory of its own, which the server locks.
     async fn claim(self, options: &AnyConnectOptions) -> Result<(), OpenError> {
@@ -190,13 +194,16 @@ impl Kind {
             return Ok(());
         }
         let mut connection = options.connect().await.map_err(OpenError::Open)?;
-        let locked = lock(&mut connection).await.map_err(OpenError::Open)?;
-        connection.close().await.map_err(OpenError::Open)?;
-        if locked {
-            Ok(())
-        } else {
-            Err(OpenError::InUse)
+        if !lock(&mut connection).await.map_err(OpenError::Open)? {
+            let seconds = CLAIM_TIMEOUT.as_secs();
+            tracing::info!(
+                seconds,
+                "another server works on this database; waiting for it"
+            );
+            wait_for_lock(&mut connection).await?;
         }
+        connection.close().await.map_err(OpenError::Open)?;
+        Ok(())
     }
 
     fn migrations(self) -> Migrations {
@@ -214,6 +221,28 @@ async fn lock(connection: &mut Connection) -> sqlx::Result<bool> {
     Ok(row.try_get::<i64, _>("n")? == 1)
 }
 
+/// Takes the lock once nobody has it any more: PostgreSQL learns a little late that a server ended.
+async fn wait_for_lock(connection: &mut Connection) -> Result<(), OpenError> {
+    let timeout = format!("{}ms", CLAIM_TIMEOUT.as_millis());
+    let limited = sqlx::query("SELECT set_config('lock_timeout', $1, false)").bind(timeout);
+    limited
+        .execute(&mut *connection)
+        .await
+        .map_err(OpenError::Open)?;
+    // The type `void` has no place in a row that both databases could give.
+    let locked = sqlx::query("SELECT CAST(pg_advisory_lock($1) AS TEXT)").bind(LOCK);
+    match locked.execute(connection).await {
+        Ok(_) => Ok(()),
+        Err(error) if has_code(&error, LOCK_NOT_AVAILABLE) => Err(OpenError::InUse),
+        Err(error) => Err(OpenError::Open(error)),
+    }
+}
+
+fn has_code(error: &sqlx::Error, code: &str) -> bool {
+    let found = error.as_database_error().and_then(|error| error.code());
+    found.is_some_and(|found| found == code)
+}
+
 /// Tells whether the same may work a little later.
 pub(super) fn is_busy(error: &sqlx::Error) -> bool {
     // SQLITE_BUSY and SQLITE_LOCKED (sqlite.org/rescode.html); extended codes share the byte. The
@@ -223,8 +252,12 @@ pub(super) fn is_busy(error: &sqlx::Error) -> bool {
             && code
                 .parse::<u32>()
                 .is_ok_and(|code| matches!(code & 0xff, 5 | 6));
-        // Lock not available; the server starts or ends; too many connections.
-        sqlite || matches!(code, "55P03" | "57P01" | "57P02" | "57P03" | "53300")
+        // The server starts or ends; too many connections.
+        sqlite
+            || matches!(
+                code,
+                LOCK_NOT_AVAILABLE | "57P01" | "57P02" | "57P03" | "53300"
+            )
     };
     let lost = matches!(
         error,
@@ -270,6 +303,9 @@ fn url_of(path: &Path, mode: &str) -> String {
     }
     url + "?mode=" + mode
 }
+
+/// What PostgreSQL says when a lock was not to be had within `lock_timeout` (its appendix A).
+const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 /// The advisory lock of a server: any number that no other program has.
 const LOCK: i64 = 0x6769_6e6e_656c;

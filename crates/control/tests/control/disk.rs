@@ -10,7 +10,7 @@ use model::{
     token::{Kind, Token},
 };
 use sqlx::{
-    AnyConnection, AssertSqlSafe, ConnectOptions as _, Connection as _,
+    AnyConnection, AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection,
     sqlite::SqliteConnectOptions,
 };
 use tokio::time::timeout;
@@ -301,6 +301,35 @@ async fn a_postgres_that_another_server_works_on_is_refused_until_that_one_ends(
     world.server.close().await;
     let again = Server::open(world.config()).await;
     again.expect("the database is free again");
+}
+
+/// PostgreSQL may learn of the end of a server after its successor has come.
+#[tokio::test]
+async fn a_postgres_that_a_server_is_just_leaving_is_waited_for() {
+    let world = World::new().await;
+    let Database::Postgres(url) = world.config().database else {
+        return;
+    };
+    world.server.close().await;
+    let mut leaving = PgConnection::connect(&url).await.unwrap();
+    let lock = sqlx::query("SELECT pg_advisory_lock($1)").bind(0x6769_6e6e_656c_i64);
+    lock.execute(&mut leaving).await.unwrap();
+    let config = world.config();
+    let opening = tokio::spawn(async move { Server::open(config).await });
+    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    while sqlx::query_scalar::<_, i64>(waits)
+        .fetch_one(&mut leaving)
+        .await
+        .unwrap()
+        == 0
+    {
+        assert!(!opening.is_finished(), "it waits");
+        tokio::task::yield_now().await;
+    }
+    leaving.close().await.unwrap();
+    let opened = opening.await.expect("no panic");
+    opened.expect("the database is free now").close().await;
 }
 
 #[tokio::test]
