@@ -30,8 +30,8 @@ impl Gate {
         }
     }
 
-    /// Verifies mac1 of a handshake message.
-    pub(crate) fn verify(&self, message: &[u8]) -> Result<(), Discard> {
+    /// Verifies mac1 of an initiation or a response, which says for whom it is.
+    pub fn verify(&self, message: &[u8]) -> Result<(), Discard> {
         if self.keys()?.mac1_holds(message) {
             Ok(())
         } else {

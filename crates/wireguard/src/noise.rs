@@ -95,6 +95,28 @@ pub(crate) fn initiate(
     Some((message, pending))
 }
 
+/// Opens the timestamp of an initiation that `identity` itself has written with `ephemeral`.
+pub(crate) fn own_timestamp(
+    identity: &Identity,
+    responder: &PublicKey,
+    static_static: &Secret,
+    ephemeral: &Secret,
+    message: &[u8; INITIATION],
+) -> Option<Tai64n> {
+    let ephemeral = KeyPair::new(ephemeral);
+    let mut transcript = Transcript::new(responder);
+    transcript.mix_ephemeral(&ephemeral.public.0);
+    let key = transcript.mix_key(&*ephemeral.agree(&responder.0)?);
+    let mut sealed: [u8; KEY + TAG] = *field(message, INITIATION_STATIC);
+    let own: [u8; KEY] = transcript.open(&key, &mut sealed)?;
+    if own != identity.public_key().0 {
+        return None;
+    }
+    let key = transcript.mix_key(&**static_static);
+    let mut sealed: [u8; TAI64N + TAG] = *field(message, INITIATION_TIMESTAMP);
+    transcript.open(&key, &mut sealed).map(Tai64n)
+}
+
 impl Claim {
     /// Opens the static key of an initiation: one key agreement.
     pub(crate) fn open(identity: &Identity, message: &[u8; INITIATION]) -> Option<Self> {

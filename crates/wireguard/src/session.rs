@@ -95,6 +95,18 @@ impl Sealing {
         self.counter.load(Ordering::Relaxed) > REKEY_AFTER_MESSAGES
     }
 
+    /// Returns the other side's index, which stands in every datagram of this half.
+    #[must_use]
+    pub fn receiver(&self) -> u32 {
+        self.receiver
+    }
+
+    /// Opens in place what this half has sealed, for whoever has recorded it: the part of a
+    /// datagram behind its header. Nothing is counted.
+    pub fn reveal<'d>(&self, counter: u64, sealed: &'d mut [u8]) -> Option<&'d mut [u8]> {
+        crypto::open(&self.key, counter, &[], sealed)
+    }
+
     fn is_usable(&self, now: Instant) -> bool {
         now < self.expires
             && !self.retired.load(Ordering::Relaxed)
@@ -257,6 +269,12 @@ mod tests {
             [4, 0, 0, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
         );
         let mut copy = slot;
+        let mut recorded = slot;
+        let revealed = a.sealing.reveal(0, &mut recorded[HEADER..length]);
+        assert_eq!(revealed.expect("its own")[..33], [7; 33]);
+        let mut recorded = slot;
+        let other = a.sealing.reveal(1, &mut recorded[HEADER..length]);
+        assert!(other.is_none());
         let opened = b.opening.open(base(), 0, &mut slot[HEADER..length]);
         let opened = opened.expect("a fresh datagram");
         assert!(opened.newest);

@@ -107,6 +107,17 @@ impl Table {
         self.indices.get(&index).copied()
     }
 
+    /// Lets an index that nobody has lead to `place`; false when somebody has it.
+    pub(crate) fn insert_index(&mut self, index: u32, place: u32) -> bool {
+        match self.indices.entry(index) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(place);
+                true
+            }
+            Entry::Occupied(_) => false,
+        }
+    }
+
     /// Draws a receiver index that nobody has and lets it lead to `place`.
     pub(crate) fn new_index(&mut self, random: &mut dyn Random, place: u32) -> u32 {
         loop {

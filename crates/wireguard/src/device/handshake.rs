@@ -4,10 +4,10 @@ use super::*;
 use crate::{
     agreement::{Answer, Answered, Complete, Stage},
     constants::{INITIATION_INTERVAL_MIN, REJECT_AFTER_TIME, REKEY_JITTER_MAX, REKEY_TIMEOUT},
-    crypto::{Secret, scrub_stack},
+    crypto::{MAC, Secret, scrub_stack},
     keylog::KeyLog,
     message::{
-        COOKIE_REPLY, INITIATION, RECEIVER, RESPONSE, RESPONSE_RECEIVER, SENDER, index, put,
+        COOKIE_REPLY, INITIATION, RECEIVER, RESPONSE, RESPONSE_RECEIVER, SENDER, field, index, put,
     },
     noise::{self, Claim, TransportKeys},
     session::Session,
@@ -42,6 +42,64 @@ impl Device {
     /// Forgets a kept initiation.
     pub fn forget_unknown(&mut self, ticket: Ticket) {
         self.unknown.forget(ticket);
+    }
+
+    /// Takes up an initiation that another run of this device, with the same private key, has sent
+    /// to `peer` with that ephemeral key: its response will be ours. False when it was not made
+    /// with these keys, or its sender index is in use.
+    pub fn adopt_initiation(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        ephemeral: &StaticSecret,
+        message: &[u8; INITIATION],
+    ) -> bool {
+        let adopted = self.adopt(now, peer, ephemeral, message).is_some();
+        scrub_stack();
+        adopted
+    }
+
+    /// Not inlined, so that its frame is scrubbed too.
+    #[inline(never)]
+    fn adopt(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        ephemeral: &StaticSecret,
+        message: &[u8; INITIATION],
+    ) -> Option<()> {
+        let place = self.table.place(peer)?;
+        let static_static = self.static_static(place)?;
+        let identity = self.identity().ok()?;
+        let ephemeral = Secret::new(*ephemeral.expose());
+        let key = self.table.peer(place).key;
+        let timestamp = noise::own_timestamp(&identity, &key, &static_static, &ephemeral, message)?;
+        let index = index(message, SENDER);
+        let (_, pending) = noise::initiate(
+            &identity,
+            &key,
+            &static_static,
+            &ephemeral,
+            index,
+            timestamp,
+        )?;
+        if !self.table.insert_index(index, place) {
+            return None;
+        }
+        let peer = self.table.peer_mut(place);
+        let hot = peer.hot_mut();
+        hot.initiation_mac1 = Some(*field(message, INITIATION - 2 * MAC));
+        let former = hot.pending.replace(Arc::new(pending));
+        peer.timestamp_sent = timestamp;
+        peer.handshake_sent = Some(now);
+        peer.note_sent(now, 1, message.len());
+        peer.timers
+            .arm(Timer::RetransmitHandshake, now + REKEY_TIMEOUT);
+        if let Some(former) = former {
+            self.table.drop_index(former.index);
+        }
+        self.reschedule(place);
+        Some(())
     }
 
     /// Begins a handshake unless one is under way or began within `REKEY_TIMEOUT`. `fresh` when
