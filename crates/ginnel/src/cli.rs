@@ -7,8 +7,8 @@ use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::{
     admin, agent, capture, cert, completions, demo, dial, events, forward, gateway, join, login,
-    logout, manual, metrics, peer, ping, proxy, resolve, server, ssh, ssh_config, ssh_server,
-    status, tun, up, whoami,
+    logout, manual, metrics, peer, ping, proxy, replay, resolve, server, ssh, ssh_config,
+    ssh_server, status, tun, up, whoami,
 };
 
 /// A private network that a team runs itself.
@@ -77,6 +77,7 @@ pub(crate) enum Command {
     Peer(peer::Args),
     Events(events::Args),
     Capture(capture::Args),
+    Replay(replay::Args),
     Tun(tun::Args),
     Org(admin::org::Args),
     User(admin::user::Args),
@@ -127,6 +128,7 @@ impl Command {
             Self::Events(args) => block_on(events::run(args, global)),
             Self::Metrics(args) => block_on(metrics::run(args, global)),
             Self::Capture(args) => block_on(capture::run(args, global)),
+            Self::Replay(args) => replay::run(&args, global),
             Self::Tun(args) => tun::run(&args),
             Self::Org(args) => block_on(admin::org::run(args, global)),
             Self::User(args) => block_on(admin::user::run(args, global)),

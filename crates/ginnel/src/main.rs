@@ -27,6 +27,7 @@ mod ping;
 mod proxy;
 mod random;
 mod remedy;
+mod replay;
 mod resolve;
 mod server;
 mod sign_in;

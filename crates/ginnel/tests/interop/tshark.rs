@@ -1,4 +1,4 @@
-//! tshark reads what `ginnel tun --key-log` wrote.
+//! tshark and `ginnel replay` read what `ginnel tun --key-log` wrote.
 
 use std::{
     fs,
@@ -59,6 +59,26 @@ impl Capture {
     }
 }
 
+impl Capture {
+    /// Puts the keys of a file into the capture and has it told.
+    fn replayed(&self, keys: &Path) -> Vec<serde_json::Value> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let secrets = format!("wg,{}", keys.display());
+        let mut editcap = Command::new("editcap");
+        editcap.args(["--inject-secrets", &secrets]);
+        editcap.arg(self.file.path()).arg(file.path());
+        let output = editcap.output().expect("it comes with tshark");
+        assert!(output.status.success(), "{}", text(&output));
+        let mut replay = Command::new(env!("CARGO_BIN_EXE_ginnel"));
+        replay.args(["replay", "--json"]).arg(file.path());
+        let output = replay.output().expect("it runs");
+        assert!(output.status.success(), "{}", text(&output));
+        let lines = String::from_utf8(output.stdout).expect("UTF-8");
+        let read = |line| serde_json::from_str(line).expect("JSON");
+        lines.lines().map(read).collect()
+    }
+}
+
 impl Drop for Capture {
     fn drop(&mut self) {
         // It may have ended already.
@@ -106,6 +126,21 @@ fn check(rekeys: usize, preshared: bool) {
         assert_eq!(opened, sealed);
         // The response carries the verdict on its handshake.
         assert_eq!(capture.count(Some(&path), "wg.handshake_ok == 1"), sessions);
+        // The protocol itself says the same of what another program has captured.
+        let told = capture.replayed(&path);
+        let count = |start: &str| {
+            let verdicts = told.iter().filter_map(|line| line["verdict"].as_str());
+            verdicts
+                .filter(|verdict| verdict.starts_with(start))
+                .count()
+        };
+        assert_eq!(count("ICMP "), 10 * sessions, "{told:#?}");
+        let data = count("ICMP ") + count("keepalive");
+        assert_eq!(data, sealed, "{told:#?}");
+        let made = told.iter().flat_map(|line| line["changes"].as_array());
+        let made = made.flatten().filter_map(|change| change.as_str());
+        let made = made.filter(|change| change.starts_with("session "));
+        assert_eq!(made.count(), sessions, "{told:#?}");
     }
     assert_eq!(capture.count(None, "wg && icmp"), 0, "nothing without keys");
     let foreign = file_with(&format!(
