@@ -31,6 +31,7 @@ const PACKAGES: &[&str] = &[
     "chromium-driver",
     "curl",
     "dnsutils",
+    "faketime",
     "git",
     "nodejs",
     "npm",

@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use model::{
     api::{
         Answers, AuditEntry, BegunSignIn, CreatedToken, CreatedUser, EnrolRequest, Enrolled,
-        ErrorBody, ErrorCode, GatewayEnrolled, GatewayRequest, ListQuery, LoggedIn,
+        ErrorBody, ErrorCode, GatewayEnrolled, GatewayRequest, Health, ListQuery, LoggedIn,
         MAP_WAIT_SECONDS_MAX, NewOrg, NewProvider, NewRule, NewService, NewSignIn, NewSite,
         NewToken, NewUser, Node, NodeByKey, NodeChange, Org, Page, PendingSignIn, Provider,
         Questions, Rule, RuleChange, Service, SignIn, Site, TokenEntry, User, UserChange, WhoAmI,
@@ -103,6 +103,18 @@ pub(crate) enum Error {
 pub(crate) struct TlsFault {
     reason: String,
     remedy: String,
+    kind: TlsFaultKind,
+}
+
+/// What a failed TLS handshake has to do with.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum TlsFaultKind {
+    /// The time: the certificate is not valid yet, or no more.
+    Clock,
+    /// Whoever answers: it is not the server that is meant.
+    Server,
+    /// The path: nobody answered in time.
+    Path,
 }
 
 impl Error {
@@ -117,6 +129,21 @@ impl Error {
             | Self::Roots(_)
             | Self::Broken { .. }
             | Self::Slow { .. }
+            | Self::Foreign { .. } => None,
+        }
+    }
+
+    /// Returns what a failed TLS handshake has to do with.
+    pub(crate) fn tls_fault(&self) -> Option<TlsFaultKind> {
+        match self {
+            Self::Tls { fault, .. } => Some(fault.kind),
+            Self::Url(_)
+            | Self::Dns { .. }
+            | Self::Connect { .. }
+            | Self::Roots(_)
+            | Self::Broken { .. }
+            | Self::Slow { .. }
+            | Self::Refused { .. }
             | Self::Foreign { .. } => None,
         }
     }
@@ -224,6 +251,11 @@ impl Client {
     /// Makes a client that trusts the pin of its token.
     pub(crate) fn with_token(url: &str, token: Token) -> Result<Self, Error> {
         Self::new(url, token.pin(), Some(token))
+    }
+
+    /// Asks whether the server is alive, which anybody may.
+    pub(crate) async fn health(&self) -> Result<Health, Error> {
+        self.get("/v1/health").await
     }
 
     /// Asks for whom the token speaks.
@@ -825,16 +857,19 @@ fn configuration(pin: Option<Pin>) -> Result<ClientConfig, Error> {
     reason = "the enum is rustls' and may grow"
 )]
 fn tls_fault(address: &str, host: &str, error: &io::Error) -> TlsFault {
-    let fault = |reason: String, remedy: &str| TlsFault {
+    let fault_of = |kind, reason: String, remedy: &str| TlsFault {
         reason,
         remedy: remedy.to_owned(),
+        kind,
     };
     if error.kind() == io::ErrorKind::TimedOut {
-        return fault(
+        return fault_of(
+            TlsFaultKind::Path,
             format!("{address} did not end the handshake in 5 seconds"),
             "check that nothing between here and the server holds back large packets",
         );
     }
+    let fault = |reason, remedy: &str| fault_of(TlsFaultKind::Server, reason, remedy);
     let error = error
         .get_ref()
         .and_then(|error| error.downcast_ref::<rustls::Error>());
@@ -859,7 +894,8 @@ fn tls_fault(address: &str, host: &str, error: &io::Error) -> TlsFault {
         CertificateError::Expired
         | CertificateError::ExpiredContext { .. }
         | CertificateError::NotValidYet
-        | CertificateError::NotValidYetContext { .. } => fault(
+        | CertificateError::NotValidYetContext { .. } => fault_of(
+            TlsFaultKind::Clock,
             format!("the certificate of {address} is not valid now"),
             "check this machine's clock",
         ),

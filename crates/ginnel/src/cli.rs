@@ -6,8 +6,8 @@ use anyhow::Context as _;
 use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::{
-    admin, agent, capture, cert, completions, demo, dial, events, forward, gateway, join, login,
-    logout, manual, metrics, peer, ping, proxy, replay, resolve, server, ssh, ssh_config,
+    admin, agent, capture, cert, completions, demo, dial, doctor, events, forward, gateway, join,
+    login, logout, manual, metrics, peer, ping, proxy, replay, resolve, server, ssh, ssh_config,
     ssh_server, status, tun, up, whoami,
 };
 
@@ -73,6 +73,7 @@ pub(crate) enum Command {
     Ping(ping::Args),
     Resolve(resolve::Args),
     Status(status::Args),
+    Doctor(doctor::Args),
     Metrics(metrics::Args),
     Peer(peer::Args),
     Events(events::Args),
@@ -127,6 +128,7 @@ impl Command {
             Self::Peer(args) => block_on(peer::run(args, global)),
             Self::Events(args) => block_on(events::run(args, global)),
             Self::Metrics(args) => block_on(metrics::run(args, global)),
+            Self::Doctor(args) => block_on(doctor::run(args, global)),
             Self::Capture(args) => block_on(capture::run(args, global)),
             Self::Replay(args) => replay::run(&args, global),
             Self::Tun(args) => tun::run(&args),

@@ -10,6 +10,7 @@ mod cli;
 mod completions;
 mod demo;
 mod dial;
+mod doctor;
 mod enrol;
 mod enrolled;
 mod enrolment;

@@ -13,6 +13,8 @@ mod agent;
 mod clipboard;
 #[path = "network/demo.rs"]
 mod demo;
+#[path = "network/doctor.rs"]
+mod doctor;
 #[path = "network/events.rs"]
 mod events;
 #[path = "network/fault.rs"]

@@ -153,6 +153,9 @@ pub struct Health {
     pub status: String,
     /// The server's version.
     pub version: String,
+    /// The server's clock; an older server does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Timestamp>,
 }
 
 /// For whom the token of the request speaks.

@@ -14,6 +14,7 @@ use os::{
 };
 use tokio::{sync::watch, time};
 
+pub use self::network::routes_are_free;
 use crate::{Advised, advised::advise};
 
 /// How the programs of this machine come into the tunnel: the one choice of the shell.

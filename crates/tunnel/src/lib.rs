@@ -50,7 +50,7 @@ pub use self::{
     endpoint::Endpoints,
     failure::{Code, Failure},
     following::Following,
-    interface::{Attachment, Interface, Membership, NAME as INTERFACE, Wanted},
+    interface::{Attachment, Interface, Membership, NAME as INTERFACE, Wanted, routes_are_free},
     listener::TcpListener,
     network::{Network, OsRandom},
     record::{Record, RecordKind},

@@ -1,16 +1,18 @@
 //! What anybody may ask: is it alive, and what can it be asked.
 
-use axum::{Extension, Json, http::header, response::IntoResponse};
-use model::api::Health;
+use axum::{Extension, Json, extract::State, http::header, response::IntoResponse};
+use model::api::{Health, Timestamp};
 
 use super::Described;
+use crate::Server;
 
 /// Tells that the server is alive.
 #[utoipa::path(get, path = "/v1/health", responses((status = 200, body = Health)))]
-pub(super) async fn health() -> Json<Health> {
+pub(super) async fn health(State(server): State<Server>) -> Json<Health> {
     Json(Health {
         status: "ok".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        time: Some(Timestamp(server.now())),
     })
 }
 

@@ -153,6 +153,9 @@ pub(crate) enum Answer {
         round_trip_us: Option<u64>,
         /// What a router said instead of an answer.
         error: Option<String>,
+        /// Whether it said that it is forbidden; an older agent does not tell.
+        #[serde(default)]
+        prohibited: bool,
     },
     /// To `Ping`: there will be no more.
     Done,

@@ -4,6 +4,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use model::status::PeerDetails;
 use netstack::EchoFailure;
+use packet::icmp::{Cause, Unreachable};
 use tokio::{net::UnixStream, sync::mpsc, time};
 
 use super::{
@@ -249,18 +250,22 @@ async fn ping(
                     sequence,
                     round_trip_us: u64::try_from(round_trip.as_micros()).ok(),
                     error: None,
+                    prohibited: false,
                 },
                 Ok(Err(EchoFailure::TimedOut)) => Answer::Echo {
                     sequence,
                     round_trip_us: None,
                     error: None,
+                    prohibited: false,
                 },
                 Ok(Err(EchoFailure::Icmp(cause))) => {
                     let error = Some(format!("{cause:?}"));
+                    let prohibited = cause == Cause::Unreachable(Unreachable::Prohibited);
                     Answer::Echo {
                         sequence,
                         round_trip_us: None,
                         error,
+                        prohibited,
                     }
                 }
                 Err(failure) => return wire::send(stream, &Answer::Failed(failure)).await,

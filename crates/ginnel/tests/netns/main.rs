@@ -4,6 +4,7 @@
 
 mod attachment;
 mod congestion;
+mod doctor;
 mod flood;
 mod interface;
 mod mangled;

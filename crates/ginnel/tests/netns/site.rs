@@ -375,3 +375,33 @@ fn what_a_device_refuses_what_is_not_there_and_what_is_the_nodes_own_is_told_apa
         "the other one is not touched"
     );
 }
+
+#[test]
+fn the_doctor_walks_to_a_device_and_tells_when_the_node_of_its_site_is_gone() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let doctor = |scene: &Scene, target: &[&str]| -> serde_json::Value {
+        let line = [&["doctor", "--json"], target].concat();
+        let output = finish(scene.at_home(&line));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    };
+    let outcome = |report: &serde_json::Value, name: &str| {
+        let steps = report["steps"].as_array().expect("a list").clone();
+        let step = steps.into_iter().find(|step| step["name"] == name);
+        step.expect("such a step")["outcome"].clone()
+    };
+    let device = "192-168-1-10.paris.site";
+    let report = doctor(&scene, &[device]);
+    assert_eq!(report["healthy"], true, "{report}");
+    assert_eq!(outcome(&report, "site"), "passed");
+    let report = doctor(&scene, &["192-168-1-77.paris.site", "80"]);
+    assert_eq!(report["finding"]["code"], "unreachable", "{report}");
+    assert_eq!(outcome(&report, "site"), "passed");
+    // The server, then the nodes of the offices in their order.
+    drop(scene.running.remove(1));
+    let report = doctor(&scene, &[device]);
+    assert_eq!(report["finding"]["code"], "site_node_down", "{report}");
+    assert_eq!(outcome(&report, "target"), "skipped");
+    assert_eq!(doctor(&scene, &["192-168-1-10.rome.site"])["healthy"], true);
+}

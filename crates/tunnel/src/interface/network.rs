@@ -23,13 +23,10 @@ const TENTATIVE_MAX: Duration = Duration::from_secs(3);
 
 /// Brings the interface up, unless what it would route is routed elsewhere.
 pub(super) async fn configure(name: &str, memberships: &[Membership]) -> anyhow::Result<()> {
-    let netlink = Netlink::open().context("TUN: open netlink")?;
-    let routes = netlink.routes().await.context("TUN: list the routes")?;
     for membership in memberships {
-        if let Some(conflict) = conflict(&routes, name, membership.prefix) {
-            return Err(refusal(conflict, membership.prefix));
-        }
+        routes_are_free(name, membership.prefix).await?;
     }
+    let netlink = Netlink::open().context("TUN: open netlink")?;
     prepare(name);
     let configured = async {
         for membership in memberships {
@@ -52,6 +49,17 @@ pub(super) async fn configure(name: &str, memberships: &[Membership]) -> anyhow:
                           `ginnel up --user`, which needs no interface";
             Advised::new(error, remedy).into()
         })
+}
+
+/// Looks whether nothing but the interface `name` takes packets for `prefix` on this machine; an
+/// error names the route that does.
+pub async fn routes_are_free(name: &str, prefix: OrgPrefix) -> anyhow::Result<()> {
+    let netlink = Netlink::open().context("TUN: open netlink")?;
+    let routes = netlink.routes().await.context("TUN: list the routes")?;
+    match conflict(&routes, name, prefix) {
+        Some(conflict) => Err(refusal(conflict, prefix)),
+        None => Ok(()),
+    }
 }
 
 /// Waits until sockets can be bound to `address`: the kernel looks for duplicates in a worker of
