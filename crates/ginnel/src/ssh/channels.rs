@@ -24,6 +24,11 @@ use tokio::{
 /// The window of a channel: enough for 150 MiB/s at a round trip of 100 ms.
 pub(super) const WINDOW: u32 = 16 * 1024 * 1024;
 
+/// The window of a channel with OpenSSH, as large as its own. Its client reads as much ahead as it
+/// may send; on a path slower than its source 16 MiB cost it four times the CPU of 2 MiB
+/// (docs/benchmarks.md).
+pub(super) const WINDOW_OPENSSH: u32 = 2 * 1024 * 1024;
+
 /// The window while a reader is behind, so that little stands before what the peer grants us.
 const WINDOW_STRAINED: u32 = 64 * 1024;
 
@@ -177,10 +182,10 @@ impl Channels {
         self.strain.moved.load(Ordering::Relaxed)
     }
 
-    /// Returns the window that the peer shall get next.
-    pub(super) fn window(&self) -> u32 {
+    /// Returns the window that a peer shall get next whose readers are not behind with `easy`.
+    pub(super) fn window(&self, easy: u32) -> u32 {
         match self.strain.behind.load(Ordering::Relaxed) {
-            0 => WINDOW,
+            0 => easy,
             _ => WINDOW_STRAINED,
         }
     }

@@ -44,7 +44,7 @@ use self::{connection::Connection, cut::Cut};
 use super::{
     acceptance::{Authority, Permit},
     algorithms,
-    channels::{Channels, WINDOW},
+    channels::{Channels, WINDOW_OPENSSH},
 };
 
 /// Connections at a time; at the bound new ones are closed.
@@ -235,7 +235,8 @@ fn config(identity: Identity) -> server::Config {
         keys: vec![identity.key],
         certificates: identity.certificate.into_iter().collect(),
         limits: Limits::default(),
-        window_size: WINDOW,
+        // The first; who the client is decides the next.
+        window_size: WINDOW_OPENSSH,
         maximum_packet_size: 32 * 1024,
         channel_buffer_size: 16,
         event_buffer_size: 64,

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::ssh::{
     acceptance::{self, Asked, Refusal},
-    channels::{Channels, Inbox},
+    channels::{Channels, Inbox, WINDOW, WINDOW_OPENSSH},
 };
 
 /// Channels of one connection.
@@ -53,6 +53,8 @@ pub(super) struct Connection {
     remote: SocketAddr,
     local: SocketAddr,
     channels: Channels,
+    /// What a channel of this client gets while its reader keeps up.
+    window: u32,
     /// Whoever waits for somebody to come in.
     accepted: Option<oneshot::Sender<Login>>,
     login: Option<Login>,
@@ -96,6 +98,7 @@ impl Connection {
             remote,
             local,
             channels,
+            window: WINDOW_OPENSSH,
             accepted: Some(accepted),
             login: None,
             refused: None,
@@ -375,7 +378,10 @@ impl Handler for Connection {
         }
     }
 
-    async fn auth_succeeded(&mut self, _: &mut Session) -> Result<(), Self::Error> {
+    async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), Self::Error> {
+        if !session.remote_sshid().starts_with(b"SSH-2.0-OpenSSH") {
+            self.window = WINDOW;
+        }
         if let (Some(login), Some(accepted)) = (&self.login, self.accepted.take()) {
             // Whoever waits may have gone.
             drop(accepted.send(login.clone()));
@@ -478,7 +484,7 @@ impl Handler for Connection {
     }
 
     fn adjust_window(&mut self, _: ChannelId, _: u32) -> u32 {
-        self.channels.window()
+        self.channels.window(self.window)
     }
 
     async fn channel_eof(&mut self, id: ChannelId, _: &mut Session) -> Result<(), Self::Error> {
