@@ -40,6 +40,7 @@ const PACKAGES: &[&str] = &[
     "postgresql",
     "prometheus",
     "python3",
+    "python3-paramiko",
     "rsync",
     "socat",
     "ssh-audit",

@@ -15,6 +15,7 @@ mod program;
 mod record;
 mod socket;
 mod verdict;
+mod waiting;
 mod x11;
 
 use std::{
@@ -40,7 +41,11 @@ use tokio::{
 };
 
 pub(crate) use self::record::Archive;
-use self::{connection::Connection, cut::Cut};
+use self::{
+    connection::Connection,
+    cut::Cut,
+    waiting::{Place, Waiting},
+};
 use super::{
     acceptance::{Authority, Permit},
     algorithms,
@@ -92,6 +97,7 @@ struct Shared {
     config: Arc<server::Config>,
     organisation: Organisation,
     places: Arc<Semaphore>,
+    waiting: Waiting,
     /// The account of this process.
     own: Account,
 }
@@ -125,6 +131,7 @@ impl Server {
             config: Arc::new(config(identity)),
             organisation,
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            waiting: Waiting::default(),
             own,
         };
         let shared = Arc::new(shared);
@@ -142,19 +149,28 @@ impl Server {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let shared = Arc::clone(&self.shared);
-        let place = Arc::clone(&shared.places).try_acquire_owned();
+        let permit = Arc::clone(&shared.places).try_acquire_owned();
         async move {
-            match place {
-                Ok(_place) => shared.serve(stream, remote, local).await,
-                Err(_) => tracing::warn!(%remote, "ssh: {CONNECTIONS_MAX} connections are open"),
+            let Ok(_permit) = permit else {
+                tracing::warn!(%remote, "ssh: {CONNECTIONS_MAX} connections are open");
+                return;
+            };
+            // Who is many times there cannot keep others out; what is closed is told once.
+            if let Some(place) = shared.waiting.enter(remote.ip().to_canonical()) {
+                shared.serve(stream, remote, local, place).await;
             }
         }
     }
 }
 
 impl Shared {
-    async fn serve<S>(self: Arc<Self>, stream: S, remote: SocketAddr, local: SocketAddr)
-    where
+    async fn serve<S>(
+        self: Arc<Self>,
+        stream: S,
+        remote: SocketAddr,
+        local: SocketAddr,
+        place: Place,
+    ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (stream, cut) = Cut::new(stream);
@@ -173,7 +189,7 @@ impl Shared {
             tokio::pin!(running);
             tokio::select! {
                 ended = &mut running => ended,
-                reason = self.watch(remote.ip(), accepted, &channels) => {
+                reason = self.watch(remote.ip(), place, accepted, &channels) => {
                     tracing::warn!(%remote, "ssh: cut off: {reason}");
                     // It may have ended by itself.
                     let _unheard = cut.send(());
@@ -192,15 +208,21 @@ impl Shared {
     async fn watch(
         &self,
         peer: IpAddr,
+        mut place: Place,
         accepted: oneshot::Receiver<Login>,
         channels: &Channels,
     ) -> String {
-        let login = match time::timeout(LOGIN_GRACE, accepted).await {
+        let accepted = tokio::select! {
+            accepted = time::timeout(LOGIN_GRACE, accepted) => accepted,
+            () = place.displaced() => return "others wait to log in, and it is one of many".into(),
+        };
+        let login = match accepted {
             Ok(Ok(login)) => login,
             // It has ended.
             Ok(Err(_)) => return std::future::pending().await,
             Err(_) => return format!("no accepted certificate within {} s", LOGIN_GRACE.as_secs()),
         };
+        drop(place);
         let mut moved = channels.moved();
         let mut quiet = Duration::ZERO;
         loop {

@@ -11,6 +11,7 @@ mod instructions;
 mod memory;
 mod openssh;
 mod pair;
+mod paramiko;
 mod tshark;
 mod uapi;
 mod wg;

@@ -20,15 +20,15 @@ use std::{
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// A CA, a host, a user and our server.
-struct World {
+pub(crate) struct World {
     directory: tempfile::TempDir,
     server: Child,
-    port: u16,
+    pub(crate) port: u16,
 }
 
 impl World {
     /// Starts a server; `None` if a program is not installed.
-    fn new(programs: &[&str]) -> Option<Self> {
+    pub(crate) fn new(programs: &[&str]) -> Option<Self> {
         let mut needed = vec!["ssh", "ssh-keygen"];
         needed.extend(programs);
         if let Some(missing) = needed.into_iter().find(|program| !is_installed(program)) {
@@ -61,7 +61,7 @@ impl World {
         Some(world)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -103,12 +103,35 @@ impl World {
         command
     }
 
-    fn ssh(&self, line: &[&str]) -> Command {
+    pub(crate) fn ssh(&self, line: &[&str]) -> Command {
         self.openssh("ssh", line)
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap()
+    }
+
+    /// Returns how many TCP sockets the server has.
+    fn sockets(&self) -> usize {
+        let all = fs::read_dir(format!("/proc/{}/fd", self.server.id())).unwrap();
+        let own = all
+            .flatten()
+            .filter_map(|entry| fs::read_link(entry.path()).ok());
+        let tcp = fs::read_to_string("/proc/net/tcp").unwrap();
+        let inodes: std::collections::BTreeSet<_> = tcp
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(9))
+            .map(|inode| PathBuf::from(format!("socket:[{inode}]")))
+            .collect();
+        own.filter(|link| inodes.contains(link)).count()
+    }
+
+    /// Returns how many KiB of memory the server has.
+    fn resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.server.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let word = line.and_then(|line| line.split_whitespace().nth(1));
+        word.unwrap().parse().unwrap()
     }
 
     /// Waits until the log of the server holds `text`.
@@ -161,6 +184,11 @@ fn serve(directory: &tempfile::TempDir) -> (Child, u16) {
 }
 
 fn is_installed(program: &str) -> bool {
+    if program == "paramiko" {
+        let mut import = Command::new("python3");
+        let import = import.args(["-c", "import paramiko"]).stderr(Stdio::null());
+        return import.status().is_ok_and(|status| status.success());
+    }
     let path = std::env::var("PATH").unwrap_or_default();
     let sbin = ["/usr/sbin", "/usr/bin"];
     let mut directories = path.split(':').chain(sbin);
@@ -177,12 +205,12 @@ fn words(line: &str) -> Vec<&str> {
     line.split(' ').collect()
 }
 
-fn user() -> String {
+pub(crate) fn user() -> String {
     os::account::Account::own().unwrap().unwrap().name
 }
 
 #[track_caller]
-fn run(mut command: Command) -> String {
+pub(crate) fn run(mut command: Command) -> String {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
@@ -627,6 +655,53 @@ fn only_what_the_certificate_permits_is_done() {
             .status
             .success()
     );
+}
+
+/// Connections that never log in, all from one address and in several states of the beginning;
+/// their count is `SSH_FLOOD`.
+#[test]
+fn a_flood_before_the_login_takes_little_and_keeps_nobody_else_out() {
+    let Some(world) = World::new(&[]) else { return };
+    let count = std::env::var("SSH_FLOOD").ok();
+    let count = count.map_or(1_000, |count| count.parse().unwrap());
+    run(world.ssh(&["host", "true"]));
+    wait_for("its end", || world.sockets() == 1);
+    let before = world.resident();
+    let flood = flood(world.port, count);
+    assert_eq!(run(world.ssh(&["host", "echo in"])), "in\n");
+    let (sockets, grown) = (world.sockets(), world.resident().saturating_sub(before));
+    eprintln!("{count} strangers: {sockets} sockets of the server, {grown} KiB more");
+    assert!(sockets <= STRANGERS_MAX + 2, "{sockets} sockets");
+    assert!(grown <= GROWTH_MAX, "{grown} KiB");
+    drop(flood);
+    wait_for("their end", || world.sockets() == 1);
+    assert_eq!(run(world.ssh(&["host", "echo in"])), "in\n");
+}
+
+/// What the server keeps of connections without a login.
+const STRANGERS_MAX: usize = 256;
+
+/// KiB that they may cost, generously.
+const GROWTH_MAX: u64 = 32 * 1_024;
+
+/// Connects from an address that no other test uses, and stays.
+fn flood(port: u16, count: usize) -> Vec<tokio::net::TcpStream> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build().unwrap();
+    let mut streams = Vec::new();
+    runtime.block_on(async {
+        for number in 0..count {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+            let stream = socket.connect(([127, 0, 0, 1], port).into()).await.unwrap();
+            let beginning = b"SSH-2.0-x\r\n\0\0\x04";
+            let half = &beginning[..[0, 5, 11, 14][number % 4]];
+            // Beyond the bound it is closed already.
+            drop(stream.try_write(half));
+            streams.push(stream);
+        }
+    });
+    streams
 }
 
 #[test]

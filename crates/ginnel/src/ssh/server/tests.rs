@@ -62,9 +62,15 @@ fn trusting(authority: impl Fn() -> Result<Authority, String> + Send + Sync + 's
 }
 
 fn connect(server: &Server) -> (DuplexStream, tokio::task::JoinHandle<()>) {
+    connect_from(server, 1)
+}
+
+/// Connects from the address that ends in `source`.
+fn connect_from(server: &Server, source: u16) -> (DuplexStream, tokio::task::JoinHandle<()>) {
     let (near, far) = tokio::io::duplex(64 * 1024);
-    let address: SocketAddr = "[fd00::1]:22".parse().unwrap();
-    (near, tokio::spawn(server.serve(far, address, address)))
+    let local: SocketAddr = "[fd00::1]:22".parse().unwrap();
+    let remote = SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, source], 50_000));
+    (near, tokio::spawn(server.serve(far, remote, local)))
 }
 
 /// Sends `bytes`, goes away, and waits until the server has ended the connection.
@@ -205,7 +211,15 @@ fn certificate() -> Certificate {
 
 /// Shows the certificate and signs by `signer`; the connection stays as long as what is returned.
 async fn log_in(server: &Server, signer: PrivateKey) -> Option<client::Handle<Anybody>> {
-    let (near, _serving) = connect(server);
+    log_in_from(server, 1, signer).await
+}
+
+async fn log_in_from(
+    server: &Server,
+    source: u16,
+    signer: PrivateKey,
+) -> Option<client::Handle<Anybody>> {
+    let (near, _serving) = connect_from(server, source);
     let config = Arc::new(client::Config::default());
     let connected = client::connect_stream(config, near, Anybody).await;
     let mut client = connected.ok()?;
@@ -239,20 +253,14 @@ fn nobody_comes_in_while_the_authority_is_not_known() {
     });
 }
 
-/// The bound on connections holds and has room for all that fit, however many try.
+/// The bound on connections holds and has room for all that fit.
 #[test]
-fn as_many_come_in_at_once_as_there_is_room_for() {
+fn as_many_are_inside_as_there_is_room_for() {
     block_on(async {
         let server = Arc::new(trusting(|| Ok(authority())));
-        let attempts: Vec<_> = (0..CONNECTIONS_MAX + 100)
-            .map(|_| {
-                let server = Arc::clone(&server);
-                tokio::spawn(async move { log_in(&server, key(9)).await })
-            })
-            .collect();
         let mut inside = Vec::new();
-        for attempt in attempts {
-            inside.extend(attempt.await.unwrap());
+        for _ in 0..CONNECTIONS_MAX / waiting::PLACES_MAX {
+            inside.extend(together(&server, waiting::PLACES_MAX).await);
         }
         assert_eq!(inside.len(), CONNECTIONS_MAX);
         assert!(log_in(&server, key(9)).await.is_none(), "it is full");
@@ -261,6 +269,77 @@ fn as_many_come_in_at_once_as_there_is_room_for() {
         let room = server.shared.places.acquire_many(all);
         drop(time::timeout(END_MAX, room).await.unwrap().unwrap());
         assert!(log_in(&server, key(9)).await.is_some(), "they have gone");
+    });
+}
+
+/// Logs in from one address so many times at once, and returns those that are inside.
+async fn together(server: &Arc<Server>, count: usize) -> Vec<client::Handle<Anybody>> {
+    let attempts: Vec<_> = (0..count)
+        .map(|_| {
+            let server = Arc::clone(server);
+            tokio::spawn(async move { log_in(&server, key(9)).await })
+        })
+        .collect();
+    let mut inside = Vec::new();
+    for attempt in attempts {
+        inside.extend(attempt.await.unwrap());
+    }
+    inside
+}
+
+/// One source that fills every place, in each state before a login, is in nobody's way.
+#[test]
+fn a_flood_from_one_source_keeps_nobody_else_out() {
+    block_on(async {
+        let (server, words) = (trusting(|| Ok(authority())), first_words().await);
+        let (mut near, mut serving) = (Vec::new(), Vec::new());
+        for count in 0..waiting::PLACES_MAX * 2 {
+            let (mut stream, served) = connect_from(&server, 1);
+            let say = [&[], &words[..4], &words[..40], &words[..]][count % 4];
+            // Beyond the bound it is closed at once.
+            drop(stream.write_all(say).await);
+            near.push(stream);
+            serving.push(served);
+        }
+        assert!(log_in(&server, key(9)).await.is_none(), "its own attempts");
+        for source in 2..10 {
+            assert!(log_in_from(&server, source, key(9)).await.is_some());
+        }
+        drop(near);
+        for served in serving {
+            let ended = time::timeout(END_MAX, served).await;
+            assert!(ended.expect("it ends").is_ok());
+        }
+        assert!(log_in(&server, key(9)).await.is_some(), "it has gone");
+    });
+}
+
+/// Everybody at once, each from an address of his own; who is turned away tries again. The count is
+/// `SSH_STORM`.
+#[test]
+fn in_a_storm_of_logins_everybody_comes_in() {
+    let count = std::env::var("SSH_STORM").ok();
+    let count = count.map_or(400, |count| count.parse().unwrap());
+    block_on(async {
+        let server = Arc::new(trusting(|| Ok(authority())));
+        let logins: Vec<_> = (1..=count)
+            .map(|source| {
+                let server = Arc::clone(&server);
+                tokio::spawn(async move {
+                    let mut turned_away = 0_u64;
+                    while log_in_from(&server, source, key(9)).await.is_none() {
+                        turned_away += 1;
+                        time::sleep(Duration::from_millis(100)).await;
+                    }
+                    turned_away
+                })
+            })
+            .collect();
+        let mut turned_away = 0;
+        for login in logins {
+            turned_away += login.await.unwrap();
+        }
+        eprintln!("{count} logins at once; turned away and tried again: {turned_away}");
     });
 }
 
