@@ -180,7 +180,7 @@ impl Stack {
         let (local, remote) = (connection.local().ip(), connection.remote().ip());
         let at = ip::header_length(remote);
         let mut header = super::header(local, remote, ip::TCP);
-        header.traffic_class = connection.mark();
+        header.traffic_class = connection.mark().bits();
         let (offset, length, size) = (written.offset, written.length, written.size);
         if length <= size {
             let end = at + written.head + length;

@@ -8,6 +8,7 @@ use std::{
 };
 
 use packet::{
+    ecn::Ecn,
     ip,
     tcp::{self, Flags, Header, Segment},
 };
@@ -22,7 +23,7 @@ use crate::{
     slab::{AccountId, Slab},
     tcp::{
         buffer::Budget,
-        connection::{Connection, End, Opening, Written, ecn, signal},
+        connection::{Connection, End, Opening, Written, signal},
         sequence::Seq,
     },
 };
@@ -585,7 +586,7 @@ impl Stack {
                     connection.handle_segment(now, segment, budget)
                 });
                 if outcome.is_ok() {
-                    let congested = header.traffic_class & ecn::FIELD == ecn::CONGESTED;
+                    let congested = Ecn::of_traffic_class(header.traffic_class) == Ecn::Ce;
                     connection.handle_marks(now, segment, congested);
                 }
                 self.settle(now, id);

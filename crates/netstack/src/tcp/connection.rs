@@ -1,7 +1,7 @@
 //! One connection: segments, time and calls in; segments out.
 
 mod black_hole;
-pub(crate) mod ecn;
+mod ecn;
 mod receive;
 mod timeout;
 mod transmit;

@@ -1,17 +1,13 @@
 //! Explicit congestion notification (RFC 3168): routers mark what they would else drop.
 
-use packet::tcp::{Flags, Segment};
+use packet::{
+    ecn,
+    tcp::{Flags, Segment},
+};
 
 use std::time::Instant;
 
 use super::{Ack, Connection, Recovery, Seq, State};
-
-/// Both bits of the field in the IP header (RFC 3168, 5).
-pub(crate) const FIELD: u8 = 0b11;
-/// The mark of a sender that understands marks: ECT(0).
-pub(crate) const CAPABLE: u8 = 0b10;
-/// The mark of a router: CE.
-pub(crate) const CONGESTED: u8 = 0b11;
 
 /// Where a connection stands with marks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -76,11 +72,11 @@ impl Connection {
 
     /// The mark of what was transmitted last: only data, and only the first time (RFC 3168, 6.1.4
     /// to 6.1.6).
-    pub(crate) fn mark(&self) -> u8 {
+    pub(crate) fn mark(&self) -> ecn::Ecn {
         if self.ecn.on && self.ecn.fresh {
-            CAPABLE
+            ecn::Ecn::Ect0
         } else {
-            0
+            ecn::Ecn::NotEct
         }
     }
 
