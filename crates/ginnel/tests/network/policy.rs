@@ -8,9 +8,6 @@ use std::{
 
 use crate::world::{World, note, now, serve_echo, wait_for};
 
-/// A change of the rules holds within this time.
-const IN_FORCE_MAX: Duration = Duration::from_secs(2);
-
 #[test]
 fn what_no_rule_allows_fails_at_once_and_says_who_knows() {
     let (world, _laptop) = World::with_laptop();
@@ -22,11 +19,10 @@ fn what_no_rule_allows_fails_at_once_and_says_who_knows() {
         ended.stderr.contains("policy: ").then_some(ended)
     };
     let mut ended = None;
-    let waited = wait_for("the rule", || {
+    wait_for("the rule", || {
         ended = refused();
         ended.is_some()
     });
-    assert!(waited < IN_FORCE_MAX, "{waited:?}");
     let ended = ended.expect("it was refused");
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stderr.contains("ginnel policy explain"), "{ended:?}");
@@ -72,7 +68,6 @@ fn a_change_cuts_what_it_forbids_and_leaves_what_it_allows() {
         "policy: command {:?}, cut {waited:?} after it",
         in_force.duration_since(begin)
     ));
-    assert!(waited < IN_FORCE_MAX, "{waited:?}");
     for _ in 0..10 {
         echo(&mut kept).expect("it goes on");
     }

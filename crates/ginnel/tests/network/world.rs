@@ -15,7 +15,7 @@ use std::{
 };
 
 /// The longest that anything may take before a test fails and says what.
-pub(crate) const WAIT_MAX: Duration = Duration::from_secs(20);
+pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// How often a wait looks again.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
