@@ -8,16 +8,18 @@ use super::sequence::Seq;
 /// connection moves on.
 pub(crate) const FLOOR: usize = 4096;
 
-/// The largest number of out-of-order ranges; data that would make one more is not taken.
-///
-/// Room for every other segment of a burst of 700 KB that a full queue has dropped.
+/// So many out-of-order ranges are kept however little is in them; data that would make one more
+/// than this and [`CHUNK_RANGES_MAX`] allow is not taken.
 pub(crate) const RANGES_MAX: usize = 256;
+
+/// So many are kept for each chunk that is held: room for every other segment of whatever a full
+/// queue has dropped.
+const CHUNK_RANGES_MAX: usize = 4;
 
 const CHUNK: usize = 4096;
 
-/// How many insertions are remembered: as many as a segment has SACK blocks, and some for those
-/// that fall into one range.
-const RECENT: usize = 8;
+/// How many insertions are remembered: all that one batch of packets makes.
+const RECENT: usize = 64;
 
 /// Bytes that all buffers of a stack hold together.
 #[derive(Debug)]
@@ -91,8 +93,13 @@ impl Chunks {
         }
     }
 
+    /// Chunks that are held.
+    fn held(&self) -> usize {
+        self.chunks.iter().flatten().count()
+    }
+
     fn clear(&mut self, budget: &mut Budget) {
-        budget.used -= CHUNK * self.chunks.iter().flatten().count();
+        budget.used -= CHUNK * self.held();
         *self = Self::default();
     }
 }
@@ -204,14 +211,31 @@ pub(crate) struct ReceiveBuffer {
 struct Gaps {
     /// Sorted, disjoint, not adjacent; offsets count from the beginning of the stream.
     ranges: Vec<Range>,
-    /// Where the latest insertions began, the most recent last (RFC 2018, 4).
-    recent: [u64; RECENT],
+    /// Where the latest insertions began, the most recent last (RFC 2018, 4); neighbours are of
+    /// different ranges.
+    recent: VecDeque<u64>,
+    /// So many of them the peer has not been told.
+    unreported: usize,
 }
 
 impl Gaps {
     fn remember(&mut self, start: u64) {
-        self.recent.rotate_left(1);
-        self.recent[RECENT - 1] = start;
+        let last = self.recent.back().and_then(|&last| self.range_of(last));
+        if last.is_some_and(|range| range.start <= start && start < range.end) {
+            self.recent.pop_back();
+            self.unreported = self.unreported.saturating_sub(1);
+        } else if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(start);
+        self.unreported = (self.unreported + 1).min(RECENT);
+    }
+
+    /// Returns the range that has `offset`, unless it is in order by now.
+    fn range_of(&self, offset: u64) -> Option<Range> {
+        let index = self.ranges.partition_point(|range| range.end <= offset);
+        let range = self.ranges.get(index)?;
+        (range.start <= offset).then_some(*range)
     }
 }
 
@@ -233,6 +257,11 @@ impl ReceiveBuffer {
 
     pub(crate) fn has_gaps(&self) -> bool {
         self.gaps.is_some()
+    }
+
+    /// Tells whether there are ranges that no report has had since they changed.
+    pub(crate) fn has_unreported(&self) -> bool {
+        self.gaps.as_ref().is_some_and(|gaps| gaps.unreported > 0)
     }
 
     /// Stores `bytes`, which stand `offset` behind the readable front.
@@ -264,7 +293,11 @@ impl ReceiveBuffer {
             }
             return Inserted::Duplicate;
         }
-        if touching.is_empty() && offset != 0 && ranges.len() >= RANGES_MAX {
+        if touching.is_empty()
+            && offset != 0
+            && ranges.len() >= RANGES_MAX
+            && ranges.len() >= CHUNK_RANGES_MAX * self.chunks.held()
+        {
             return Inserted::NoRoom;
         }
         let merged_start = touching
@@ -291,29 +324,41 @@ impl ReceiveBuffer {
         Inserted::OutOfOrder
     }
 
-    /// Returns up to `count` ranges behind gaps, the most recent first, where `rcv_nxt` is the
+    /// Reports up to `count` ranges behind gaps, the most recent first, where `rcv_nxt` is the
     /// sequence number behind the readable front.
-    pub(crate) fn sack_blocks(&self, rcv_nxt: Seq, count: usize) -> Vec<(Seq, Seq)> {
+    ///
+    /// What came together may have changed more of them than one report has room for: then the
+    /// older ones go first, and what is left is for the next. One that was left out would look
+    /// lost, and reordered when it is named at last.
+    pub(crate) fn report(&mut self, rcv_nxt: Seq, count: usize) -> Vec<(Seq, Seq)> {
         let next = self.base + to_u64(self.readable);
+        let Some(gaps) = &mut self.gaps else {
+            return Vec::new();
+        };
+        let mut blocks: Vec<Range> = Vec::with_capacity(count);
+        // How many of the most recent insertions are in no block before the first of `blocks`.
+        let mut left = Vec::with_capacity(count);
+        for (age, &offset) in gaps.recent.iter().rev().enumerate() {
+            if age >= gaps.unreported && blocks.len() >= count {
+                break;
+            }
+            let Some(range) = gaps.range_of(offset) else {
+                continue;
+            };
+            if blocks.iter().any(|block| block.start == range.start) {
+                continue;
+            }
+            blocks.push(range);
+            left.push(age);
+        }
+        let later = blocks.len().saturating_sub(count);
+        gaps.unreported = left.get(later).copied().filter(|_| later > 0).unwrap_or(0);
         let at = |offset: u64| {
             let distance = u32::try_from(offset - next).expect("bounded by the window");
             rcv_nxt + distance
         };
-        let mut blocks = Vec::with_capacity(count);
-        let Some(gaps) = &self.gaps else {
-            return blocks;
-        };
-        for &offset in gaps.recent.iter().rev() {
-            let index = gaps.ranges.partition_point(|range| range.end <= offset);
-            let Some(range) = gaps.ranges.get(index).filter(|range| range.start <= offset) else {
-                continue;
-            };
-            let block = (at(range.start), at(range.end));
-            if blocks.len() < count && !blocks.contains(&block) {
-                blocks.push(block);
-            }
-        }
-        blocks
+        let now = blocks[later..].iter();
+        now.map(|block| (at(block.start), at(block.end))).collect()
     }
 
     /// Moves readable bytes to the front of `out` and returns their number.
@@ -385,9 +430,44 @@ mod tests {
             let inserted = buffer.insert(offset, &[1; 5], &mut budget);
             assert_eq!(inserted, Inserted::OutOfOrder);
         }
-        let blocks = buffer.sack_blocks(Seq(100), 3);
+        // Four have changed, and the latest goes last.
+        let expected = [(150, 155), (130, 135), (110, 115)];
+        let expected = expected.map(|(a, b)| (Seq(a), Seq(b)));
+        assert_eq!(buffer.report(Seq(100), 3), expected);
         let expected = [(120, 125), (150, 155), (130, 135)];
-        assert_eq!(blocks, expected.map(|(a, b)| (Seq(a), Seq(b))));
+        let expected = expected.map(|(a, b)| (Seq(a), Seq(b)));
+        assert_eq!(buffer.report(Seq(100), 3), expected);
+    }
+
+    #[test]
+    fn every_range_is_reported_however_many_came_together() {
+        let mut budget = budget();
+        let mut buffer = ReceiveBuffer::default();
+        for offset in [10, 30, 35, 50, 70, 90, 30] {
+            buffer.insert(offset, &[1; 5], &mut budget);
+        }
+        let mut reports = Vec::new();
+        while buffer.has_unreported() {
+            let blocks = buffer.report(Seq(0), 2);
+            reports.push(blocks.iter().map(|(start, _)| start.0).collect::<Vec<_>>());
+        }
+        assert_eq!(reports, [[50, 10], [90, 70], [30, 90]]);
+        // What the peer knows is told again where nothing is new.
+        assert_eq!(buffer.report(Seq(0), 1), [(Seq(30), Seq(40))]);
+    }
+
+    #[test]
+    fn ranges_are_bounded_by_what_they_hold() {
+        let mut budget = Budget {
+            used: 0,
+            max: 16 << 20,
+        };
+        let mut buffer = ReceiveBuffer::default();
+        let segment = [1; 1_368];
+        for index in 0..1_500 {
+            let inserted = buffer.insert((2 * index + 1) * segment.len(), &segment, &mut budget);
+            assert_eq!(inserted, Inserted::OutOfOrder, "{index}");
+        }
     }
 
     #[test]

@@ -118,13 +118,17 @@ fn every_algorithm_reaches_what_it_reached_at_each_loss_and_distance() {
 #[test]
 fn bbr_leaves_cubic_more_than_half_of_its_fair_share() {
     use CongestionControl::{Bbr, Cubic};
-    let mut streams = Streams::new(1, link(0, 50), &[Cubic, Cubic, Cubic, Cubic, Bbr]);
-    streams.run_for(Duration::from_secs(10));
-    let got = streams.run_for(Duration::from_secs(60));
-    let all: u64 = got.iter().sum();
-    let cubic: u64 = got[..4].iter().sum();
+    // Who wins a queue is a matter of luck for minutes, so several beginnings count.
+    let (mut all, mut cubic) = (0, 0);
+    for seed in 1..=8 {
+        let mut streams = Streams::new(seed, link(0, 50), &[Cubic, Cubic, Cubic, Cubic, Bbr]);
+        streams.run_for(Duration::from_secs(10));
+        let got = streams.run_for(Duration::from_secs(30));
+        all += got.iter().sum::<u64>();
+        cubic += got[..4].iter().sum::<u64>();
+    }
     // Four of five streams: half of four fifths.
-    assert!(cubic * 5 > all * 2, "{got:?}");
+    assert!(cubic * 5 > all * 2, "{cubic} of {all}");
 }
 
 #[test]

@@ -313,9 +313,31 @@ fn four_blocks_fit_beside_nothing_and_three_beside_timestamps() {
             header.options.timestamps = timestamps;
             wire.write(header, &[1; 10]).unwrap();
         }
-        let options = wire.sent_one().0.options;
-        assert_eq!(options.sack.as_slice().len(), blocks);
+        // What came at once is more than one acknowledgement reports.
+        for (header, _) in wire.sent() {
+            assert_eq!(header.options.sack.as_slice().len(), blocks);
+        }
     }
+}
+
+#[test]
+fn every_block_that_came_at_once_is_reported_and_the_latest_last() {
+    // RFC 2018, 4: a block that is reported too late looks lost, and then reordered.
+    let mut wire = Wire::with_sack();
+    for at in 1..=10 {
+        wire.get(ACK, 1 + at * 20, 1, &[1; 10]).unwrap();
+    }
+    let mut reported = Vec::new();
+    for (header, _) in wire.sent() {
+        let blocks = header.options.sack.as_slice();
+        reported.extend(blocks.iter().rev().map(|(left, _)| (left - IRS - 1) / 20));
+    }
+    reported.dedup();
+    let mut seen = reported.clone();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen, (1..=10).collect::<Vec<_>>());
+    assert_eq!(reported.last(), Some(&10));
 }
 
 #[test]

@@ -370,7 +370,8 @@ impl Connection {
         }
     }
 
-    /// Puts window and SACK blocks into a header; nothing is owed afterwards.
+    /// Puts window and SACK blocks into a header; nothing is owed afterwards but a report of ranges
+    /// for which there was no room.
     fn acknowledge(&mut self, budget: &Budget, header: &mut Header, empty: bool) {
         let room = self.receive_room(budget);
         let edge = self.rcv_nxt + room;
@@ -390,15 +391,20 @@ impl Connection {
         self.unacknowledged = 0;
         self.last_ack_sent = self.rcv_nxt;
         let duplicate = self.duplicate.take();
-        if self.sack && (duplicate.is_some() || self.receive_buffer.has_gaps()) && empty {
+        if self.sack && (duplicate.is_some() || self.receive_buffer.has_gaps()) {
             // Beside data there might be no room for the option within the MSS.
-            let limit = if self.stamps.is_some() { 3 } else { 4 };
-            if let Some((left, right)) = duplicate {
-                header.options.sack.push(left.0, right.0);
+            if empty {
+                let limit = if self.stamps.is_some() { 3 } else { 4 };
+                if let Some((left, right)) = duplicate {
+                    header.options.sack.push(left.0, right.0);
+                }
+                let count = limit - header.options.sack.as_slice().len();
+                for (left, right) in self.receive_buffer.report(self.rcv_nxt, count) {
+                    header.options.sack.push(left.0, right.0);
+                }
             }
-            let count = limit - header.options.sack.as_slice().len();
-            for (left, right) in self.receive_buffer.sack_blocks(self.rcv_nxt, count) {
-                header.options.sack.push(left.0, right.0);
+            if self.receive_buffer.has_unreported() {
+                self.ack = Ack::Now;
             }
         }
     }
