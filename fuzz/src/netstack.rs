@@ -6,8 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netstack::{Config, ConnectionId, Event, Limits, ListenerId, Received, Stack, State, UdpId};
-use packet::{ip, tcp, udp};
+use netstack::{
+    Config, CongestionControl, ConnectionId, Event, Limits, ListenerId, Received, Stack, State,
+    Transmit, UdpId,
+};
+use packet::{
+    gro,
+    icmp::{self, Cause, Unreachable},
+    ip, tcp, udp,
+};
 
 use crate::input::{Input, base};
 
@@ -258,7 +265,8 @@ fn wrap(source: IpAddr, destination: IpAddr, next_header: u8, payload: &[u8]) ->
     packet
 }
 
-/// Two stacks on a link that a program of bytes delays, duplicates, drops, reorders and forges on.
+/// Two stacks on a link that a program of bytes delays, duplicates, drops, reorders and forges on,
+/// whose segments travel one by one or in runs, and whose owners change their minds.
 /// As long as nothing was forged, a stream brings what was sent, in order and without gaps.
 pub fn pair(data: &[u8]) {
     let mut input = Input::new(data);
@@ -278,6 +286,8 @@ struct World {
     listeners: [ListenerId; 2],
     sockets: [UdpId; 2],
     connections: [Vec<Stream>; 2],
+    /// Segments that leave at once; above one, what comes in a row is merged on arrival.
+    run: usize,
     forged: bool,
 }
 
@@ -308,6 +318,7 @@ impl World {
             listeners,
             sockets,
             connections,
+            run: 1,
             forged: false,
         }
     }
@@ -336,6 +347,7 @@ impl World {
                 let (nth, how) = (usize::from(input.byte()), input.byte());
                 self.close(at, nth, how);
             }
+            5..=7 if self.run > 1 => self.deliver_run(),
             5..=7 => self.deliver(0, false),
             8 => self.deliver(usize::from(input.byte()), operation & 0x40 != 0),
             9 => drop(self.take(usize::from(input.byte()))),
@@ -370,9 +382,67 @@ impl World {
                 let length = usize::from(input.number() % 2_000);
                 let _ = self.stacks[at].ping(now, remote, 1, length);
             }
-            _ => self.stacks[at].set_mtu(1_280 + usize::from(input.byte())),
+            _ => self.set(at, input),
         }
         self.drain();
+    }
+
+    /// What an owner sets, or a router reports.
+    fn set(&mut self, at: usize, input: &mut Input<'_>) {
+        let (what, nth, value) = (input.byte(), usize::from(input.byte()), input.byte());
+        let now = self.now;
+        if what % 8 < 2 {
+            self.run = if value & 1 == 1 { 64 } else { 1 };
+            return;
+        }
+        if what % 8 == 2 {
+            self.stacks[at].set_mtu(1_280 + usize::from(value));
+            return;
+        }
+        if what % 8 == 3 {
+            self.report(nth, value);
+            return;
+        }
+        let count = self.connections[at].len();
+        if count == 0 {
+            return;
+        }
+        let (id, on) = (self.connections[at][nth % count].id, value & 1 == 1);
+        let stack = &mut self.stacks[at];
+        let set = match what % 8 {
+            4 => stack.set_nagle(now, id, on),
+            5 => stack.set_keepalive(now, id, on.then(|| Duration::from_secs(value.into()))),
+            6 => stack.set_user_timeout(now, id, Duration::from_secs(value.into())),
+            _ if on => stack.set_congestion_control(now, id, CongestionControl::Bbr),
+            _ => stack.set_congestion_control(now, id, CongestionControl::Cubic),
+        };
+        assert!(set.is_ok(), "it was not released");
+    }
+
+    /// An ICMP error about a packet in flight, to who has sent it.
+    fn report(&mut self, nth: usize, value: u8) {
+        let count = self.flights.len();
+        if count == 0 {
+            return;
+        }
+        let (to, packet) = &self.flights[nth % count];
+        let parsed = ip::parse(packet).expect("our own packet");
+        let (own, router) = (parsed.header.source, parsed.header.destination);
+        let cause = match value % 4 {
+            0 => Cause::Unreachable(Unreachable::Port),
+            1 => Cause::Unreachable(Unreachable::Other(value)),
+            2 => Cause::TimeExceeded { code: 0 },
+            _ => Cause::PacketTooBig {
+                mtu: u32::from(value) * 8,
+            },
+        };
+        let quote = &packet[..packet.len().min(ip::header_length(own) + tcp::HEADER)];
+        let message = icmp::Message::Error { cause, quote };
+        let protocol = if own.is_ipv4() { ip::ICMP } else { ip::ICMPV6 };
+        let mut bytes = vec![0; icmp::HEADER + quote.len()];
+        let length = icmp::emit(router, own, &message, &mut bytes);
+        let error = wrap(router, own, protocol, &bytes[..length]);
+        let _ = self.stacks[1 - to].handle_packet(self.now, &error);
     }
 
     fn send(&mut self, at: usize, nth: usize, length: usize) {
@@ -442,6 +512,26 @@ impl World {
         }
     }
 
+    /// Delivers what comes next and whatever directly follows it, merged.
+    fn deliver_run(&mut self) {
+        let Some((to, packet)) = self.take(0) else {
+            return;
+        };
+        let Ok(mut run) = gro::Run::begin(&packet, Vec::new()) else {
+            let _ = self.stacks[to].handle_packet(self.now, &packet);
+            return;
+        };
+        while self
+            .flights
+            .front()
+            .is_some_and(|(other, packet)| *other == to && run.append(packet))
+        {
+            self.flights.pop_front();
+        }
+        let (merged, _) = run.finish();
+        let _ = self.stacks[to].handle_merged(self.now, &merged);
+    }
+
     fn time_out(&mut self) {
         for stack in &mut self.stacks {
             stack.handle_timeout(self.now);
@@ -457,18 +547,35 @@ impl World {
         let mut out = vec![0; MTU.max(1_280 + 255)];
         for at in [A, B] {
             let mut outputs = 0;
-            while let Some(length) = self.stacks[at].poll_transmit(self.now, &mut out) {
-                assert!(ip::parse(&out[..length]).is_ok(), "our own packet");
-                if self.flights.len() < FLIGHT_MAX {
-                    self.flights.push_back((1 - at, out[..length].to_vec()));
+            while let Some(packets) = self.transmit(at, &mut out) {
+                for packet in packets {
+                    assert!(ip::parse(&packet).is_ok(), "our own packet");
+                    if self.flights.len() < FLIGHT_MAX {
+                        self.flights.push_back((1 - at, packet));
+                    }
+                    outputs += 1;
+                    assert!(outputs < OUTPUTS_MAX, "outputs end");
                 }
-                outputs += 1;
-                assert!(outputs < OUTPUTS_MAX, "outputs end");
             }
             while let Some(event) = self.stacks[at].poll_event() {
                 outputs += 1;
                 assert!(outputs < OUTPUTS_MAX, "events end");
                 self.act(at, event);
+            }
+        }
+    }
+
+    /// The next packet of a stack, or the packets of its next run.
+    fn transmit(&mut self, at: usize, out: &mut [u8]) -> Option<Vec<Vec<u8>>> {
+        match self.stacks[at].poll_transmit_large(self.now, self.run, out)? {
+            Transmit::Packet(length) => Some(vec![out[..length].to_vec()]),
+            Transmit::Large(mut large) => {
+                assert!((2..=self.run).contains(&large.segments()));
+                let mut packets = Vec::new();
+                while let Some(length) = large.next_into(out) {
+                    packets.push(out[..length].to_vec());
+                }
+                Some(packets)
             }
         }
     }
