@@ -152,7 +152,7 @@ fn uses_gateway(world: &World, who: &str, gateway: &str) {
 }
 
 /// Returns where a gateway says that its nodes are.
-fn endpoints(world: &World, who: &str) -> Vec<String> {
+pub(crate) fn endpoints(world: &World, who: &str) -> Vec<String> {
     let path = world.path(who).join("endpoints.json");
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let words = text

@@ -1,6 +1,10 @@
 //! A login that a node refuses is in the audit of the organisation, with the reason.
 
-use std::{fs, process::Stdio, sync::Arc};
+use std::{
+    fs,
+    process::{Command, Stdio},
+    sync::Arc,
+};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use data_encoding::HEXLOWER_PERMISSIVE as HEX;
@@ -16,6 +20,7 @@ use russh::{
 };
 
 use crate::{
+    outliving::endpoints,
     ssh::world,
     world::{World, finish, wait_for},
 };
@@ -46,7 +51,7 @@ fn key(seed: u8) -> PrivateKey {
 fn authority(world: &World) -> PrivateKey {
     let script = "import sqlite3,sys; print(sqlite3.connect(sys.argv[1]).execute(\"select org, \
                   hex(sealed) from ssh_key where usage='user' and state='current'\").fetchone())";
-    let mut python = std::process::Command::new("python3");
+    let mut python = Command::new("python3");
     let row = finish(
         python
             .args(["-c", script])
@@ -72,9 +77,55 @@ fn authority(world: &World) -> PrivateKey {
     PrivateKey::new(KeypairData::Ed25519(pair), "").expect("a key")
 }
 
+/// Stops the server, changes its store as whoever can write there could, starts it again, and lets
+/// it tell the nodes.
+fn change_store(world: &mut World, statements: &str) {
+    wait_for("the endpoints on disk", || {
+        endpoints(world, "data/gateway").len() == 2
+    });
+    world.server = None;
+    let script = "import sqlite3,sys; store=sqlite3.connect(sys.argv[1]); \
+                  store.executescript(sys.argv[2]); store.commit()";
+    let mut python = Command::new("python3");
+    let path = world.path("data/ginnel.db");
+    let ended = finish(python.args(["-c", script]).arg(path).arg(statements));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    world.restart_server();
+    wait_for("the way through its gateway", || {
+        world.try_run("laptop", &["ping", "shed", "-c", "1"]).code == Some(0)
+    });
+    // A change that every node is told of, and with it what the store says now.
+    let rules = ["off", "pty", "off"];
+    for rule in rules {
+        world.run("laptop", &["ssh-ca", "record", rule]);
+    }
+}
+
+/// A certificate of the test's key that an RSA key has signed with this algorithm.
+fn by_rsa(world: &World, algorithm: &str) -> Certificate {
+    let path = world.path(algorithm);
+    let mut keygen = Command::new("ssh-keygen");
+    let made = finish(
+        keygen
+            .args(["-q", "-t", "rsa", "-b", "2048", "-N", "", "-f"])
+            .arg(&path),
+    );
+    assert_eq!(made.code, Some(0), "{made:?}");
+    let subject = world.path("subject.pub");
+    let text = key(5).public_key().to_openssh().expect("a key");
+    fs::write(&subject, text).expect("a file");
+    let line = [
+        "-q", "-t", algorithm, "-I", "forged", "-n", "root", "-z", "1000000",
+    ];
+    let mut keygen = Command::new("ssh-keygen");
+    let signed = finish(keygen.args(line).arg("-s").arg(&path).arg(&subject));
+    assert_eq!(signed.code, Some(0), "{signed:?}");
+    Certificate::read_file(&world.path("subject-cert.pub")).expect("a certificate")
+}
+
 fn ecdsa(world: &World) -> PrivateKey {
     let path = world.path("ecdsa");
-    let mut keygen = std::process::Command::new("ssh-keygen");
+    let mut keygen = Command::new("ssh-keygen");
     let made = finish(
         keygen
             .args(["-q", "-t", "ecdsa", "-N", "", "-f"])
@@ -204,6 +255,9 @@ fn cases(world: &World, ca: &PrivateKey) -> Vec<(Shown, &'static str)> {
         (by(&key(6), CertType::User), "wrong_authority"),
         (by(ca, CertType::Host), "host_certificate"),
         (by(&ecdsa(world), CertType::User), "weak_signature"),
+        // The transport verifies before we are asked, and knows no RSA.
+        (by_rsa(world, "ssh-rsa"), "wrong_signature"),
+        (by_rsa(world, "rsa-sha2-512"), "wrong_signature"),
         (somebody, "wrong_principal"),
         (elsewhere, "wrong_source"),
         (unknown, "unknown_critical_option"),
@@ -247,6 +301,58 @@ fn every_refusal_has_its_reason_in_the_audit() {
     }
 }
 
+/// Whoever writes into the control plane's store, or brings an old one back, brings no CA in: the
+/// nodes have pinned the key that signs the answer, and the version that they saw last.
+#[test]
+fn a_forged_and_a_stale_answer_about_the_authority_let_nobody_in() {
+    let Some((mut world, _laptop, _shed)) = world() else {
+        return;
+    };
+    let (ca, thief) = (authority(&world), key(6));
+    let by = |signer: &PrivateKey| {
+        let times = (now() - 60, now() + 3_600);
+        let root = |builder: &mut Builder| named(builder, "root");
+        let certificate = certificate(signer, CertType::User, times, root);
+        Shown::Certificate(Box::new(certificate))
+    };
+    assert!(attempt(&world, by(&ca)));
+    let kept = "CREATE TABLE kept_key AS SELECT * FROM ssh_key; \
+                CREATE TABLE kept_authority AS SELECT * FROM ssh_authority;";
+    let back = "DELETE FROM ssh_key; INSERT INTO ssh_key SELECT * FROM kept_key; \
+                DELETE FROM ssh_authority; INSERT INTO ssh_authority SELECT * FROM kept_authority;";
+    let public = thief.public_key().key_data();
+    let public = HEX.encode(&public.ed25519().expect("Ed25519").0);
+    let forged = format!("UPDATE ssh_key SET public_key = x'{public}' WHERE usage = 'user';");
+    change_store(&mut world, &format!("{kept}{forged}"));
+    is_not_believed(&world, || by(&ca), "is not signed by the organisation");
+    assert!(!attempt(&world, by(&thief)), "its own CA");
+    change_store(&mut world, back);
+    wait_for("the true answer", || attempt(&world, by(&ca)));
+
+    world.run("laptop", &["ssh-ca", "rotate"]);
+    let next = || world.run("shed", &["resolve", "_sshca.internal", "TXT"]);
+    wait_for("the next version", || next().contains("version=2"));
+    assert!(attempt(&world, by(&ca)), "keys overlap");
+    change_store(&mut world, back);
+    is_not_believed(
+        &world,
+        || by(&ca),
+        "has version 1, and version 2 was seen before",
+    );
+}
+
+/// Waits until a good certificate opens nothing, the node says why, and the audit has it.
+fn is_not_believed(world: &World, good: impl Fn() -> Shown, why: &str) {
+    let before = audited(world).len();
+    wait_for("a refusal", || !attempt(world, good()));
+    wait_for(why, || world.logs().contains(why));
+    let sign = "reason:no_authority source:fd";
+    wait_for("the audit", || {
+        let rows = audited(world);
+        rows.len() > before && rows[before..].iter().all(|row| row.starts_with(sign))
+    });
+}
+
 #[test]
 fn a_revoked_serial_has_its_reason_in_the_audit_and_a_login_leaves_no_refusal() {
     let Some((world, _laptop, _shed)) = world() else {
@@ -261,7 +367,7 @@ fn a_revoked_serial_has_its_reason_in_the_audit_and_a_login_leaves_no_refusal() 
         env!("CARGO_BIN_EXE_ginnel"),
         world.path("laptop").display()
     );
-    let mut ssh = std::process::Command::new("ssh");
+    let mut ssh = Command::new("ssh");
     ssh.args([
         "-F",
         "/dev/null",
