@@ -126,6 +126,7 @@ fn routes() -> OpenApiRouter<Server> {
         .routes(routes!(oidc::sign_in))
         .routes(routes!(oidc::back_channel_logout))
         .routes(routes!(audit::list))
+        .routes(routes!(audit::chain))
 }
 
 /// Finds the request in the log, and from a certificate back to it.

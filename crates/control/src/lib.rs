@@ -43,9 +43,13 @@ use crate::{
     },
 };
 
-pub use crate::api::permission::{Permission, Reach, permissions};
+pub use crate::{
+    api::permission::{Permission, Reach, permissions},
+    audit::{AuditFault, AuditVerifier, audit_hash},
+};
 
 mod api;
+mod audit;
 mod ca;
 mod map;
 mod master_key;
@@ -192,6 +196,7 @@ impl Server {
                 store.context("open the PostgreSQL database")?
             }
         };
+        store.chain_audit().await.context("chain the audit")?;
         let wall = (config.wall)();
         let certificates = match &config.certificate {
             CertificateSource::Own => {

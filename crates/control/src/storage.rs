@@ -87,6 +87,14 @@ impl Store {
         Ok(self.reader.begin_with(self.kind.begin_read()).await?)
     }
 
+    /// Chains the audit of a database that was written before its rows had hashes.
+    pub(crate) async fn chain_audit(&self) -> Result<(), Error> {
+        let begun = self.writer.begin_with(self.kind.begin_change()).await;
+        let mut transaction = begun?;
+        audit::chain_old(&mut transaction).await?;
+        Ok(transaction.commit().await?)
+    }
+
     /// Closes the database after the last statement.
     pub(crate) async fn close(&self) {
         self.reader.close().await;

@@ -15,11 +15,12 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use model::{
     api::{
-        Answers, AuditEntry, BegunSignIn, CreatedToken, CreatedUser, EnrolRequest, Enrolled,
-        ErrorBody, ErrorCode, GatewayEnrolled, GatewayRequest, Health, ListQuery, LoggedIn,
-        MAP_WAIT_SECONDS_MAX, NewOrg, NewProvider, NewRule, NewService, NewSignIn, NewSite,
-        NewToken, NewUser, Node, NodeByKey, NodeChange, Org, Page, PendingSignIn, Provider,
-        Questions, Rule, RuleChange, Service, SignIn, Site, TokenEntry, User, UserChange, WhoAmI,
+        Answers, AuditChain, AuditEntry, AuditQuery, BegunSignIn, CreatedToken, CreatedUser,
+        EnrolRequest, Enrolled, ErrorBody, ErrorCode, GatewayEnrolled, GatewayRequest, Health,
+        ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX, NewOrg, NewProvider, NewRule, NewService,
+        NewSignIn, NewSite, NewToken, NewUser, Node, NodeByKey, NodeChange, Org, Page,
+        PendingSignIn, Provider, Questions, Rule, RuleChange, Service, SignIn, Site, TokenEntry,
+        User, UserChange, WhoAmI,
     },
     id::{NodeId, RuleId, ServiceId, SessionId, SiteId, TokenId, UserId},
     key::PublicKey,
@@ -522,8 +523,26 @@ impl Client {
     }
 
     /// Lists changes, oldest first.
-    pub(crate) async fn audit(&self, query: &ListQuery) -> Result<Page<AuditEntry>, Error> {
-        self.list("/v1/audit", query).await
+    pub(crate) async fn audit(&self, query: &AuditQuery) -> Result<Page<AuditEntry>, Error> {
+        let mut parts = url::form_urlencoded::Serializer::new(String::new());
+        for (key, value) in [
+            ("org", query.org.as_ref().map(Label::to_string)),
+            ("actor", query.actor.clone()),
+            ("action", query.action.clone()),
+            ("since", query.since.map(|since| since.to_string())),
+            ("after", query.after.map(|after| after.to_string())),
+            ("limit", query.limit.map(|limit| limit.to_string())),
+        ] {
+            if let Some(value) = value {
+                parts.append_pair(key, &value);
+            }
+        }
+        self.get(&format!("/v1/audit?{}", parts.finish())).await
+    }
+
+    /// Shows the ends of the chain of all changes.
+    pub(crate) async fn audit_chain(&self) -> Result<AuditChain, Error> {
+        self.get("/v1/audit/chain").await
     }
 
     /// Has a key of the person who has signed in certified.

@@ -18,9 +18,11 @@ use crate::{
     token::{self, Token},
 };
 
+mod audit;
 mod oidc;
 mod policy;
 
+pub use audit::{AuditChain, AuditEntry, AuditHash, AuditLink, AuditQuery, MalformedAuditHash};
 pub use oidc::{
     AuthorizationResponse, BegunSignIn, NewProvider, NewSignIn, OIDC_CALLBACK_PATH, OIDC_ROLES_MAX,
     OIDC_SCOPES_MAX, OIDC_TEXT_LENGTH_MAX, PendingSignIn, Provider, Secret, SignIn,
@@ -550,24 +552,6 @@ pub struct Site {
     pub network: SitePrefix,
     /// When it was added.
     pub created: Timestamp,
-}
-
-/// One change, who made it and when.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
-pub struct AuditEntry {
-    /// Its id.
-    pub id: i64,
-    /// When it happened.
-    pub time: Timestamp,
-    /// Who did it, such as `user:1` or `node:7`.
-    pub actor: String,
-    /// What was done, such as `node_removed`.
-    pub action: String,
-    /// To whom, such as `node:7 web`.
-    pub subject: String,
-    /// The organisation, if it happened in one.
-    #[schema(value_type = Option<String>)]
-    pub org: Option<Label>,
 }
 
 impl ErrorCode {

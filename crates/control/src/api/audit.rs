@@ -1,30 +1,52 @@
 //! The audit.
 
 use axum::{Json, extract::State};
-use model::api::{AuditEntry, ErrorBody, ListQuery, Page, Timestamp};
+use model::api::{AuditChain, AuditEntry, AuditQuery, ErrorBody, Page};
 
-use super::{error::ApiError, extract::Asked, org_of_list, page, permission::Access, rows_of_page};
-use crate::{Server, storage};
+use super::{
+    error::ApiError,
+    extract::Asked,
+    org_of_list, page,
+    permission::{Access, Reach},
+    rows_of_page,
+};
+use crate::{
+    Server,
+    storage::{self, audit::Filter},
+};
 
 /// Lists the changes, oldest first.
-#[utoipa::path(get, path = "/v1/audit", params(ListQuery),
+#[utoipa::path(get, path = "/v1/audit", params(AuditQuery),
     responses((status = 200, body = Page<AuditEntry>), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn list(
     State(server): State<Server>,
     access: Access,
-    Asked(query): Asked<ListQuery>,
+    Asked(query): Asked<AuditQuery>,
 ) -> Result<Json<Page<AuditEntry>>, ApiError> {
     let mut read = server.inner.store.read().await?;
-    let org = org_of_list(&mut read, &access, query.org.as_ref()).await?;
-    let (after, limit) = (query.after.unwrap_or(0), rows_of_page(query.limit));
-    let rows = storage::audit::rows(&mut read, org, after, limit).await?;
-    let entries = rows.into_iter().map(|row| AuditEntry {
-        id: row.id,
-        time: Timestamp(row.time),
-        actor: row.actor,
-        action: row.action,
-        subject: row.subject,
-        org: row.org_name,
-    });
-    Ok(Json(page(entries.collect(), query.limit, |entry| entry.id)))
+    let filter = Filter {
+        org: org_of_list(&mut read, &access, query.org.as_ref()).await?,
+        actor: query.actor,
+        action: query.action,
+        since: query.since,
+        after: query.after.unwrap_or(0),
+        limit: rows_of_page(query.limit),
+    };
+    let mut rows = storage::audit::rows(&mut read, &filter).await?;
+    if access.reach != Reach::Everything {
+        // The hash of a foreign row would let one guess what it says.
+        rows.iter_mut().for_each(|row| row.link = None);
+    }
+    Ok(Json(page(rows, query.limit, |entry| entry.id)))
+}
+
+/// Shows the ends of the chain of all changes.
+#[utoipa::path(get, path = "/v1/audit/chain",
+    responses((status = 200, body = AuditChain), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn chain(
+    State(server): State<Server>,
+    _access: Access,
+) -> Result<Json<AuditChain>, ApiError> {
+    let mut read = server.inner.store.read().await?;
+    Ok(Json(storage::audit::chain(&mut read).await?))
 }

@@ -46,6 +46,7 @@ pub(crate) enum Action {
     ReadProvider,
     ChangeProvider,
     ReadAudit,
+    ReadAuditChain,
     CertifyUser,
     CertifyHost,
     ReadSshAuthority,
@@ -132,7 +133,7 @@ const fn rule(method: Method, path: &'static str, action: Action) -> Rule {
 }
 
 /// Every route.
-pub(crate) static RULES: [Rule; 62] = [
+pub(crate) static RULES: [Rule; 63] = [
     rule(Method::GET, "/v1/health", Action::ReadHealth),
     rule(Method::GET, "/v1/openapi.json", Action::ReadDescription),
     rule(Method::GET, "/v1/whoami", Action::ReadSelf),
@@ -188,6 +189,7 @@ pub(crate) static RULES: [Rule; 62] = [
         Action::LogOutByProvider,
     ),
     rule(Method::GET, "/v1/audit", Action::ReadAudit),
+    rule(Method::GET, "/v1/audit/chain", Action::ReadAuditChain),
     rule(
         Method::POST,
         "/v1/ssh/user-certificate",
@@ -300,7 +302,7 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
         | Action::ReadSession
         | Action::ChangeSession
         | Action::ReadAudit => by_role(who, Reach::Nothing, Reach::Nothing, Reach::Nothing),
-        Action::ChangeOrg => only(who, Who::Operator),
+        Action::ChangeOrg | Action::ReadAuditChain => only(who, Who::Operator),
     }
 }
 
@@ -363,7 +365,8 @@ pub(crate) fn needed(action: Action) -> Kind {
         | Action::ChangeSsh
         | Action::ReadSession
         | Action::ChangeSession
-        | Action::ReadAudit => Kind::Session,
+        | Action::ReadAudit
+        | Action::ReadAuditChain => Kind::Session,
     }
 }
 

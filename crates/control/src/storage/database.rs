@@ -90,14 +90,26 @@ const SQLITE: Migrations = &[
         "oidc",
         include_str!("../../migrations/sqlite/0008_oidc.sql"),
     ),
+    (
+        9,
+        "audit_chain",
+        include_str!("../../migrations/sqlite/0009_audit_chain.sql"),
+    ),
 ];
 
 /// Numbered as those of SQLite: no PostgreSQL is older than the eighth.
-const POSTGRES: Migrations = &[(
-    8,
-    "first",
-    include_str!("../../migrations/postgres/0008_first.sql"),
-)];
+const POSTGRES: Migrations = &[
+    (
+        8,
+        "first",
+        include_str!("../../migrations/postgres/0008_first.sql"),
+    ),
+    (
+        9,
+        "audit_chain",
+        include_str!("../../migrations/postgres/0009_audit_chain.sql"),
+    ),
+];
 
 impl Store {
     /// Opens the database at `path`, makes it if it is missing, and migrates it.

@@ -2,7 +2,9 @@
 
 use sqlx::{AnyConnection, Row as _};
 
-use super::{AUDIT_SECONDS_MIN, Error, REMOVED_SECONDS_MIN, SESSION_SECONDS_MIN, Touched, number};
+use super::{
+    AUDIT_SECONDS_MIN, Error, REMOVED_SECONDS_MIN, SESSION_SECONDS_MIN, Touched, audit, number,
+};
 
 /// The one row of the installation.
 pub(crate) struct Installation {
@@ -12,10 +14,15 @@ pub(crate) struct Installation {
 
 /// Makes the installation's row.
 pub(crate) async fn insert(connection: &mut AnyConnection, now: i64) -> Result<(), Error> {
-    sqlx::query("INSERT INTO installation (id, serial, created) VALUES (1, 1, $1)")
-        .bind(now)
-        .execute(connection)
-        .await?;
+    sqlx::query(
+        "INSERT INTO installation (id, serial, created, audit_past_id, audit_past, audit_last_id,
+                                   audit_last)
+         VALUES (1, 1, $1, 0, $2, 0, $2)",
+    )
+    .bind(now)
+    .bind([0; 32].as_slice())
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
@@ -108,10 +115,6 @@ pub(crate) async fn delete_past(connection: &mut AnyConnection, now: i64) -> Res
             .await?
             .rows_affected();
     }
-    gone += sqlx::query("DELETE FROM audit WHERE time < $1")
-        .bind(now - AUDIT_SECONDS_MIN)
-        .execute(connection)
-        .await?
-        .rows_affected();
+    gone += audit::delete_past(connection, now - AUDIT_SECONDS_MIN).await?;
     Ok(gone)
 }

@@ -37,7 +37,7 @@ async fn a_newer_database_is_refused_and_left_alone() {
         .expect("a newer database is refused");
     let error = format!("{error:#}");
     assert!(
-        error.contains("written by a newer ginnel (schema 999, this one knows 8)"),
+        error.contains("written by a newer ginnel (schema 999, this one knows 9)"),
         "{error}"
     );
 }
@@ -200,6 +200,8 @@ async fn the_schema_refuses_what_the_code_must_not_do() {
         "UPDATE org SET prefix = NULL",
         "INSERT INTO installation (id, serial, created) VALUES (2, 1, 1)",
         "DELETE FROM org",
+        "UPDATE audit SET subject = 'nobody'",
+        "DELETE FROM audit",
     ] {
         let refused = sqlx::query(statement).execute(&mut database).await;
         assert!(refused.is_err(), "{statement}");
@@ -349,7 +351,7 @@ async fn a_public_endpoint_needs_a_port() {
     }
 }
 
-async fn database(world: &World) -> AnyConnection {
+pub(crate) async fn database(world: &World) -> AnyConnection {
     AnyConnection::connect(&world.url())
         .await
         .expect("the database opens")
@@ -380,6 +382,14 @@ pub(crate) async fn back_to_schema_3(data: &Path) {
         .pragma("legacy_alter_table", "ON");
     let mut database = options.connect().await.expect("the database opens");
     let statements = "
+        DROP TRIGGER audit_update;
+        DROP TRIGGER audit_delete;
+        ALTER TABLE audit DROP COLUMN previous;
+        ALTER TABLE audit DROP COLUMN hash;
+        ALTER TABLE installation DROP COLUMN audit_past_id;
+        ALTER TABLE installation DROP COLUMN audit_past;
+        ALTER TABLE installation DROP COLUMN audit_last_id;
+        ALTER TABLE installation DROP COLUMN audit_last;
         DROP TABLE oidc_session;
         DROP TABLE oidc_identity;
         DROP TABLE oidc_role;
