@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     future::Future,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
@@ -89,6 +90,15 @@ pub enum Database {
     File,
     /// A PostgreSQL database, as `postgres://USER@HOST/DATABASE`; of one server alone. The URL may
     /// hold a password.
+    Postgres(Zeroizing<String>),
+}
+
+/// Where the rows of a server that does not run are.
+#[derive(Clone)]
+pub enum Place {
+    /// The SQLite file in the directory of its state.
+    Folder(PathBuf),
+    /// A PostgreSQL database.
     Postgres(Zeroizing<String>),
 }
 
@@ -515,6 +525,46 @@ impl Server {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         seen.get(&node).copied()
+    }
+}
+
+/// Copies all rows from one place to another, which has none yet, and verifies that they arrived.
+/// Returns how many they were. No server may run at either; keys and certificates are not touched.
+pub async fn copy(from: &Place, to: &Place) -> anyhow::Result<u64> {
+    if let Place::Folder(folder) = from {
+        let path = folder.join(DATABASE_FILE);
+        anyhow::ensure!(path.exists(), "there is no database `{}`", path.display());
+    }
+    let source = from.open().await.context("open the source")?;
+    let target = to.open().await.context("open the target")?;
+    let copied = source.copy_to(&target).await;
+    target.close().await;
+    source.close().await;
+    Ok(copied?)
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(folder) => write!(f, "Folder({})", folder.display()),
+            Self::Postgres(_) => f.write_str("Postgres(..)"),
+        }
+    }
+}
+
+impl Place {
+    async fn open(&self) -> anyhow::Result<Store> {
+        match self {
+            Self::Folder(folder) => {
+                make_private_folder(folder)?;
+                let path = folder.join(DATABASE_FILE);
+                let store = Store::open(&path).await;
+                let store = store.with_context(|| format!("database `{}`", path.display()))?;
+                restrict(&path)?;
+                Ok(store)
+            }
+            Self::Postgres(url) => Ok(Store::open_postgres(url).await?),
+        }
     }
 }
 

@@ -25,16 +25,22 @@ use crate::{
     terminal,
 };
 
+mod copy;
+
 /// Run the control plane, a gateway and the names of a network, all in one process
 ///
 /// Needs no root. Keeps everything in one directory. The first start prints the URL and a
 /// one-time token for the first administrator.
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true,
+          subcommand_negates_reqs = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    action: Option<Action>,
+
     /// Where the server keeps its database, its keys and its certificates
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    #[arg(long, value_name = "DIR", required = true)]
+    data: Option<PathBuf>,
 
     /// A PostgreSQL database instead of the file in DIR, as postgres://USER@HOST/DATABASE
     ///
@@ -81,6 +87,11 @@ pub(crate) struct Args {
     metrics: metrics::listener::Address,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    Copy(copy::Args),
+}
+
 const EXAMPLES: &str = "\
 Examples:
   ginnel server --data ./data --public vpn.example.org:8443
@@ -90,9 +101,13 @@ Afterwards: `ginnel login` with the URL and the token that it prints";
 
 /// Runs the server until it is interrupted.
 pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
+    if let Some(Action::Copy(args)) = args.action {
+        return copy::run(args, global).await;
+    }
+    let data = args.data.clone().context("name a directory with --data")?;
     // Nobody else may touch the database while it is opened.
-    let _lock = State::at(&args.data).lock("server")?;
-    let (server, listener, state) = open(&args).await?;
+    let _lock = State::at(&data).lock("server")?;
+    let (server, listener, state) = open(&args, data).await?;
     let metrics = args.metrics.listen().await?;
     let key = state.private_key_or_new()?;
     let url = server.url();
@@ -141,7 +156,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn open(args: &Args) -> Result<(Server, TcpListener, State)> {
+async fn open(args: &Args, data: PathBuf) -> Result<(Server, TcpListener, State)> {
     let listener = TcpListener::bind(args.listen).await.map_err(|error| {
         let remedy = if error.kind() == io::ErrorKind::AddrInUse {
             "another program has the port: stop it, or choose one with --listen"
@@ -165,7 +180,7 @@ async fn open(args: &Args) -> Result<(Server, TcpListener, State)> {
         (None, _) | (_, None) => CertificateSource::Own,
     };
     let config = control::Config {
-        data: args.data.clone(),
+        data: data.clone(),
         database: match &args.database {
             Some(url) => Database::Postgres(url.clone()),
             None => Database::File,
@@ -179,8 +194,8 @@ async fn open(args: &Args) -> Result<(Server, TcpListener, State)> {
     };
     let server = Server::open(config)
         .await
-        .with_context(|| format!("open the data directory `{}`", args.data.display()))?;
-    Ok((server, listener, State::at(args.data.join("gateway"))))
+        .with_context(|| format!("open the data directory `{}`", data.display()))?;
+    Ok((server, listener, State::at(data.join("gateway"))))
 }
 
 fn parse_revalidation(text: &str) -> Result<Duration, String> {

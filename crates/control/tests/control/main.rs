@@ -1,6 +1,7 @@
 //! The control plane through its real router: requests, replies, and what is left on disk.
 
 mod audit;
+mod copy;
 mod disk;
 mod enrol;
 mod map;

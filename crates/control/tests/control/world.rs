@@ -355,7 +355,7 @@ pub(crate) fn log() -> String {
 }
 
 /// Returns a new database of the PostgreSQL that `CONTROL_POSTGRES` names by a URL, or a file.
-async fn fresh_database() -> Database {
+pub(crate) async fn fresh_database() -> Database {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let Ok(url) = std::env::var("CONTROL_POSTGRES") else {
         return Database::File;
