@@ -16,6 +16,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// The distribution's own, which has its packages; another one may come first in PATH.
+pub(crate) const PYTHON: &str = "/usr/bin/python3";
+
 /// The longest that anything may take before a test fails and says what.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
@@ -185,7 +188,7 @@ fn serve(directory: &tempfile::TempDir) -> (Child, u16) {
 
 fn is_installed(program: &str) -> bool {
     if program == "paramiko" {
-        let mut import = Command::new("python3");
+        let mut import = Command::new(PYTHON);
         let import = import.args(["-c", "import paramiko"]).stderr(Stdio::null());
         return import.status().is_ok_and(|status| status.success());
     }

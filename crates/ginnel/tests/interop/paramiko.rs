@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use super::openssh::{World, run, user};
+use super::openssh::{PYTHON, World, run, user};
 
 /// Grants windows that no channel can have (RFC 4254, 5.2), before and while the server sends, also
 /// of a channel that there is not.
@@ -42,10 +42,10 @@ print(count, session.recv_exit_status())
 /// CVE-2025-54804: the sum was computed without a bound.
 #[test]
 fn windows_beyond_their_bound_stay_at_the_bound() {
-    let Some(world) = World::new(&["python3", "paramiko"]) else {
+    let Some(world) = World::new(&["paramiko"]) else {
         return;
     };
-    let mut python = Command::new("python3");
+    let mut python = Command::new(PYTHON);
     python.args(["-c", WINDOWS, &world.port.to_string(), &user()]);
     python.arg(world.path("me")).arg(world.path("me-cert.pub"));
     python.stdin(Stdio::null());
