@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use control::Place;
 use os::file::Lock;
 
@@ -38,6 +38,14 @@ GINNEL_COPY_TO then.";
 /// Runs the command.
 pub(super) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     let Args { from, to } = args;
+    if let Place::Folder(folder) = &from {
+        // A lock would make it.
+        ensure!(
+            folder.is_dir(),
+            "there is no directory `{}`",
+            folder.display()
+        );
+    }
     // No server may work on a directory meanwhile; a PostgreSQL is locked as it is opened.
     let _from = lock(&from)?;
     let _to = lock(&to)?;
