@@ -279,7 +279,7 @@ fn nothing_of_a_person_works_within_a_minute_after_the_provider_disabled_her() {
     let world = &scene.world;
     world.join("shed");
     world.publish("shed", "echo", 7000, serve_echo());
-    let (_shed, _) = world.start("shed", &["up", "--user", "--ssh"], "is ready");
+    let _shed = world.up_with("shed", &["--ssh"]);
     scene.provider.tell("groups alice ops");
     scene.sign_in("desk", "alice", &[]);
     let world = &scene.world;

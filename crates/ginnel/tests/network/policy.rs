@@ -3,10 +3,9 @@
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
-    time::Duration,
 };
 
-use crate::world::{World, note, now, serve_echo, wait_for};
+use crate::world::{WAIT_MAX, World, note, now, serve_echo, wait_for};
 
 #[test]
 fn what_no_rule_allows_fails_at_once_and_says_who_knows() {
@@ -50,8 +49,10 @@ fn what_no_rule_allows_fails_at_once_and_says_who_knows() {
 #[test]
 fn a_change_cuts_what_it_forbids_and_leaves_what_it_allows() {
     let (world, _laptop) = World::with_laptop();
-    let _shed = world.machine("shed", "first", 7000, serve_echo());
+    world.join("shed");
+    world.publish("shed", "first", 7000, serve_echo());
     world.publish("shed", "second", 7001, serve_echo());
+    let _shed = world.up("shed");
     let open = |service: &str, port| {
         let (forward, local) = world.forward("laptop", service, port);
         let mut stream = TcpStream::connect(local).expect("the forward listens");
@@ -117,7 +118,7 @@ fn a_file_of_assertions_is_held_against_the_rules() {
 }
 
 fn echo(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+    stream.set_read_timeout(Some(WAIT_MAX))?;
     stream.write_all(b"still")?;
     stream.read_exact(&mut [0; 5])
 }

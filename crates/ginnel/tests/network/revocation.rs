@@ -182,7 +182,7 @@ fn an_older_statement_of_keys_lets_nobody_in() {
     let copied = finish(Command::new("cp").arg("-a").args([from, to]));
     assert_eq!(copied.code, Some(0), "{copied:?}");
     world.run("laptop", &["ssh-ca", "rotate"]);
-    let (shed, _) = world.start("shed", &["up", "--user", "--ssh"], "is ready");
+    let shed = world.up_with("shed", &["--ssh"]);
     wait_for("the newer keys", || {
         let pin = fs::read_to_string(world.path("shed/ssh_authority.json")).unwrap_or_default();
         pin.contains("\"version\":2")

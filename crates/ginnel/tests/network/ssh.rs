@@ -22,7 +22,7 @@ pub(crate) fn world() -> Option<(World, Process, Process)> {
     }
     let (world, laptop) = World::with_laptop();
     world.join("shed");
-    let (shed, _) = world.start("shed", &["up", "--user", "--ssh"], "is ready");
+    let shed = world.up_with("shed", &["--ssh"]);
     // Its certificate is asked for after it is ready.
     wait_for("an SSH server", || {
         log_in(&world, "root@shed", "true").code == Some(0)

@@ -186,10 +186,22 @@ impl World {
         self.run(who, &["join", &self.url, "--token", token, "--name", name]);
     }
 
-    /// Runs the node of `who` until the process is dropped.
+    /// Runs the node of `who` until the process is dropped, and waits until a gateway has a
+    /// session with it: others reach it from then on.
     #[track_caller]
     pub(crate) fn up(&self, who: &str) -> Process {
-        self.start(who, &["up", "--user"], "is ready").0
+        self.up_with(who, &[])
+    }
+
+    /// Does the same with further flags.
+    #[track_caller]
+    pub(crate) fn up_with(&self, who: &str, flags: &[&str]) -> Process {
+        let line = [&["up", "--user"], flags].concat();
+        let process = self.start(who, &line, "is ready").0;
+        wait_for("a session with a gateway", || {
+            self.json(who, &["status"])["node"]["peers_up"] != 0
+        });
+        process
     }
 
     /// Enrols a machine, publishes `service` there at `port` with `target`, and runs it.
