@@ -37,6 +37,7 @@ mod map;
 mod node;
 mod oidc;
 mod org;
+mod peer;
 pub(crate) mod permission;
 mod policy;
 mod service;
@@ -101,6 +102,9 @@ fn routes() -> OpenApiRouter<Server> {
         .routes(routes!(token::show, token::remove))
         .routes(routes!(service::list, service::add))
         .routes(routes!(service::show, service::remove))
+        .routes(routes!(peer::list, peer::add))
+        .routes(routes!(peer::show, peer::remove))
+        .routes(routes!(peer::export))
         .routes(routes!(site::list, site::add))
         .routes(routes!(site::show, site::remove))
         .routes(routes!(policy::list, policy::add))

@@ -164,15 +164,7 @@ async fn build(
         Some(id) => storage::node::node(connection, id).await?,
         None => None,
     };
-    let gateway = gateway.and_then(|node| match node.part {
-        Part::Gateway { endpoint, .. } => Some(map::Gateway {
-            id: node.id,
-            name: node.name,
-            public_key: node.public_key,
-            endpoint,
-        }),
-        Part::Client { .. } => None,
-    });
+    let gateway = gateway.and_then(self::gateway);
     Ok(map::Org {
         name: org.name.clone(),
         prefix: org.prefix,
@@ -199,6 +191,19 @@ pub(crate) async fn client(
     let offers: Vec<_> = offers.iter().collect();
     let lists = policy::lists(&rules, &parties.party(node), &offers);
     Ok(for_others(node, lists))
+}
+
+/// Returns how clients reach a gateway; `None` for a client.
+pub(crate) fn gateway(node: Node) -> Option<map::Gateway> {
+    match node.part {
+        Part::Gateway { endpoint, .. } => Some(map::Gateway {
+            id: node.id,
+            name: node.name,
+            public_key: node.public_key,
+            endpoint,
+        }),
+        Part::Client { .. } => None,
+    }
 }
 
 fn numbered(rule: Rule) -> (RuleId, model::policy::Rule) {

@@ -45,6 +45,7 @@ pub(crate) async fn serve(
     let mut upkeep = JoinSet::new();
     upkeep.spawn(keep_up(server.clone()));
     upkeep.spawn(server.clone().keep_confirming());
+    upkeep.spawn(end_peers(server.clone()));
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let permit = tokio::select! {
@@ -130,6 +131,21 @@ async fn connection(
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// How soon a plain WireGuard client is removed once its time is over.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
+
+async fn end_peers(server: Server) {
+    loop {
+        sleep(EXPIRY_INTERVAL).await;
+        if let Err(error) = server.remove_expired_peers().await {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "peers whose time is over stay"
+            );
+        }
     }
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod audit;
 pub(crate) mod node;
 pub(crate) mod oidc;
 pub(crate) mod org;
+pub(crate) mod peer;
 pub(crate) mod policy;
 pub(crate) mod service;
 pub(crate) mod session;

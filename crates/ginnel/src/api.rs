@@ -17,10 +17,10 @@ use model::{
     api::{
         Answers, AuditChain, AuditEntry, AuditQuery, BegunSignIn, CreatedToken, CreatedUser,
         EnrolRequest, Enrolled, ErrorBody, ErrorCode, GatewayEnrolled, GatewayRequest, Health,
-        ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX, NewOrg, NewProvider, NewRule, NewService,
-        NewSignIn, NewSite, NewToken, NewUser, Node, NodeByKey, NodeChange, Org, Page,
-        PendingSignIn, Provider, Questions, Rule, RuleChange, Service, SignIn, Site, TokenEntry,
-        User, UserChange, WhoAmI,
+        ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX, NewOrg, NewPeer, NewProvider, NewRule,
+        NewService, NewSignIn, NewSite, NewToken, NewUser, Node, NodeByKey, NodeChange, Org, Page,
+        Peer, PeerConfiguration, PeerExport, PendingSignIn, Provider, Questions, Rule, RuleChange,
+        Service, SignIn, Site, TokenEntry, User, UserChange, WhoAmI,
     },
     id::{NodeId, RuleId, ServiceId, SessionId, SiteId, TokenId, UserId},
     key::PublicKey,
@@ -466,6 +466,32 @@ impl Client {
     /// Withdraws a service.
     pub(crate) async fn remove_service(&self, id: ServiceId) -> Result<(), Error> {
         let path = format!("/v1/services/{id}");
+        self.send_for_nothing(Method::DELETE, &path).await
+    }
+
+    /// Lists plain WireGuard clients.
+    pub(crate) async fn peers(&self, query: &ListQuery) -> Result<Page<Peer>, Error> {
+        self.list("/v1/peers", query).await
+    }
+
+    /// Adds a plain WireGuard client.
+    pub(crate) async fn add_peer(&self, request: &NewPeer) -> Result<Peer, Error> {
+        self.send(Method::POST, "/v1/peers", request).await
+    }
+
+    /// Returns what the configuration of a plain WireGuard client says.
+    pub(crate) async fn export_peer(
+        &self,
+        id: NodeId,
+        request: &PeerExport,
+    ) -> Result<PeerConfiguration, Error> {
+        let path = format!("/v1/peers/{id}/export");
+        self.send(Method::POST, &path, request).await
+    }
+
+    /// Removes a plain WireGuard client.
+    pub(crate) async fn remove_peer(&self, id: NodeId) -> Result<(), Error> {
+        let path = format!("/v1/peers/{id}");
         self.send_for_nothing(Method::DELETE, &path).await
     }
 

@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::{
     admin, agent, capture, cert, completions, demo, dial, doctor, events, forward, gateway, join,
-    login, logout, manual, metrics, peer, ping, proxy, replay, resolve, server, ssh, ssh_config,
+    login, logout, manual, metrics, ping, proxy, replay, resolve, server, ssh, ssh_config,
     ssh_server, status, tun, up, whoami,
 };
 
@@ -75,7 +75,6 @@ pub(crate) enum Command {
     Status(status::Args),
     Doctor(doctor::Args),
     Metrics(metrics::Args),
-    Peer(peer::Args),
     Events(events::Args),
     Capture(capture::Args),
     Replay(replay::Args),
@@ -87,6 +86,7 @@ pub(crate) enum Command {
     Token(admin::token::Args),
     Service(admin::service::Args),
     Site(admin::site::Args),
+    Peer(admin::peer::Args),
     Policy(admin::policy::Args),
     Audit(admin::audit::Args),
     Cert(cert::Args),
@@ -125,7 +125,6 @@ impl Command {
             Self::Ping(args) => block_on(ping::run(args, global)),
             Self::Resolve(args) => block_on(resolve::run(args, global)),
             Self::Status(args) => block_on(status::run(args, global)),
-            Self::Peer(args) => block_on(peer::run(args, global)),
             Self::Events(args) => block_on(events::run(args, global)),
             Self::Metrics(args) => block_on(metrics::run(args, global)),
             Self::Doctor(args) => block_on(doctor::run(args, global)),
@@ -139,6 +138,7 @@ impl Command {
             Self::Token(args) => block_on(admin::token::run(args, global)),
             Self::Service(args) => block_on(admin::service::run(args, global)),
             Self::Site(args) => block_on(admin::site::run(args, global)),
+            Self::Peer(args) => block_on(admin::peer::run(args, global)),
             Self::Policy(args) => block_on(admin::policy::run(args, global)),
             Self::Audit(args) => block_on(admin::audit::run(args, global)),
             Self::Cert(args) => block_on(cert::run(args, global)),

@@ -1,6 +1,6 @@
-//! `ginnel peer`: one WireGuard tunnel of this node in every detail.
+//! `ginnel peer show`: one WireGuard tunnel of this node in every detail.
 
-use std::{process::ExitCode, time::Duration};
+use std::time::Duration;
 
 use model::status::{Handshake, PeerDetails, Session};
 
@@ -13,35 +13,11 @@ use crate::{
     status, terminal,
 };
 
-/// Look at the WireGuard peers of this node
-#[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
-pub(crate) struct Args {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Debug, clap::Subcommand)]
-enum Verb {
-    /// Show the handshake, sessions, timers, endpoints and discards of a peer
-    Show {
-        /// The peer's name or public key; or a name or address that is reached through it
-        name: String,
-    },
-}
-
-const EXAMPLES: &str = "\
-Examples:
-  ginnel peer show gateway
-  ginnel peer show db                       the peer through which db is reached
-  ginnel --config wg0.conf peer show 10.0.0.5 --json";
-
 /// Longer than a name may take.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Asks the agent and prints.
-pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let Verb::Show { name } = args.verb;
+pub(crate) async fn show(name: String, global: &Global) -> anyhow::Result<()> {
     let (answer, _) = Client::of(global)?
         .ask(&Request::Peer { name }, TIMEOUT)
         .await?;
@@ -53,7 +29,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
     } else {
         terminal::line(text(&details))?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 fn text(details: &PeerDetails) -> String {

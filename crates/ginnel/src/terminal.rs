@@ -17,6 +17,18 @@ pub(crate) fn line(text: impl std::fmt::Display) -> io::Result<()> {
     stdout.flush()
 }
 
+/// Prints lines in white on black, if stdout is a terminal (ECMA-48: SGR), whatever colours it has.
+pub(crate) fn dark(lines: &str) -> io::Result<()> {
+    let (begin, end) = if io::stdout().is_terminal() {
+        ("\x1b[97;40m", "\x1b[0m")
+    } else {
+        ("", "")
+    };
+    lines
+        .lines()
+        .try_for_each(|text| line(format_args!("{begin}{text}{end}")))
+}
+
 /// Clears the terminal, if stdout is one (ECMA-48: CUP, ED).
 pub(crate) fn clear() -> io::Result<()> {
     let mut stdout = io::stdout().lock();

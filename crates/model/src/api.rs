@@ -20,6 +20,7 @@ use crate::{
 
 mod audit;
 mod oidc;
+mod peer;
 mod policy;
 
 pub use audit::{AuditChain, AuditEntry, AuditHash, AuditLink, AuditQuery, MalformedAuditHash};
@@ -27,6 +28,7 @@ pub use oidc::{
     AuthorizationResponse, BegunSignIn, NewProvider, NewSignIn, OIDC_CALLBACK_PATH, OIDC_ROLES_MAX,
     OIDC_SCOPES_MAX, OIDC_TEXT_LENGTH_MAX, PendingSignIn, Provider, Secret, SignIn,
 };
+pub use peer::{KeyHolder, NewPeer, Peer, PeerConfiguration, PeerExport};
 pub use policy::{
     Answer, Answers, Example, NewRule, QUESTIONS_MAX, Questions, Rule, RuleChange, Verdict,
 };

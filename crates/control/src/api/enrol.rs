@@ -21,7 +21,7 @@ use crate::{
     Server,
     storage::{
         self, Change, Touched,
-        audit::Entry,
+        audit::{Actor, Entry},
         node::{Node, Part},
         org::Org,
         token::Grant,
@@ -134,7 +134,7 @@ impl Admitted {
     /// Returns what the audit says of it.
     pub(super) fn entry(&self, org: &Org, request: &EnrolRequest) -> Entry {
         Entry {
-            actor: storage::audit::Actor::User(self.person.id),
+            actor: Actor::User(self.person.id),
             action: "user_logged_in",
             subject: format!("node:{} {}", self.node, request.name),
             org: Some(org.id),
@@ -233,12 +233,23 @@ pub(super) async fn remove(
     action: &'static str,
 ) -> Result<(), ApiError> {
     let mut change = server.change().await?;
-    let now = change.now();
     let node = storage::node::node(change.connection(), id).await?;
     let node = node
         .filter(|node| node.removed.is_none())
         .ok_or_else(ApiError::not_found)?;
     access.reaches(node.org(), Some(id))?;
+    remove_by(server, change, node, access.actor(), action).await
+}
+
+/// Removes a node in a change, in the name of `actor`.
+pub(crate) async fn remove_by(
+    server: &Server,
+    mut change: Change,
+    node: Node,
+    actor: Actor,
+    action: &'static str,
+) -> Result<(), ApiError> {
+    let (id, now) = (node.id, change.now());
     storage::node::delete(change.connection(), now, id).await?;
     super::ssh::revoke_removed(server, &mut change, &node).await?;
     let touched = match &node.part {
@@ -253,7 +264,7 @@ pub(super) async fn remove(
         }
     };
     let entry = Entry {
-        actor: access.actor(),
+        actor,
         action,
         subject: format!("node:{id} {}", node.name),
         org: node.org(),
@@ -281,7 +292,7 @@ async fn org_of(change: &mut Change, access: &Access) -> Result<Org, ApiError> {
 }
 
 /// Adds a client, or enrols a known key again under its old id and address.
-async fn enrol(
+pub(super) async fn enrol(
     server: &Server,
     change: &mut Change,
     org: &Org,
@@ -313,6 +324,8 @@ async fn enrol(
     let id = match known_id {
         Some(id) => {
             storage::token::revoke_of(connection, now, id).await?;
+            // Whoever enrols works by no exported configuration.
+            storage::peer::delete(connection, id).await?;
             storage::node::update(connection, now, id, &request.name, key, &part).await?;
             id
         }

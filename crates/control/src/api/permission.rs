@@ -41,6 +41,8 @@ pub(crate) enum Action {
     ChangeService,
     ReadSite,
     ChangeSite,
+    ReadPeer,
+    ChangePeer,
     ReadPolicy,
     ChangePolicy,
     ReadProvider,
@@ -133,7 +135,7 @@ const fn rule(method: Method, path: &'static str, action: Action) -> Rule {
 }
 
 /// Every route.
-pub(crate) static RULES: [Rule; 63] = [
+pub(crate) static RULES: [Rule; 68] = [
     rule(Method::GET, "/v1/health", Action::ReadHealth),
     rule(Method::GET, "/v1/openapi.json", Action::ReadDescription),
     rule(Method::GET, "/v1/whoami", Action::ReadSelf),
@@ -172,6 +174,11 @@ pub(crate) static RULES: [Rule; 63] = [
     rule(Method::POST, "/v1/sites", Action::ChangeSite),
     rule(Method::GET, "/v1/sites/{site}", Action::ReadSite),
     rule(Method::DELETE, "/v1/sites/{site}", Action::ChangeSite),
+    rule(Method::GET, "/v1/peers", Action::ReadPeer),
+    rule(Method::POST, "/v1/peers", Action::ChangePeer),
+    rule(Method::GET, "/v1/peers/{peer}", Action::ReadPeer),
+    rule(Method::DELETE, "/v1/peers/{peer}", Action::ChangePeer),
+    rule(Method::POST, "/v1/peers/{peer}/export", Action::ChangePeer),
     rule(Method::GET, "/v1/rules", Action::ReadPolicy),
     rule(Method::POST, "/v1/rules", Action::ChangePolicy),
     rule(Method::GET, "/v1/rules/{rule}", Action::ReadPolicy),
@@ -294,6 +301,8 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
         | Action::ReadToken
         | Action::ChangeToken
         | Action::ChangeSite
+        | Action::ReadPeer
+        | Action::ChangePeer
         | Action::ChangePolicy
         | Action::ReadProvider
         | Action::ChangeProvider
@@ -357,6 +366,8 @@ pub(crate) fn needed(action: Action) -> Kind {
         | Action::ChangeService
         | Action::ReadSite
         | Action::ChangeSite
+        | Action::ReadPeer
+        | Action::ChangePeer
         | Action::ReadPolicy
         | Action::ChangePolicy
         | Action::CertifyUser

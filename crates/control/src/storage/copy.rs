@@ -42,7 +42,7 @@ enum Value {
 struct Fields(Vec<(String, Value)>);
 
 /// Every table, after those that it refers to, and the column whose values are never given again.
-const TABLES: [(&str, Option<&str>); 21] = [
+const TABLES: [(&str, Option<&str>); 22] = [
     ("installation", None),
     ("org", Some("id")),
     ("user", Some("id")),
@@ -59,6 +59,7 @@ const TABLES: [(&str, Option<&str>); 21] = [
     ("rule", Some("id")),
     ("node_tag", None),
     ("site", Some("id")),
+    ("peer", None),
     ("oidc_provider", None),
     ("oidc_role", None),
     ("oidc_identity", None),

@@ -95,6 +95,11 @@ const SQLITE: Migrations = &[
         "audit_chain",
         include_str!("../../migrations/sqlite/0009_audit_chain.sql"),
     ),
+    (
+        10,
+        "peer",
+        include_str!("../../migrations/sqlite/0010_peer.sql"),
+    ),
 ];
 
 /// Numbered as those of SQLite: no PostgreSQL is older than the eighth.
@@ -108,6 +113,11 @@ const POSTGRES: Migrations = &[
         9,
         "audit_chain",
         include_str!("../../migrations/postgres/0009_audit_chain.sql"),
+    ),
+    (
+        10,
+        "peer",
+        include_str!("../../migrations/postgres/0010_peer.sql"),
     ),
 ];
 

@@ -113,6 +113,20 @@ pub(crate) async fn update(
     Ok(())
 }
 
+/// Gives a node another key.
+pub(crate) async fn update_key(
+    connection: &mut AnyConnection,
+    id: NodeId,
+    public_key: PublicKey,
+) -> Result<(), Error> {
+    sqlx::query("UPDATE node SET public_key = $1 WHERE id = $2")
+        .bind(public_key.0.as_slice())
+        .bind(id.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 /// Renames a node.
 pub(crate) async fn update_name(
     connection: &mut AnyConnection,
@@ -144,6 +158,7 @@ pub(crate) async fn delete(
         .execute(&mut *connection)
         .await?;
     super::site::delete_of(connection, id).await?;
+    super::peer::delete(connection, id).await?;
     super::policy::update_tags(connection, id, &[]).await?;
     super::oidc::delete_session(connection, id).await?;
     super::token::revoke_of(connection, now, id).await
@@ -337,7 +352,7 @@ fn columns(part: &Part) -> Columns<'_> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
-fn parse(row: AnyRow) -> Result<Node, Error> {
+pub(super) fn parse(row: AnyRow) -> Result<Node, Error> {
     let part = match row.try_get("role")? {
         "client" => Part::Client {
             org: OrgId(row.try_get("org")?),

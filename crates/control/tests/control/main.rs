@@ -6,6 +6,7 @@ mod disk;
 mod enrol;
 mod map;
 mod oidc;
+mod peer;
 mod permission;
 mod policy;
 mod provider;

@@ -10,8 +10,8 @@ use axum::{
     http::{Method, Request, header},
 };
 use model::{
-    api::{Enrolled, ErrorCode, NewService, Page, Rule, Service, Site},
-    id::{RuleId, SessionId, SiteId, UserId},
+    api::{Enrolled, ErrorCode, NewService, Page, Peer, Rule, Service, Site},
+    id::{NodeId, RuleId, SessionId, SiteId, UserId},
     key::PublicKey,
     policy::Role,
     ssh::{BegunSession, IssuedCertificate, Serial},
@@ -31,6 +31,7 @@ struct Stage {
     web: Enrolled,
     service: Service,
     site: SiteId,
+    plain: NodeId,
     token: i64,
     rule: RuleId,
     serial: Serial,
@@ -156,12 +157,12 @@ impl Stage {
             .person(&session, Some("other"), "stranger", Role::Admin, 20)
             .await;
         let gone = world.join(&session, Some("other"), "gone", 4).await;
-        world
-            .delete(&format!("/v1/nodes/{}", gone.id), &session)
-            .await;
+        let path = format!("/v1/nodes/{}", gone.id);
+        world.delete(&path, &session).await;
         let gateway = world.gateway(&session, "edge", 5).await;
         let service = published(&world, &web).await;
         let site = site_behind(&world, &session, &web).await;
+        let plain = plain_client(&world, &session).await;
         let token = world
             .token_with(&session, Kind::Join, None, 1, 60)
             .await
@@ -206,6 +207,7 @@ impl Stage {
             web,
             service,
             site,
+            plain,
             token,
             rule,
             serial,
@@ -226,6 +228,7 @@ impl Stage {
             .replace("{node}", &self.web.id.to_string())
             .replace("{service}", &self.service.id.to_string())
             .replace("{site}", &self.site.to_string())
+            .replace("{peer}", &self.plain.to_string())
             .replace("{token}", &self.token.to_string())
             .replace("{rule}", &self.rule.to_string())
             .replace("{session}", &self.session.to_string())
@@ -265,6 +268,7 @@ impl Stage {
             "/v1/sites" => {
                 json!({"name": "new", "node": self.web.id, "prefixes": ["10.0.0.0/8"]})
             }
+            "/v1/peers/{peer}/export" => json!({"public_key": key}),
             _ => json!({"name": "new"}),
         };
         let body = (*method != Method::GET).then(|| body.to_string());
@@ -331,6 +335,13 @@ async fn site_behind(world: &World, session: &Token, web: &Enrolled) -> SiteId {
     let body = json!({"name": "paris", "node": web.id, "prefixes": ["192.168.1.0/24"]});
     let reply = world.post("/v1/sites", session, &body).await;
     reply.parse::<Site>().id
+}
+
+/// Adds a plain WireGuard client that has made its key.
+async fn plain_client(world: &World, session: &Token) -> NodeId {
+    let body = json!({"name": "phone", "public_key": PublicKey([30; 32])});
+    let reply = world.post("/v1/peers", session, &body).await;
+    reply.parse::<Peer>().id
 }
 
 /// Begins the record of a session at `web` by a certificate of whoever has `token`.

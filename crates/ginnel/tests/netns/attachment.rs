@@ -161,7 +161,7 @@ impl Network {
     }
 
     /// Returns the address of a node, as the server lists it.
-    fn address(&self, name: &str) -> IpAddr {
+    pub(crate) fn address(&self, name: &str) -> IpAddr {
         let shown = self.run(At::Alpha, &["node", "show", name, "--json"]);
         let value: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
         let address = value["address"].as_str().expect("a text");
@@ -169,7 +169,7 @@ impl Network {
     }
 
     /// Fetches a page with the kernel's TCP of a machine.
-    fn curl(&self, at: At, url: &str) -> String {
+    pub(crate) fn curl(&self, at: At, url: &str) -> String {
         let mut curl = self.space(at).command("curl");
         curl.args(["-s", "-m", "10", url]);
         text(&curl.output().expect("curl runs"))
@@ -192,7 +192,7 @@ impl Network {
     }
 
     /// Serves one page on a machine, by its kernel.
-    fn serve(&self, at: At, address: &str, page: &'static str) -> SocketAddr {
+    pub(crate) fn serve(&self, at: At, address: &str, page: &'static str) -> SocketAddr {
         let listener = self.space(at).enter(|| TcpListener::bind(address));
         let listener = listener.expect("a free port");
         let local = listener.local_addr().expect("it is bound");
@@ -212,7 +212,7 @@ impl Network {
         local
     }
 
-    fn publish(&self, at: At, name: &str, port: u16, target: SocketAddr) {
+    pub(crate) fn publish(&self, at: At, name: &str, port: u16, target: SocketAddr) {
         let (port, target) = (port.to_string(), target.to_string());
         let line = ["service", "add", name, "--port", &port, "--target", &target];
         self.run(at, &line);

@@ -9,6 +9,7 @@ mod flood;
 mod interface;
 mod mangled;
 mod offload;
+mod peer;
 mod privileges;
 mod site;
 mod soak;
