@@ -8,7 +8,7 @@ use model::{
     ssh::{
         AuthorityQuery, AuthorityView, BACKDATE_SECONDS, CUT_MAX, Certificate, CertificateKind,
         HOST_TTL_SECONDS, HostCertificateRequest, IssuedCertificate, NewRecording, Principal,
-        REVOKED_MAX, RefusedLogin, Revocation, Revoked, Rotation, TrustedKey,
+        REVOKED_MAX, Reason, RefusedLogin, Revocation, Revoked, Rotation, TrustedKey,
         USER_TTL_SECONDS_DEFAULT, USER_TTL_SECONDS_MAX, USER_TTL_SECONDS_MIN,
         UserCertificateRequest,
     },
@@ -189,7 +189,8 @@ pub(super) async fn record(
     Ok(Json(view))
 }
 
-/// Writes into the audit that the asking node refused a login.
+/// Writes into the audit that the asking node refused a login. Where it could not tell which
+/// certificate was outside its time, the newest one made for the source stands there too.
 #[utoipa::path(post, path = "/v1/ssh/refusals", request_body = RefusedLogin,
     responses((status = 204), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn refusal(
@@ -202,13 +203,22 @@ pub(super) async fn refusal(
         let message = format!("a node tells at most {REPORTS_PER_MINUTE_MAX} refusals a minute");
         return Err(ApiError::new(ErrorCode::LimitReached, message));
     }
+    let mut change = server.change().await?;
+    let mut subject = request.to_string();
+    if let (Reason::ExpiredOrNotYetValid, Some(org)) = (request.reason, node.org()) {
+        let connection = change.connection();
+        let newest = storage::ssh::newest_certificate(connection, org, request.source).await?;
+        if let Some((serial, after, before)) = newest {
+            let dates = format!("newest_valid_after:{after} newest_valid_before:{before}");
+            subject = format!("{subject} newest_serial:{serial} {dates}");
+        }
+    }
     let entry = Entry {
         actor: access.actor(),
         action: "ssh_login_refused",
-        subject: request.to_string(),
+        subject,
         org: node.org(),
     };
-    let change = server.change().await?;
     server.commit(change, entry, Touched::Nobody).await?;
     Ok(StatusCode::NO_CONTENT)
 }

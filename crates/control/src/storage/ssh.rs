@@ -1,6 +1,9 @@
 //! SSH: the keys of each organisation's CA, sealed, and every certificate that they signed.
 
-use std::{collections::BTreeMap, net::Ipv6Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use model::{
     id::{NodeId, OrgId, UserId},
@@ -346,6 +349,32 @@ pub(crate) async fn count_certificates(
     .fetch_one(connection)
     .await?;
     number(&row, "n")
+}
+
+/// Returns the serial and the validity period of the newest user certificate that was made for the
+/// node at `source`.
+pub(crate) async fn newest_certificate(
+    connection: &mut AnyConnection,
+    org: OrgId,
+    source: IpAddr,
+) -> Result<Option<(Serial, i64, i64)>, Error> {
+    let row = sqlx::query(
+        "SELECT c.serial, c.valid_after, c.valid_before
+         FROM node n JOIN ssh_certificate c ON c.node = n.id
+         WHERE n.org = $1 AND n.address = $2 AND c.kind = 'user'
+         ORDER BY c.serial DESC LIMIT 1",
+    )
+    .bind(org.0)
+    .bind(source.to_string())
+    .fetch_optional(connection)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let period = (row.try_get("valid_after")?, row.try_get("valid_before")?);
+    Ok(Some((
+        number(&row, "serial").map(Serial)?,
+        period.0,
+        period.1,
+    )))
 }
 
 /// Returns certificates after `after` in the order of their serials.

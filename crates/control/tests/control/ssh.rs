@@ -520,6 +520,33 @@ async fn a_refused_login_is_in_the_audit_and_a_node_cannot_fill_it() {
 }
 
 #[tokio::test]
+async fn a_refusal_for_its_time_names_the_newest_certificate_of_the_source() {
+    let Scene { world, login, web } = scene().await;
+    let session = &login.session_token;
+    let tell = async |source: String, reason: &str| {
+        let body = json!({ "source": source, "reason": reason, "clock": 5 });
+        let reply = world.post("/v1/ssh/refusals", &web.node_token, &body).await;
+        assert_eq!(reply.status.as_u16(), 204);
+        let rows = audited(&world, session, "ssh_login_refused").await;
+        rows.last().expect("a row").clone()
+    };
+    let source = login.device.address.to_string();
+    let (reason, begin) = ("expired_or_not_yet_valid", now(&world));
+    let bare = format!("reason:{reason} source:{source} clock:5");
+    assert_eq!(tell(source.clone(), reason).await, bare);
+    certify(&world, session, 600).await;
+    let newest = certify(&world, session, 900).await.serial;
+    let (after, before) = (begin - 30, begin + 900);
+    let dates = format!("newest_valid_after:{after} newest_valid_before:{before}");
+    let full = format!("{bare} newest_serial:{newest} {dates}");
+    assert_eq!(tell(source.clone(), reason).await, full);
+    let other = tell(web.address.to_string(), reason).await;
+    assert!(!other.contains("newest"), "it has none: {other}");
+    let said = tell(source, "wrong_principal").await;
+    assert!(!said.contains("newest"), "{said}");
+}
+
+#[tokio::test]
 async fn a_removed_node_and_a_renamed_one_lose_their_certificates() {
     let Scene { world, login, web } = scene().await;
     let session = &login.session_token;

@@ -626,7 +626,7 @@ fn a_certificate_outside_its_time_is_refused() {
         let refused = || {
             world
                 .log()
-                .matches("refused: outside_validity_period")
+                .matches("refused: expired_or_not_yet_valid")
                 .count()
         };
         wait_for("a reason", || {

@@ -245,11 +245,11 @@ fn cases(world: &World, ca: &PrivateKey) -> Vec<(Shown, &'static str)> {
     let certificates = [
         (
             dated((now - 2 * hour, now - hour)),
-            "outside_validity_period",
+            "expired_or_not_yet_valid",
         ),
         (
             dated((now + hour, now + 2 * hour)),
-            "outside_validity_period",
+            "expired_or_not_yet_valid",
         ),
         (changed(&dated(times)), "wrong_signature"),
         (by(&key(6), CertType::User), "wrong_authority"),
@@ -289,9 +289,11 @@ fn every_refusal_has_its_reason_in_the_audit() {
             "{said}"
         );
         assert!(said.contains(" account:root"), "{said}");
+        let timely = reason == "expired_or_not_yet_valid";
+        assert_eq!(said.contains(" clock:"), timely, "{said}");
         let shows = !matches!(
             reason,
-            "outside_validity_period" | "wrong_signature" | "raw_key" | "password"
+            "expired_or_not_yet_valid" | "wrong_signature" | "raw_key" | "password"
         );
         assert_eq!(
             said.contains(" serial:1000000 key_id:forged"),

@@ -26,6 +26,10 @@ pub struct RefusedLogin {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub key_id: Option<KeyId>,
+    /// What the node's clock said when the connection ended, in seconds since 1970, where the
+    /// reason is a matter of time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<u64>,
     /// How many refusals before this one were not told, because they were too many.
     #[serde(default)]
     pub untold: u32,
@@ -55,8 +59,8 @@ pub enum Reason {
     WeakSignature,
     /// The signature is wrong.
     WrongSignature,
-    /// Before its time, or after it: the transport does not say which, nor what certificate.
-    OutsideValidityPeriod,
+    /// After its time, or before it: the transport does not say which, nor what certificate.
+    ExpiredOrNotYetValid,
     /// Before its time.
     NotYetValid,
     /// After its time.
@@ -92,7 +96,7 @@ impl Reason {
             Self::KeyOfAuthority => "key_of_authority",
             Self::WeakSignature => "weak_signature",
             Self::WrongSignature => "wrong_signature",
-            Self::OutsideValidityPeriod => "outside_validity_period",
+            Self::ExpiredOrNotYetValid => "expired_or_not_yet_valid",
             Self::NotYetValid => "not_yet_valid",
             Self::Expired => "expired",
             Self::WrongPrincipal => "wrong_principal",
@@ -119,6 +123,9 @@ impl fmt::Display for RefusedLogin {
         }
         if let Some(key_id) = &self.key_id {
             write!(f, " key_id:{key_id}")?;
+        }
+        if let Some(clock) = self.clock {
+            write!(f, " clock:{clock}")?;
         }
         match self.untold {
             0 => Ok(()),

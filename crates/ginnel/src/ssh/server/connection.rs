@@ -117,11 +117,10 @@ impl Connection {
         .await;
         let answer = answer.unwrap_or_else(|_| Err("no answer in time".to_owned()));
         let authority = answer.map_err(Refusal::NoAuthority)?;
-        let now = os::clock::wall().duration_since(std::time::UNIX_EPOCH);
         let asked = Asked {
             user,
             source: self.remote.ip(),
-            now: now.map_or(0, |now| now.as_secs()),
+            now: seconds(),
         };
         let permit = acceptance::accept(certificate, asked, &authority)?;
         let own = &self.shared.own;
@@ -169,6 +168,7 @@ impl Connection {
             reason,
             serial: shown.map(|certificate| Serial(certificate.serial())),
             key_id: shown.and_then(|certificate| certificate.key_id().parse().ok()),
+            clock: None,
             untold: 0,
         });
     }
@@ -756,9 +756,21 @@ impl Drop for Connection {
             {
                 refused.reason = reason;
             }
+            let timely = [
+                Reason::ExpiredOrNotYetValid,
+                Reason::Expired,
+                Reason::NotYetValid,
+            ];
+            refused.clock = timely.contains(&refused.reason).then(seconds);
             (self.shared.organisation.refused)(refused);
         }
     }
+}
+
+/// Returns the seconds since 1970.
+fn seconds() -> u64 {
+    let now = os::clock::wall().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
 }
 
 /// How much a reason says beside others of the same connection.

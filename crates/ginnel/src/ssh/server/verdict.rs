@@ -21,7 +21,7 @@ const TARGET: &str = "russh::server::encrypted";
 const WORDS: [(&str, Reason); 2] = [
     (
         "Certificate is expired or not yet valid",
-        Reason::OutsideValidityPeriod,
+        Reason::ExpiredOrNotYetValid,
     ),
     ("Certificate signature is invalid", Reason::WrongSignature),
 ];
