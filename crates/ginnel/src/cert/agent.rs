@@ -147,7 +147,9 @@ mod tests {
         for (reply, taken) in [
             (vec![0, 0, 0, 1, 6], true),
             (vec![0, 0, 0, 1, 5], false),
-            (vec![255; 5], false),
+            // RUSTSEC-2026-0153 and -0154: a length that no frame has is not believed.
+            (vec![255, 255, 255, 255, 6], false),
+            (vec![255; 1 << 16], false),
             (vec![0, 0], false),
             (vec![], false),
         ] {

@@ -589,16 +589,20 @@ fn who_is_not_let_in_is_told_nothing_and_the_log_says_why() {
     let Some(world) = World::new(&[]) else { return };
     let user = user();
     let refused = |why: &str| {
+        let said = || world.log().matches(&format!("refused: {why}")).count();
+        let before = said();
         let output = world.ssh(&["host", "true"]).output().unwrap();
         assert_eq!(output.status.code(), Some(255), "{why}");
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(text.contains("Permission denied (publickey)"), "{text}");
-        world.logged(&format!("refused: {why}"));
+        wait_for(why, || said() > before);
     };
     world.certify(&format!("-n {user}x"));
     refused(&format!("user `{user}` is not among its principals"));
     world.certify_by("other_ca", &format!("-n {user}"));
     refused("it was signed by another CA");
+    world.certify("-O clear");
+    refused(&format!("user `{user}` is not among its principals"));
     world.certify(&format!("-n {user} -O source-address=10.9.0.0/16"));
     refused("it was not made for a login from 127.0.0.1");
     world.certify(&format!("-n {user} -O critical:colour=red"));
@@ -613,6 +617,11 @@ fn who_is_not_let_in_is_told_nothing_and_the_log_says_why() {
     fs::write(world.path("user_ca.pub"), ca).unwrap();
     fs::remove_file(world.path("me-cert.pub")).unwrap();
     refused("a public key without a certificate");
+    for (from, to) in [("user_ca", "me"), ("user_ca.pub", "me.pub")] {
+        fs::copy(world.path(from), world.path(to)).unwrap();
+    }
+    world.certify(&format!("-n {user}"));
+    refused("it certifies the key of a CA");
 }
 
 #[test]

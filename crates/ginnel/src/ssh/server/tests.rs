@@ -13,7 +13,7 @@ use std::{
 use russh::{
     client,
     keys::{
-        PublicKeyOrCertificate,
+        PrivateKeyWithHashAlg, PublicKeyOrCertificate,
         ssh_key::{
             certificate::{Builder, CertType},
             private::{Ed25519Keypair, KeypairData},
@@ -199,14 +199,18 @@ fn authority() -> Authority {
 
 /// A certificate of `key(9)` for the account of this process.
 fn certificate() -> Certificate {
-    let subject = key(9).public_key().key_data().clone();
+    certificate_of(&key(9), &key(1))
+}
+
+fn certificate_of(subject: &PrivateKey, signer: &PrivateKey) -> Certificate {
+    let subject = subject.public_key().key_data().clone();
     let now = os::clock::wall().duration_since(std::time::UNIX_EPOCH);
     let now = now.unwrap().as_secs();
     let mut builder = Builder::new([7; 16], subject, now - 60, now + 3_600).unwrap();
     builder.cert_type(CertType::User).unwrap();
     let own = Account::own().unwrap().unwrap().name;
     builder.valid_principal(own).unwrap();
-    builder.sign(&key(1)).unwrap()
+    builder.sign(signer).unwrap()
 }
 
 /// Shows the certificate and signs by `signer`; the connection stays as long as what is returned.
@@ -235,6 +239,31 @@ fn a_certificate_is_worth_nothing_without_its_key() {
         let server = trusting(|| Ok(authority()));
         assert!(log_in(&server, key(8)).await.is_none());
         assert!(log_in(&server, key(9)).await.is_some());
+    });
+}
+
+/// Of one connection nothing is kept that was shown and not proven.
+#[test]
+fn what_was_shown_without_proof_helps_no_other_key() {
+    block_on(async {
+        let server = trusting(|| Ok(authority()));
+        let (near, _serving) = connect(&server);
+        let config = Arc::new(client::Config::default());
+        let mut client = client::connect_stream(config, near, Anybody).await.unwrap();
+        let own = || Account::own().unwrap().unwrap().name;
+        let (good, mine) = (certificate(), Arc::new(key(8)));
+        let mut shown = vec![good.clone()];
+        // The second is proven, and nobody trusts who signed it.
+        shown.push(certificate_of(&key(8), &key(2)));
+        for shown in shown {
+            let answer = client.authenticate_openssh_cert(own(), Arc::clone(&mine), shown);
+            assert!(!answer.await.unwrap().success());
+        }
+        let bare = PrivateKeyWithHashAlg::new(mine, None);
+        let answer = client.authenticate_publickey(own(), bare).await;
+        assert!(!answer.unwrap().success());
+        let answer = client.authenticate_openssh_cert(own(), Arc::new(key(9)), good);
+        assert!(answer.await.unwrap().success(), "it was open all the time");
     });
 }
 
