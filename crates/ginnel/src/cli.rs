@@ -34,6 +34,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
 /// Flags that every command understands.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Options of every command")]
 pub(crate) struct Global {
     /// Keep this node's state in DIR [default: $XDG_STATE_HOME/ginnel; as root /var/lib/ginnel]
     #[arg(long, global = true, env = "GINNEL_STATE", value_name = "DIR")]

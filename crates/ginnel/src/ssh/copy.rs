@@ -30,9 +30,13 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// What to copy, and at last where to
-    #[arg(required = true, num_args = 2.., value_name = "SRC... DST")]
-    places: Vec<Place>,
+    /// What to copy
+    #[arg(required = true, value_name = "SRC")]
+    sources: Vec<Place>,
+
+    /// Where to; a directory, or the new name
+    #[arg(value_name = "DST")]
+    destination: Place,
 
     /// Take directories with all that is in them
     #[arg(short, long)]
@@ -70,7 +74,7 @@ enum Direction {
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
-    let direction = direction(args.places)?;
+    let direction = direction(args.sources, args.destination)?;
     let target = match &direction {
         Direction::Up(_, target, _) | Direction::Down(target, _, _) => target,
     };
@@ -141,10 +145,7 @@ fn name_here(path: &Path) -> Result<&str> {
         .remedy("name the directory instead of `.` or `..`")
 }
 
-fn direction(mut places: Vec<Place>) -> Result<Direction> {
-    let to = places
-        .pop()
-        .context("a copy needs a source and a destination")?;
+fn direction(sources: Vec<Place>, destination: Place) -> Result<Direction> {
     let mixed = || {
         advise(
             "a copy goes from this machine to one node, or from one node to this machine",
@@ -152,9 +153,9 @@ fn direction(mut places: Vec<Place>) -> Result<Direction> {
              colon is written ./a:b",
         )
     };
-    match to {
+    match destination {
         Place::There(target, path) => {
-            let from = places.into_iter().map(|place| match place {
+            let from = sources.into_iter().map(|place| match place {
                 Place::Here(path) => Ok(path),
                 Place::There(..) => Err(mixed()),
             });
@@ -163,8 +164,8 @@ fn direction(mut places: Vec<Place>) -> Result<Direction> {
         Place::Here(to) => {
             let mut node: Option<Target> = None;
             let mut from = Vec::new();
-            for place in places {
-                match place {
+            for source in sources {
+                match source {
                     Place::There(target, path)
                         if node.as_ref().is_none_or(|node| *node == target) =>
                     {
@@ -244,8 +245,9 @@ mod tests {
     #[test]
     fn a_copy_has_one_node() {
         let parse = |texts: &[&str]| {
-            let places = texts.iter().map(|text| text.parse().unwrap());
-            direction(places.collect())
+            let mut places: Vec<Place> = texts.iter().map(|text| text.parse().unwrap()).collect();
+            let destination = places.pop().unwrap();
+            direction(places, destination)
         };
         assert!(matches!(parse(&["a", "b", "db:"]), Ok(Direction::Up(..))));
         assert!(matches!(
