@@ -3,7 +3,10 @@
 use std::{ffi::OsString, future::Future, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
-use clap::{ArgAction, Args, CommandFactory as _, Parser, Subcommand};
+use clap::{
+    ArgAction, Args, CommandFactory as _, Parser, Subcommand,
+    builder::{PathBufValueParser, TypedValueParser as _},
+};
 
 use crate::{
     admin, agent, capture, cert, completions, demo, dial, doctor, events, forward, gateway, join,
@@ -37,7 +40,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.";
 #[command(next_help_heading = "Options of every command")]
 pub(crate) struct Global {
     /// Keep this node's state in DIR [default: $XDG_STATE_HOME/ginnel; as root /var/lib/ginnel]
-    #[arg(long, global = true, env = "GINNEL_STATE", value_name = "DIR")]
+    // Absolute, because the local agent that a command starts runs in another directory.
+    #[arg(long, global = true, env = "GINNEL_STATE", value_name = "DIR",
+        value_parser = PathBufValueParser::new().try_map(std::path::absolute))]
     pub(crate) state: Option<PathBuf>,
 
     /// Use a plain WireGuard configuration, such as wg-quick's, instead of an enrolled node

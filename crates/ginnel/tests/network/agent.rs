@@ -4,6 +4,7 @@ use std::{
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
     path::PathBuf,
+    process::Command,
 };
 
 use crate::world::{World, files_below, finish, serve_echo, wait_for};
@@ -27,6 +28,18 @@ fn a_command_starts_the_agent_which_others_share_and_which_ends_when_idle() {
     let socket = socket(&world, "laptop").expect("it listens");
     wait_for("the end of an idle agent", || !socket.exists());
     assert_eq!(world.json("laptop", &["status"])["running"], false);
+}
+
+#[test]
+fn a_state_directory_is_named_as_it_is_seen_from_here() {
+    let world = World::new();
+    world.login("laptop");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ginnel"));
+    command.args(["--state", "laptop", "resolve", "laptop"]);
+    command.current_dir(world.path("laptop").parent().expect("it has one"));
+    let resolved = finish(&mut command);
+    assert_eq!(resolved.code, Some(0), "{}", resolved.stderr);
+    assert_eq!(world.json("laptop", &["status"])["running"], true);
 }
 
 #[test]
