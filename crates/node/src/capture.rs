@@ -281,12 +281,14 @@ impl Capture {
         }
         let mut header = [0; ip::V6_HEADER + udp::HEADER];
         let length = emit_headers(direction, remote, self.port, datagram, &mut header);
-        let header = &header[..length];
         let (filter, keys) = (self.filter.as_ref(), self.keys.as_ref());
-        let wanted = filter.is_none_or(|filter| filter.matches(header, length + datagram.len()))
+        let total = length + datagram.len();
+        let wanted = filter.is_none_or(|filter| filter.matches(&header[..length], total))
             && keys.is_none_or(|keys| keys.open(direction, datagram));
         if wanted {
-            self.hold(Layer::Outer, direction, &[header, datagram]);
+            // Only now: a sum of all bytes costs as much as a copy.
+            emit_checksum(&mut header[..length], datagram);
+            self.hold(Layer::Outer, direction, &[&header[..length], datagram]);
         }
         wanted
     }
@@ -496,17 +498,23 @@ fn emit_headers(
     for (field, word) in fields.iter_mut().zip(words) {
         *field = word.to_be_bytes();
     }
-    // IPv4 needs none (RFC 768), and a sum of all bytes costs as much as a copy.
-    if address.is_ipv6() {
-        let sum = Sum::default().add_pseudo_header(source.0, destination.0, ip::UDP, length);
-        let sum = sum.add(&out[start..start + udp::HEADER]).add(datagram);
-        let checksum = match sum.finish() {
-            0 => 0xffff,
-            checksum => checksum,
-        };
-        out[start + 6..start + 8].copy_from_slice(&checksum.to_be_bytes());
-    }
     start + udp::HEADER
+}
+
+/// Completes the headers of IPv6; IPv4 needs no checksum (RFC 768).
+fn emit_checksum(headers: &mut [u8], datagram: &[u8]) {
+    let Some((ip, udp)) = headers.split_at_mut_checked(ip::V6_HEADER) else {
+        return;
+    };
+    let (addresses, _) = ip[8..].as_chunks::<16>();
+    let [source, destination] = [addresses[0], addresses[1]].map(IpAddr::from);
+    let length = udp.len() + datagram.len();
+    let sum = Sum::default().add_pseudo_header(source, destination, ip::UDP, length);
+    let checksum = match sum.add(udp).add(datagram).finish() {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    udp[6..8].copy_from_slice(&checksum.to_be_bytes());
 }
 
 /// What the kernel sets unless told otherwise (ip(7)).
