@@ -1,6 +1,6 @@
 //! Makes the corpus: for each target, inputs that reach its depth, from a fixed seed.
 
-use crate::{input::Generator, shell, wireguard::conversation};
+use crate::{capture, input::Generator, shell, wireguard::conversation};
 
 /// Returns the inputs of `target`, at most 24.
 #[must_use]
@@ -30,6 +30,8 @@ pub fn inputs(target: &str) -> Vec<Vec<u8>> {
         ],
         "ssh_logins" => shell::attempts(),
         "uapi_requests" => texts(REQUESTS),
+        "packet_filter" => texts(FILTERS),
+        "replay_files" => capture::recorded(),
         "packet_offload" => vec![
             V4.to_vec(),
             V6.to_vec(),
@@ -50,6 +52,16 @@ pub fn inputs(target: &str) -> Vec<Vec<u8>> {
         _ => (1..=16).map(|nth| generator.bytes(nth * 24)).collect(),
     }
 }
+
+/// Expressions, each before a zero and a packet of IPv4.
+const FILTERS: &[&str] = &[
+    "tcp port 5432\0\u{45}\0\0\u{14}\0\0\0\0\u{40}\u{6}\0\0\n\0\0\u{1}\n\0\0\u{2}",
+    "src net 10.0.0.0/8 and not (udp or icmp)\0\u{45}\0\0\u{14}\0\0\0\0\u{40}\u{11}\0\0\
+     \n\0\0\u{1}\n\0\0\u{2}",
+    "host fd00::1 or portrange 1000-2000 or less 100\0",
+    "ip6 and greater 40 and dst port 53",
+    "((((not not tcp))))",
+];
 
 fn messages(generator: &mut Generator) -> Vec<Vec<u8>> {
     let mut inputs = Vec::new();

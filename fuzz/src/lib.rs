@@ -3,6 +3,7 @@
 //! `fuzz_targets` hands them libFuzzer's bytes; `tests/replay.rs` hands them the corpus, on stable.
 
 pub mod api;
+pub mod capture;
 pub mod corpus;
 pub mod input;
 pub mod model;
@@ -23,6 +24,14 @@ mod ssh {
     mod algorithms;
     mod channels;
     pub(crate) mod server;
+}
+
+#[allow(dead_code, reason = "the rest is the binary's")]
+#[path = "../../crates/ginnel/src/replay"]
+mod replay {
+    mod message;
+    pub(crate) mod recording;
+    pub(crate) mod story;
 }
 
 #[allow(dead_code, reason = "the rest is the binary's")]
@@ -76,11 +85,13 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("netstack_packets", netstack::packets),
     ("netstack_pair", netstack::pair),
     ("node_resolver", resolver::messages),
+    ("packet_filter", capture::filters),
     ("packet_icmp", packet::icmp),
     ("packet_ip", packet::ip),
     ("packet_offload", offload::packets),
     ("packet_tcp", packet::tcp),
     ("packet_udp", packet::udp),
+    ("replay_files", capture::files),
     ("socks_messages", socks::messages),
     ("ssh_acceptance", shell::acceptance),
     ("ssh_agent", shell::agent),

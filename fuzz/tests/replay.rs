@@ -31,11 +31,13 @@ targets! {
     netstack_packets
     netstack_pair
     node_resolver
+    packet_filter
     packet_icmp
     packet_ip
     packet_offload
     packet_tcp
     packet_udp
+    replay_files
     socks_messages
     ssh_acceptance
     ssh_agent
