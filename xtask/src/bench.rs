@@ -1,5 +1,6 @@
 //! Benches: each measures ours and a baseline in one run and prints their ratio.
 
+mod capture;
 mod gateway;
 mod handshake;
 mod ssh;
@@ -26,10 +27,16 @@ struct World {
     run: fn(&[&str]) -> Result<()>,
 }
 
-const BENCHES: &[Bench] = &[Bench {
-    name: "aead",
-    measures: "`wireguard` sealing and opening a packet, against the AEAD alone",
-}];
+const BENCHES: &[Bench] = &[
+    Bench {
+        name: "aead",
+        measures: "`wireguard` sealing and opening a packet, against the AEAD alone",
+    },
+    Bench {
+        name: "tap",
+        measures: "`node` sealing and opening a packet while a capture runs, against none",
+    },
+];
 
 const WORLDS: &[World] = &[
     World {
@@ -37,6 +44,12 @@ const WORLDS: &[World] = &[
         measures: "`ginnel tun` between two namespaces, against other userspace tunnels",
         usage: tunnel::USAGE,
         run: tunnel::run,
+    },
+    World {
+        name: "capture",
+        measures: "a node in user mode while `ginnel capture` runs, against none",
+        usage: capture::USAGE,
+        run: capture::run,
     },
     World {
         name: "ssh",

@@ -14,25 +14,39 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
-use self::{measure::Case, report::Report, world::World};
+use self::{report::Report, world::World};
 use crate::step;
 
-pub(crate) use pingpong::{echo, measure as ping};
+pub(crate) use self::{
+    measure::Case,
+    pingpong::{echo, measure as ping},
+};
 
-/// A program that makes a tunnel, driven by `wg`.
+/// A program that makes a tunnel.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) name: String,
     pub(crate) program: PathBuf,
-    arguments: &'static [&'static str],
+    pub(crate) driven: Driven,
+}
+
+/// How a program is told what to do.
+#[derive(Clone, Debug)]
+pub(crate) enum Driven {
+    /// By `wg`; it is started with these words and its interface.
+    Wg(&'static [&'static str]),
+    /// By a configuration file, as a node of ours without an interface that forwards a port to
+    /// the other end, which is `ginnel tun`. A capture with these arguments runs at the node, if
+    /// there are any.
+    User(&'static [&'static str]),
 }
 
 /// What to measure and how long.
-struct Plan {
-    peers: Vec<Peer>,
-    cases: Vec<Case>,
-    rounds: usize,
-    seconds: u32,
+pub(crate) struct Plan {
+    pub(crate) peers: Vec<Peer>,
+    pub(crate) cases: Vec<Case>,
+    pub(crate) rounds: usize,
+    pub(crate) seconds: u32,
 }
 
 /// What the help says about arguments.
@@ -42,7 +56,11 @@ pub(crate) const USAGE: &str = "\
 
 /// Runs the bench and prints its table.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
-    let plan = parse(arguments)?;
+    measure(&parse(arguments)?)
+}
+
+/// Measures each case with each program by turns, and prints the table.
+pub(crate) fn measure(plan: &Plan) -> Result<()> {
     let mut report = Report::default();
     for round in 1..=plan.rounds {
         for peer in &plan.peers {
@@ -106,7 +124,7 @@ pub(crate) fn ours(program: Option<PathBuf>) -> Result<Peer> {
     Ok(Peer {
         name: "ginnel".to_owned(),
         program,
-        arguments: &["tun", "-f"],
+        driven: Driven::Wg(&["tun", "-f"]),
     })
 }
 
@@ -131,7 +149,7 @@ fn peer(name: &str, program: PathBuf) -> Peer {
     Peer {
         name: name.to_owned(),
         program,
-        arguments,
+        driven: Driven::Wg(arguments),
     }
 }
 

@@ -14,7 +14,7 @@ use super::world::{CLIENT, SERVER, TARGET, World, inside};
 
 /// What is sent through the tunnel.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) enum Case {
+pub(crate) enum Case {
     Tcp1,
     Tcp1Reverse,
     Tcp4,
@@ -83,7 +83,7 @@ impl Case {
         matches!(self, Self::PingPong | Self::PingPongLoaded)
     }
 
-    pub(super) fn parse(name: &str) -> Result<Self> {
+    pub(crate) fn parse(name: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|case| case.name() == name);
         found.with_context(|| format!("`{name}` is not a case"))
     }
@@ -105,11 +105,12 @@ impl fmt::Display for Measured {
 /// Runs one case for about `seconds`.
 pub(super) fn run(world: &World, case: Case, seconds: u32) -> Result<Measured> {
     let before = world.usage()?.cpu;
+    let to = world.reached_at;
     let (value, work, beside) = match case {
-        Case::Tcp1 => tcp(seconds, &[])?,
-        Case::Tcp1Reverse => tcp(seconds, &["-R"])?,
-        Case::Tcp4 => tcp(seconds, &["-P", "4"])?,
-        Case::Tcp4Reverse => tcp(seconds, &["-P", "4", "-R"])?,
+        Case::Tcp1 => tcp(to, seconds, &[])?,
+        Case::Tcp1Reverse => tcp(to, seconds, &["-R"])?,
+        Case::Tcp4 => tcp(to, seconds, &["-P", "4"])?,
+        Case::Tcp4Reverse => tcp(to, seconds, &["-P", "4", "-R"])?,
         Case::Udp64 => udp(seconds, "64")?,
         Case::Udp1372 => udp(seconds, "1372")?,
         Case::PingPong => pingpong(seconds)?,
@@ -144,10 +145,10 @@ impl Drop for Running {
     }
 }
 
-fn iperf(seconds: u32, more: &[&str]) -> Result<Value> {
+fn iperf(to: &str, seconds: u32, more: &[&str]) -> Result<Value> {
     let _server = serve()?;
     let seconds = seconds.to_string();
-    let words = ["iperf3", "-c", TARGET, "-t", &seconds, "-J"];
+    let words = ["iperf3", "-c", to, "-t", &seconds, "-J"];
     let output = inside(CLIENT, &words).args(more).output();
     let output = output.context("start iperf3")?;
     let report: Value = serde_json::from_slice(&output.stdout).context("read iperf3's report")?;
@@ -162,8 +163,8 @@ fn number(report: &Value, path: &str) -> Result<f64> {
     found.with_context(|| format!("iperf3 reports no {path}"))
 }
 
-fn tcp(seconds: u32, more: &[&str]) -> Result<(f64, f64, f64)> {
-    let report = iperf(seconds, &[&["-C", "cubic"], more].concat())?;
+fn tcp(to: &str, seconds: u32, more: &[&str]) -> Result<(f64, f64, f64)> {
+    let report = iperf(to, seconds, &[&["-C", "cubic"], more].concat())?;
     let received = number(&report, "/end/sum_received/bits_per_second")?;
     let bytes = number(&report, "/end/sum_received/bytes")?;
     let retransmits = number(&report, "/end/sum_sent/retransmits").unwrap_or(0.0);
@@ -174,7 +175,7 @@ fn tcp(seconds: u32, more: &[&str]) -> Result<(f64, f64, f64)> {
 /// that socket, which is no part of the tunnel, was full.
 fn udp(seconds: u32, length: &str) -> Result<(f64, f64, f64)> {
     let before = Overflows::read()?;
-    let report = iperf(seconds, &["-u", "-b", "0", "-l", length])?;
+    let report = iperf(TARGET, seconds, &["-u", "-b", "0", "-l", length])?;
     let overflows = Overflows::read()?;
     let sent = number(&report, "/end/sum/packets")?;
     let lost = number(&report, "/end/sum/lost_packets")?;

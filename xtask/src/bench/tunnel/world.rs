@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
@@ -11,11 +12,15 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Peer;
+use super::{Driven, Peer};
 
 /// A running tunnel; taken down when dropped.
 pub(super) struct World {
     processes: Vec<Child>,
+    /// What runs beside the tunnel, and is not counted with it.
+    beside: Vec<Child>,
+    /// Where programs in [`CLIENT`] reach those at [`TARGET`].
+    pub(super) reached_at: &'static str,
 }
 
 /// What the two tunnel processes have used so far.
@@ -43,6 +48,8 @@ pub(super) const SERVER: &str = "ginnel-bench-b";
 /// The inner address of the server.
 pub(super) const TARGET: &str = "10.199.0.2";
 const PORT: &str = "51820";
+/// The port of iperf3.
+const IPERF: &str = "5201";
 
 const SIDES: [Side; 2] = [
     Side {
@@ -67,6 +74,8 @@ impl World {
         clear();
         let mut world = Self {
             processes: Vec::new(),
+            beside: Vec::new(),
+            reached_at: TARGET,
         };
         let [a, b] = &SIDES;
         for side in &SIDES {
@@ -89,20 +98,62 @@ impl World {
             ip(&[&space[..], &["address", "add", &outer, "dev", side.link]].concat())?;
             ip(&[&space[..], &["link", "set", side.link, "up"]].concat())?;
             ip(&[&space[..], &["link", "set", "lo", "up"]].concat())?;
-            world.processes.push(start(peer, side)?);
         }
+        match peer.driven {
+            Driven::Wg(words) => world.tunnel(peer, words)?,
+            Driven::User(captured) => world.user(peer, captured)?,
+        }
+        Ok(world)
+    }
+
+    /// A tunnel between two interfaces.
+    fn tunnel(&mut self, peer: &Peer, words: &[&str]) -> Result<()> {
         let keys = [key()?, key()?];
+        for side in &SIDES {
+            self.processes.push(start(peer, words, side)?);
+        }
         for (index, side) in SIDES.iter().enumerate() {
             configure(side, &SIDES[1 - index], &keys[index].0, &keys[1 - index].1)?;
         }
         wait_until("the tunnel carries a packet", || {
-            let ping = ["ping", "-q", "-c", "1", "-W", "1", TARGET];
-            inside(CLIENT, &ping)
-                .stdout(Stdio::null())
-                .status()
-                .is_ok_and(|s| s.success())
+            passes(inside(
+                CLIENT,
+                &["ping", "-q", "-c", "1", "-W", "1", TARGET],
+            ))
+        })
+    }
+
+    /// A node without an interface, a port that it forwards, and perhaps a capture at it.
+    fn user(&mut self, peer: &Peer, captured: &[&str]) -> Result<()> {
+        let ([a, b], keys) = (&SIDES, [key()?, key()?]);
+        write_configuration(a, b, &keys[0].0, &keys[1].1)?;
+        let mut up = node(peer)?;
+        up.args(["up", "--user"]);
+        self.processes.push(quiet(up)?);
+        self.processes.push(start(peer, &["tun", "-f"], b)?);
+        configure(b, a, &keys[1].0, &keys[0].1)?;
+        wait_until("the tunnel carries a packet", || {
+            let ping = node(peer).map(|mut node| {
+                node.args(["ping", TARGET, "-c", "1"]);
+                node
+            });
+            ping.is_ok_and(passes)
         })?;
-        Ok(world)
+        let mut forward = node(peer)?;
+        forward.args(["forward", &format!("{IPERF}:{TARGET}:{IPERF}")]);
+        self.beside.push(quiet(forward)?);
+        self.reached_at = "127.0.0.1";
+        if !captured.is_empty() {
+            let mut capture = node(peer)?;
+            capture.arg("capture").args(captured).args(["-w", "-"]);
+            self.beside.push(quiet(capture)?);
+        }
+        thread::sleep(Duration::from_millis(500));
+        for process in &mut self.beside {
+            let ended = process.try_wait().context("look at a process")?;
+            ensure!(ended.is_none(), "the forward or the capture ended");
+        }
+        Ok(())
     }
 
     /// Reads what the tunnel processes have used.
@@ -129,7 +180,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        for process in &mut self.processes {
+        for process in self.processes.iter_mut().chain(&mut self.beside) {
             process.kill().ok();
             process.wait().ok();
         }
@@ -145,15 +196,51 @@ pub(super) fn inside(namespace: &str, words: &[&str]) -> Command {
     command
 }
 
-fn start(peer: &Peer, side: &Side) -> Result<Child> {
+fn start(peer: &Peer, words: &[&str], side: &Side) -> Result<Child> {
     let program = peer.program.to_str().context("a path in UTF-8")?;
     let mut command = inside(side.namespace, &[program]);
-    command.args(peer.arguments).arg(side.interface);
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    let child = command.spawn().context("start the tunnel")?;
+    command.args(words).arg(side.interface);
+    let child = quiet(command)?;
     let socket = socket(side.interface);
     wait_until("its UAPI socket is there", || socket.exists())?;
     Ok(child)
+}
+
+/// Starts a program whose words nobody reads.
+fn quiet(mut command: Command) -> Result<Child> {
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn();
+    child.with_context(|| format!("start {command:?}"))
+}
+
+fn passes(mut command: Command) -> bool {
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// A command of the node where the traffic comes from.
+fn node(peer: &Peer) -> Result<Command> {
+    let program = peer.program.to_str().context("a path in UTF-8")?;
+    let mut command = inside(CLIENT, &[program]);
+    command.arg("--config").arg(configuration());
+    Ok(command)
+}
+
+fn write_configuration(side: &Side, other: &Side, private: &str, public: &str) -> Result<()> {
+    let text = format!(
+        "[Interface]\nPrivateKey = {private}\nAddress = {}/32\nListenPort = {PORT}\n[Peer]\n\
+         PublicKey = {public}\nAllowedIPs = {}/32\nEndpoint = {}:{PORT}\n",
+        side.inner, other.inner, other.outer,
+    );
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    let file = options.open(configuration());
+    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+    written.context("write the node's configuration")
+}
+
+fn configuration() -> PathBuf {
+    std::env::temp_dir().join("ginnel-bench.conf")
 }
 
 fn configure(side: &Side, other: &Side, private: &str, public: &str) -> Result<()> {
@@ -233,6 +320,7 @@ fn clear() {
         command.stderr(Stdio::null()).status().ok();
         fs::remove_file(socket(side.interface)).ok();
     }
+    fs::remove_file(configuration()).ok();
 }
 
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {

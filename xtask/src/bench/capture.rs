@@ -1,0 +1,59 @@
+//! What a capture costs a node in user mode that sends and receives as fast as it can.
+
+use anyhow::{Context as _, Result, bail};
+
+use super::tunnel::{self, Case, Driven, Peer, Plan};
+
+/// What the help says about arguments.
+pub(crate) const USAGE: &str = "\
+  capture takes --rounds N, --seconds N, --only tcp1|tcp1-reverse|tcp4|tcp4-reverse and --ours
+  PATH; it needs root, iperf3, iproute2 and wireguard-tools";
+
+/// A name and the arguments of `ginnel capture`; the first is what the others are held against.
+const CAPTURES: [(&str, &[&str]); 4] = [
+    ("no capture", &[]),
+    (
+        "both, filter matches nothing",
+        &[
+            "--interface",
+            "both",
+            "--filter",
+            "tcp port 4999 and host 203.0.113.9",
+        ],
+    ),
+    ("inner, all", &["--interface", "inner"]),
+    ("both, all", &["--interface", "both"]),
+];
+
+/// Runs the bench and prints its table.
+pub(crate) fn run(arguments: &[&str]) -> Result<()> {
+    let (mut rounds, mut seconds, mut ours) = (3, 5, None);
+    let mut cases = Vec::new();
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        let value = rest.next();
+        let value = value.with_context(|| format!("{argument} takes a value"))?;
+        match *argument {
+            "--rounds" => rounds = value.parse().context("parse --rounds")?,
+            "--seconds" => seconds = value.parse().context("parse --seconds")?,
+            "--only" => cases.push(Case::parse(value)?),
+            "--ours" => ours = Some((*value).into()),
+            _ => bail!("unexpected argument `{argument}`\n{USAGE}"),
+        }
+    }
+    if cases.is_empty() {
+        cases = vec![Case::Tcp1, Case::Tcp1Reverse];
+    }
+    let program = tunnel::ours(ours)?.program;
+    let peers = CAPTURES.map(|(name, words)| Peer {
+        name: name.to_owned(),
+        program: program.clone(),
+        driven: Driven::User(words),
+    });
+    tunnel::measure(&Plan {
+        peers: peers.into(),
+        cases,
+        rounds,
+        seconds,
+    })
+}
