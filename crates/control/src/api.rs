@@ -98,6 +98,7 @@ fn routes() -> OpenApiRouter<Server> {
         .routes(routes!(org::show, org::remove))
         .routes(routes!(node::list))
         .routes(routes!(node::show, node::set, node::remove))
+        .routes(routes!(node::replace_key))
         .routes(routes!(token::list, token::add))
         .routes(routes!(token::show, token::remove))
         .routes(routes!(service::list, service::add))

@@ -17,7 +17,7 @@ use model::{
     api::{
         Answers, AuditChain, AuditEntry, AuditQuery, BegunSignIn, CreatedToken, CreatedUser,
         EnrolRequest, Enrolled, ErrorBody, ErrorCode, GatewayEnrolled, GatewayRequest, Health,
-        ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX, NewOrg, NewPeer, NewProvider, NewRule,
+        ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX, NewKey, NewOrg, NewPeer, NewProvider, NewRule,
         NewService, NewSignIn, NewSite, NewToken, NewUser, Node, NodeByKey, NodeChange, Org, Page,
         Peer, PeerConfiguration, PeerExport, PendingSignIn, Provider, Questions, Rule, RuleChange,
         Service, SignIn, Site, TokenEntry, User, UserChange, WhoAmI,
@@ -426,6 +426,12 @@ impl Client {
         self.send(Method::PATCH, &path, request).await
     }
 
+    /// Replaces the key of this node; the same key again changes nothing.
+    pub(crate) async fn replace_key(&self, id: NodeId, request: &NewKey) -> Result<(), Error> {
+        let path = format!("/v1/nodes/{id}/key");
+        self.tell(Method::PUT, &path, request).await
+    }
+
     /// Removes a node everywhere.
     pub(crate) async fn remove_node(&self, id: NodeId) -> Result<(), Error> {
         let path = format!("/v1/nodes/{id}");
@@ -621,7 +627,7 @@ impl Client {
 
     /// Tells that this node refused a login, with its node token.
     pub(crate) async fn report_refusal(&self, refused: &RefusedLogin) -> Result<(), Error> {
-        self.tell("/v1/ssh/refusals", refused).await
+        self.tell(Method::POST, "/v1/ssh/refusals", refused).await
     }
 
     /// Begins the record of a session at this node, with its node token.
@@ -632,13 +638,13 @@ impl Client {
     /// Appends to the record of a session at this node.
     pub(crate) async fn append_piece(&self, id: SessionId, piece: &Piece) -> Result<(), Error> {
         let path = format!("/v1/ssh/sessions/{id}/pieces");
-        self.tell(&path, piece).await
+        self.tell(Method::POST, &path, piece).await
     }
 
     /// Ends the record of a session at this node.
     pub(crate) async fn end_session(&self, id: SessionId, end: &SessionEnd) -> Result<(), Error> {
         let path = format!("/v1/ssh/sessions/{id}/end");
-        self.tell(&path, end).await
+        self.tell(Method::POST, &path, end).await
     }
 
     /// Lists recorded sessions, oldest first.
@@ -705,9 +711,14 @@ impl Client {
     }
 
     /// Sends what is answered by nothing.
-    async fn tell(&self, path: &str, request: &impl Serialize) -> Result<(), Error> {
+    async fn tell(
+        &self,
+        method: Method,
+        path: &str,
+        request: &impl Serialize,
+    ) -> Result<(), Error> {
         let body = serde_json::to_vec(request).expect("requests are plain data");
-        let exchange = self.exchange(Method::POST, path, Some(body), REPLY_TIMEOUT);
+        let exchange = self.exchange(method, path, Some(body), REPLY_TIMEOUT);
         let (status, body) = exchange.await?;
         if status == StatusCode::NO_CONTENT {
             return Ok(());

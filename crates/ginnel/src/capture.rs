@@ -37,15 +37,28 @@ use crate::{
 /// Forwarding never waits for the reader: what is missing is counted at the end of the file. A
 /// file is for its owner alone.
 ///
+/// With --keys Wireshark opens the datagrams too, as they come, through every rekey: what it needs
+/// is in the file before the packets that need it. Such a key log holds the private key of this
+/// node, so the node takes a new one when the capture ends; connections go on.
+///
 /// A filter is a part of pcap-filter(7): ip, ip6, tcp, udp, icmp, icmp6, host, net, port,
 /// portrange, less and greater, with src and dst, joined by and, or, not and parentheses. It is
 /// compared with the packets of each interface; names are not looked up.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// Which side of the tunnel
-    #[arg(long, value_enum, default_value_t = Side::Inner)]
-    interface: Side,
+    /// Which side of the tunnel: inner, or outer with --keys
+    #[arg(long, value_enum)]
+    interface: Option<Side>,
+
+    /// Write the keys that open the datagrams, this node's private key among them, which is
+    /// replaced at the end
+    #[arg(long)]
+    keys: bool,
+
+    /// Write keys without asking
+    #[arg(long, requires = "keys")]
+    yes: bool,
 
     /// Only packets that this expression wants
     #[arg(long, value_name = "EXPR", value_parser = parse_filter)]
@@ -72,6 +85,7 @@ const EXAMPLES: &str = "\
 Examples:
   ginnel capture -w today.pcapng --duration 1m
   ginnel capture --filter 'tcp port 5432' | wireshark -k -i -
+  ginnel capture --keys --yes -w - | wireshark -k -i -
   ssh gateway ginnel capture --interface both | tshark -r -";
 
 /// On which side of the tunnel packets are seen.
@@ -92,12 +106,26 @@ const BUFFER: usize = 256 * 1_024;
 
 /// Captures until Ctrl-C or a bound.
 pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
+    let side = match (args.interface, args.keys) {
+        (None, false) => Side::Inner,
+        (None, true) => Side::Outer,
+        (Some(Side::Inner), true) => {
+            return Err(advise(
+                "--keys opens datagrams, and the inner side has none",
+                "leave --interface out, or name outer or both",
+            ));
+        }
+        (Some(side), _) => side,
+    };
+    if args.keys && !args.yes {
+        ask(global.config.is_some())?;
+    }
     let file = open(args.write.as_deref())?;
     let wanted = protocol::Capture {
-        inner: args.interface != Side::Outer,
-        outer: args.interface != Side::Inner,
+        inner: side != Side::Outer,
+        outer: side != Side::Inner,
         filter: args.filter,
-        keys: false,
+        keys: args.keys,
         duration_ms: args.duration.map(millis),
         packets_max: args.count,
         bytes_max: args.size,
@@ -108,7 +136,54 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
         return Err(client::unexpected(&answer));
     };
     receive(stream, file).await?;
+    if args.keys {
+        tell_key(global).await?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Asks whether the node's key may be given away.
+fn ask(in_configuration: bool) -> anyhow::Result<()> {
+    let after = match in_configuration {
+        true => "replace it in the configuration and at its peers afterwards",
+        false => "the node takes a new one when the capture ends",
+    };
+    let sentence = format!(
+        "a key log holds this node's private key, and whoever reads it reads the node's sessions \
+         and can speak as the node: {after}"
+    );
+    if !io::stdin().is_terminal() {
+        return Err(advise(sentence, "say that you want that: --yes"));
+    }
+    terminal::note(format_args!("{sentence}.\nGo on? [y/N]"));
+    let mut answer = String::new();
+    io::stdin()
+        .read_line(&mut answer)
+        .context("read the answer")?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(advise(
+            "no capture: the question was not answered with yes",
+            "leave --keys out: the inner side needs no key",
+        )),
+    }
+}
+
+/// Tells what became of the key.
+async fn tell_key(global: &Global) -> anyhow::Result<()> {
+    if global.config.is_some() {
+        terminal::note("replace the private key in the configuration, and at its peers");
+        return Ok(());
+    }
+    let (answer, _) = Client::of(global)?.ask(&Request::Status, TIMEOUT).await?;
+    let Answer::Status(status) = answer else {
+        return Err(client::unexpected(&answer));
+    };
+    terminal::note(match status.key_exposed {
+        true => "the node's key is replaced as soon as the server is reached: see `ginnel status`",
+        false => "the node has a new key",
+    });
+    Ok(())
 }
 
 /// Writes what the agent sends until it ends. The first Ctrl-C ends the capture, whose last blocks

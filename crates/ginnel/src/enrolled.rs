@@ -9,6 +9,7 @@
 //! Everything works by the last map; the source only brings a newer one.
 
 mod contact;
+mod key;
 mod publish;
 mod record;
 mod refusal;
@@ -28,6 +29,7 @@ use tokio::{sync::mpsc, time};
 
 pub(crate) use self::{
     contact::Contact,
+    key::NodeKey,
     source::{Source, Update},
 };
 use self::{publish::Publisher, site::Way};

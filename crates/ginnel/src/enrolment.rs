@@ -65,6 +65,8 @@ const ENROLMENT: &str = "node.json";
 const SESSION: &str = "session.json";
 const MAP: &str = "map.json";
 const PRIVATE_KEY: &str = "private.key";
+/// The key that shall replace it; there only while the server may not know it yet.
+const NEXT_KEY: &str = "private.key.next";
 /// Whom the organisation lets sign the statement of its CA keys, and its last version.
 pub(crate) const SSH_AUTHORITY: &str = "ssh_authority.json";
 /// The key that `ginnel cert` makes.
@@ -74,11 +76,12 @@ pub(crate) const SSH_CERTIFICATE: &str = "ssh_user-cert.pub";
 /// Whom the organisation trusts to certify hosts.
 pub(crate) const SSH_KNOWN_HOSTS: &str = "ssh_known_hosts";
 /// Every file that [`State::clear`] removes: all that enrolling made.
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     ENROLMENT,
     SESSION,
     MAP,
     PRIVATE_KEY,
+    NEXT_KEY,
     "endpoints.json",
     "timestamp.json",
     SSH_AUTHORITY,
@@ -132,7 +135,16 @@ impl State {
 
     /// Reads the private key; `None` before the first enrolment.
     pub(crate) fn private_key(&self) -> Result<Option<SecretKey>> {
-        let path = self.directory.join(PRIVATE_KEY);
+        self.read_key(PRIVATE_KEY)
+    }
+
+    /// Reads the key that shall replace it; `None` when none shall.
+    pub(crate) fn next_key(&self) -> Result<Option<SecretKey>> {
+        self.read_key(NEXT_KEY)
+    }
+
+    fn read_key(&self, name: &str) -> Result<Option<SecretKey>> {
+        let path = self.directory.join(name);
         match std::fs::read_to_string(&path) {
             Ok(text) => text
                 .trim()
@@ -146,14 +158,32 @@ impl State {
 
     /// Reads the private key, or makes one and keeps it.
     pub(crate) fn private_key_or_new(&self) -> Result<SecretKey> {
-        if let Some(key) = self.private_key()? {
+        self.key_or_new(PRIVATE_KEY)
+    }
+
+    /// Reads the key that shall replace the private key, or makes one and keeps it.
+    pub(crate) fn next_key_or_new(&self) -> Result<SecretKey> {
+        self.key_or_new(NEXT_KEY)
+    }
+
+    /// Keeps the next key as the private key. What is written first makes every crash harmless:
+    /// until the next key is gone, it is told to the server once more.
+    pub(crate) fn keep_next_key(&self, key: &SecretKey) -> Result<()> {
+        let text = zeroize::Zeroizing::new(key.to_base64());
+        self.write_bytes(PRIVATE_KEY, text.as_bytes())?;
+        let path = self.directory.join(NEXT_KEY);
+        std::fs::remove_file(&path).with_context(|| format!("remove `{}`", path.display()))
+    }
+
+    fn key_or_new(&self, name: &str) -> Result<SecretKey> {
+        if let Some(key) = self.read_key(name)? {
             return Ok(key);
         }
         let mut bytes = zeroize::Zeroizing::new([0; 32]);
         os::random::fill(&mut *bytes);
         let key = SecretKey::new(*bytes);
         let text = zeroize::Zeroizing::new(key.to_base64());
-        self.write_bytes(PRIVATE_KEY, text.as_bytes())?;
+        self.write_bytes(name, text.as_bytes())?;
         Ok(key)
     }
 

@@ -130,6 +130,14 @@ fn text(status: &Status) -> String {
             control_text(control, status.node.serial)
         ));
     }
+    match &status.capture {
+        Some(capture) if capture.keys => lines.push("capture      runs, with keys".to_owned()),
+        Some(_) => lines.push("capture      runs".to_owned()),
+        None if status.key_exposed => {
+            lines.push("key          given away by a capture: replaced by the server".to_owned());
+        }
+        None => {}
+    }
     for peer in &status.node.peers {
         lines.push(format!("peer         {}", peer_text(peer)));
     }

@@ -9,6 +9,8 @@
 
 #[path = "network/agent.rs"]
 mod agent;
+#[path = "network/capture.rs"]
+mod capture;
 #[path = "network/clipboard.rs"]
 mod clipboard;
 #[path = "network/demo.rs"]

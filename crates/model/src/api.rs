@@ -422,6 +422,14 @@ pub struct NodeChange {
     pub tags: Option<Vec<Label>>,
 }
 
+/// Replaces a node's key.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct NewKey {
+    /// The public half of the new one, in Base64.
+    #[schema(value_type = String)]
+    pub public_key: PublicKey,
+}
+
 /// Makes a token.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct NewToken {

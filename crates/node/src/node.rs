@@ -325,6 +325,16 @@ impl Node {
         }
     }
 
+    /// Takes another private key: every session ends, and handshakes begin with all peers whose
+    /// endpoint is known.
+    pub fn set_private_key(&mut self, now: Instant, private_key: &SecretKey) {
+        let secret = StaticSecret::new(*private_key.expose());
+        self.device.set_private_key(now, Some(secret));
+        for (public_key, _) in self.endpoints() {
+            self.initiate(now, &public_key);
+        }
+    }
+
     /// Begins a handshake with a peer, so that the first packet need not wait for it.
     pub fn initiate(&mut self, now: Instant, public_key: &PublicKey) {
         if let Some(peer) = self.roster.peer(public_key) {

@@ -48,6 +48,8 @@ pub enum Code {
     Draining,
     /// The configuration was edited while the agent is busy with the older one.
     ConfigurationChanged,
+    /// The node's key cannot be replaced.
+    KeyNotReplaced,
     /// The request could not be read or does not fit this agent.
     Misunderstood,
 }
@@ -65,7 +67,9 @@ impl Code {
             Self::ConnectionRefused | Self::ConnectionReset => "remote port",
             Self::Unreachable | Self::RemoteSilent => "remote machine",
             Self::Prohibited => "policy",
-            Self::TooMany | Self::Draining | Self::Misunderstood => "local agent",
+            Self::TooMany | Self::Draining | Self::KeyNotReplaced | Self::Misunderstood => {
+                "local agent"
+            }
             Self::ConfigurationChanged => "configuration",
         }
     }

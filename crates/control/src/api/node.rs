@@ -2,7 +2,7 @@
 
 use axum::{Json, extract::State, http::StatusCode};
 use model::{
-    api::{self, ErrorBody, ErrorCode, ListQuery, NodeChange, Page, Timestamp},
+    api::{self, ErrorBody, ErrorCode, ListQuery, NewKey, NodeChange, Page, Timestamp},
     id::NodeId,
     name::Label,
 };
@@ -129,6 +129,44 @@ async fn rename(change: &mut Change, node: &Node, name: &Label) -> Result<(), Ap
     // Another node may bear the old name soon.
     ssh::revoke_in(change, Selection::Host(node.id)).await?;
     Ok(())
+}
+
+/// Replaces the key of the asking node; the same key again changes nothing.
+///
+/// With the answer gateways cut what the former key has made.
+#[utoipa::path(put, path = "/v1/nodes/{node}/key", params(("node" = i64, Path)),
+    request_body = NewKey,
+    responses((status = 204), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn replace_key(
+    State(server): State<Server>,
+    access: Access,
+    Named(id): Named<NodeId>,
+    Body(request): Body<NewKey>,
+) -> Result<StatusCode, ApiError> {
+    let mut change = server.change().await?;
+    let node = storage::node::node(change.connection(), id).await?;
+    let node = node
+        .filter(|node| node.removed.is_none())
+        .ok_or_else(ApiError::not_found)?;
+    access.reaches(node.org(), Some(id))?;
+    let (connection, key) = (change.connection(), request.public_key);
+    match storage::node::node_with_key(connection, key).await? {
+        None => storage::node::update_key(connection, id, key).await?,
+        Some(holder) if holder.id == id => return Ok(StatusCode::NO_CONTENT),
+        Some(_) => {
+            let message = "a node with this key is enrolled already";
+            return Err(ApiError::new(ErrorCode::KeyTaken, message));
+        }
+    }
+    let entry = Entry {
+        actor: access.actor(),
+        action: "node_key_replaced",
+        subject: format!("node:{id}"),
+        org: node.org(),
+    };
+    let touched = node.org().map_or(Touched::Everybody, Touched::Org);
+    server.commit(change, entry, touched).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Removes a node everywhere.

@@ -35,6 +35,7 @@ pub(crate) enum Action {
     ChangeUser,
     ReadNode,
     ChangeNode,
+    ReplaceKey,
     ReadToken,
     ChangeToken,
     ReadService,
@@ -135,7 +136,7 @@ const fn rule(method: Method, path: &'static str, action: Action) -> Rule {
 }
 
 /// Every route.
-pub(crate) static RULES: [Rule; 68] = [
+pub(crate) static RULES: [Rule; 69] = [
     rule(Method::GET, "/v1/health", Action::ReadHealth),
     rule(Method::GET, "/v1/openapi.json", Action::ReadDescription),
     rule(Method::GET, "/v1/whoami", Action::ReadSelf),
@@ -158,6 +159,7 @@ pub(crate) static RULES: [Rule; 68] = [
     rule(Method::GET, "/v1/nodes/{node}", Action::ReadNode),
     rule(Method::PATCH, "/v1/nodes/{node}", Action::ChangeNode),
     rule(Method::DELETE, "/v1/nodes/{node}", Action::ChangeNode),
+    rule(Method::PUT, "/v1/nodes/{node}/key", Action::ReplaceKey),
     rule(Method::GET, "/v1/tokens", Action::ReadToken),
     rule(Method::POST, "/v1/tokens", Action::ChangeToken),
     rule(Method::GET, "/v1/tokens/{token}", Action::ReadToken),
@@ -285,9 +287,10 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
         Action::LookUpKey => only(who, Who::GatewayNode),
         // A certificate speaks for the person or the node of the token, whoever else may do more.
         Action::CertifyUser => own_node(is_person),
-        Action::CertifyHost | Action::ReportRefusal | Action::RecordSession => {
-            own_node(who == Who::Client)
-        }
+        Action::ReplaceKey
+        | Action::CertifyHost
+        | Action::ReportRefusal
+        | Action::RecordSession => own_node(who == Who::Client),
         Action::ReadOrg
         | Action::ReadNode
         | Action::ReadService
@@ -343,6 +346,7 @@ pub(crate) fn needed(action: Action) -> Kind {
         Action::EnrolGateway => Kind::Gateway,
         Action::ReadMap
         | Action::LookUpKey
+        | Action::ReplaceKey
         | Action::CertifyHost
         | Action::ReportRefusal
         | Action::RecordSession => Kind::Node,

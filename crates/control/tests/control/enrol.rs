@@ -3,8 +3,11 @@
 use axum::http::StatusCode;
 use model::{
     api::{Enrolled, ErrorCode, NewOrg, NodeChange},
-    token::Kind,
+    key::PublicKey,
+    map::NetworkMap,
+    token::{Kind, Token},
 };
+use serde_json::json;
 
 use crate::world::{World, enrol_request, label};
 
@@ -109,6 +112,52 @@ async fn names_and_keys_are_unique_among_live_nodes() {
         .request(method, &path, Some(&bearer), Some(body))
         .await;
     reply.is(ErrorCode::NameTaken);
+}
+
+#[tokio::test]
+async fn a_node_replaces_its_own_key_and_the_former_one_is_nobodys() {
+    let world = World::new().await;
+    let admin = world.login().await.session_token;
+    let web = world.join(&admin, None, "web", 1).await;
+    let db = world.join(&admin, None, "db", 2).await;
+    let gateway = world.gateway(&admin, "edge", 3).await;
+    let path = format!("/v1/nodes/{}/key", web.id);
+    let put = async |token: &Token, key: PublicKey| {
+        let body = json!({ "public_key": key }).to_string();
+        let bearer = token.emit();
+        let method = axum::http::Method::PUT;
+        world
+            .request(method, &path, Some(&bearer), Some(body))
+            .await
+    };
+    let (old, new) = (PublicKey([1; 32]), PublicKey([7; 32]));
+    put(&db.node_token, new).await.is(ErrorCode::NotFound);
+    put(&web.node_token, PublicKey([2; 32]))
+        .await
+        .is(ErrorCode::KeyTaken);
+    // A second request, after an answer that never arrived, changes nothing more.
+    for _ in 0..2 {
+        let status = put(&web.node_token, new).await.status;
+        assert_eq!(status, StatusCode::NO_CONTENT);
+    }
+    let map: NetworkMap = world.get("/v1/map", &gateway.node_token).await.parse();
+    let nodes = map.orgs.values().flat_map(|org| &org.nodes);
+    let keys: Vec<_> = nodes.map(|(id, node)| (*id, node.public_key)).collect();
+    assert!(keys.contains(&(web.id, new)), "{keys:?}");
+    assert!(keys.iter().all(|(_, key)| *key != old), "{keys:?}");
+    let known = async |key: PublicKey| {
+        let key = key.to_string().replace('=', "%3D").replace('/', "%2F");
+        let path = format!("/v1/nodes/by-key/{key}");
+        world.get(&path, &gateway.node_token).await.status
+    };
+    assert_eq!(known(new).await, StatusCode::OK);
+    assert_eq!(known(old).await, StatusCode::NOT_FOUND);
+    let rows = world.get("/v1/audit", &admin).await.json();
+    let rows = rows["items"].as_array().unwrap();
+    let replaced = rows
+        .iter()
+        .filter(|row| row["action"] == "node_key_replaced");
+    assert_eq!(replaced.count(), 1);
 }
 
 #[tokio::test]

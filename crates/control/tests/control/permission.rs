@@ -264,6 +264,7 @@ impl Stage {
             "/v1/rules" => json!({"from": ["*"], "to": ["*"]}),
             "/v1/rules/{rule}" => json!({"traffic": ["22"]}),
             "/v1/policy/questions" => json!({"questions": [{"from": "*", "to": "*"}]}),
+            "/v1/nodes/{node}/key" => json!({"public_key": key}),
             "/v1/services" => json!({"name": "new", "port": 81, "node": self.web.id}),
             "/v1/sites" => {
                 json!({"name": "new", "node": self.web.id, "prefixes": ["10.0.0.0/8"]})

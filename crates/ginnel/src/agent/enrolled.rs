@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use super::profile::Opened;
 use crate::{
     api::Client,
-    enrolled::{Enrolled, Source},
+    enrolled::{Enrolled, NodeKey, Source},
     enrolment::State,
     remedy::Advise as _,
 };
@@ -30,9 +30,12 @@ pub(super) async fn open(
     let client = Arc::new(Client::with_token(&enrolment.url, enrolment.token)?);
     let any_port = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
     let source = Source::Server(Arc::clone(&client));
-    let enrolled = Enrolled::open(state, &key, source, any_port, interface).await?;
+    let enrolled = Enrolled::open(state.clone(), &key, source, any_port, interface).await?;
+    let tunnel = enrolled.tunnel().clone();
+    let key = NodeKey::open(state, Arc::clone(&client), enrolment.id, tunnel.clone())?;
     Ok(Opened {
-        tunnel: enrolled.tunnel().clone(),
+        tunnel,
+        key: Some(key),
         control: Some((enrolment.url, enrolled.contact())),
         background: match ssh {
             true => Box::pin(enrolled.run_with_ssh(client)),

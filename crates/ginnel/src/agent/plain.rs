@@ -17,6 +17,7 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
     let network = Network::open(config)?;
     Ok(Opened {
         tunnel: network.tunnel().clone(),
+        key: None,
         control: None,
         background: Box::pin(async move {
             network.run().await;

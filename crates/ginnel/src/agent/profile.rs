@@ -12,7 +12,7 @@ use model::config::Config;
 use super::{enrolled, plain};
 use crate::{
     cli::Global,
-    enrolled::Contact,
+    enrolled::{Contact, NodeKey},
     enrolment::State,
     remedy::{Advise as _, advise},
     state,
@@ -46,6 +46,8 @@ struct Plain {
 pub(crate) struct Opened {
     /// The tunnel.
     pub(crate) tunnel: Tunnel,
+    /// The node's key; `None` when it stands in a configuration, whose owner replaces it.
+    pub(crate) key: Option<NodeKey>,
     /// How it stands with the server at that URL; `None` with a plain configuration.
     pub(crate) control: Option<(String, Contact)>,
     /// Ends with the agent: keeps endpoints resolved, follows the map, accepts for services.

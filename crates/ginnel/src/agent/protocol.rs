@@ -200,6 +200,12 @@ pub(crate) struct Status {
     pub(crate) draining: bool,
     /// Open connections of commands, without this one.
     pub(crate) connections: usize,
+    /// The capture that runs.
+    #[serde(default)]
+    pub(crate) capture: Option<Capturing>,
+    /// Whether a capture gave the node's key away that is still in use.
+    #[serde(default)]
+    pub(crate) key_exposed: bool,
     /// How it stands with the control plane; `None` with a plain configuration.
     #[serde(default)]
     pub(crate) control: Option<Control>,
@@ -208,6 +214,13 @@ pub(crate) struct Status {
     pub(crate) tcp: Option<Vec<model::status::Connection>>,
     /// The node: addresses, peers, discards, problems.
     pub(crate) node: model::status::Status,
+}
+
+/// A capture that runs.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Capturing {
+    /// Whether it writes keys.
+    pub(crate) keys: bool,
 }
 
 /// How it stands with the control plane. The serial of the map is the node's.

@@ -12,11 +12,13 @@ use super::{
     ending::broken_off,
     events,
     pipe::{self, Broken},
-    protocol::{Answer, Code, Envelope, Failure, PROTOCOL, Request, Status},
+    protocol::{Answer, Capturing, Code, Envelope, Failure, PROTOCOL, Request, Status},
     relay,
     server::{Agent, Mode},
     wire,
 };
+
+use crate::enrolled::NodeKey;
 
 /// No request may ask to wait longer.
 const TIMEOUT_MAX: Duration = Duration::from_secs(300);
@@ -311,8 +313,12 @@ async fn peer(agent: &Agent, name: &str) -> Result<PeerDetails, Failure> {
 
 /// Tells what goes on.
 pub(super) fn status(agent: &Agent) -> Status {
-    let told = |node: &mut node::Node, now| (node.status(now), node.connections(), now);
-    let (node, tcp, now) = agent.tunnel.with(told);
+    let ((node, tcp, capture), now) = agent.tunnel.with(|node, now| {
+        let capture = node.capture().map(|capture| Capturing {
+            keys: capture.has_keys(),
+        });
+        ((node.status(now), node.connections(), capture), now)
+    });
     let control = agent.control.as_ref();
     Status {
         version: agent.version.clone(),
@@ -322,6 +328,8 @@ pub(super) fn status(agent: &Agent) -> Status {
         uptime_seconds: now.saturating_duration_since(agent.started).as_secs(),
         draining: agent.mode() != Mode::Serving,
         connections: agent.connections().saturating_sub(1),
+        capture,
+        key_exposed: agent.key.as_ref().is_some_and(NodeKey::is_exposed),
         control: control.map(|(url, contact)| contact.status(now, url)),
         tcp: Some(tcp),
         node,

@@ -24,7 +24,7 @@ use super::{
     request, wire,
 };
 use crate::{
-    enrolled::Contact,
+    enrolled::{Contact, NodeKey},
     metrics::listener::{self, Listener},
     remedy::{Advise as _, advise},
 };
@@ -47,6 +47,7 @@ pub(crate) struct Options {
 /// What all requests share.
 pub(super) struct Agent {
     pub(super) tunnel: Tunnel,
+    pub(super) key: Option<NodeKey>,
     pub(super) control: Option<(String, Contact)>,
     pub(super) profile: String,
     pub(super) fingerprint: String,
@@ -110,6 +111,7 @@ pub(crate) async fn serve(
     };
     let Opened {
         tunnel,
+        key,
         control,
         mut background,
     } = profile
@@ -124,6 +126,7 @@ pub(crate) async fn serve(
         started: tunnel.now(),
         endings: Endings::default(),
         tunnel,
+        key,
         control,
         profile: profile.to_string(),
         fingerprint: profile.fingerprint(),

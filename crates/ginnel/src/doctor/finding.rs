@@ -105,9 +105,11 @@ impl From<Failure> for Finding {
             Code::Unreachable => Cause::Unreachable,
             Code::Prohibited => Cause::Prohibited,
             Code::RemoteSilent => Cause::Silent,
-            Code::TooMany | Code::Draining | Code::ConfigurationChanged | Code::Misunderstood => {
-                Cause::Agent
-            }
+            Code::TooMany
+            | Code::Draining
+            | Code::ConfigurationChanged
+            | Code::KeyNotReplaced
+            | Code::Misunderstood => Cause::Agent,
         };
         Self::new(code, failure.to_string(), failure.remedy)
     }

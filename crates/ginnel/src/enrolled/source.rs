@@ -41,10 +41,10 @@ pub(crate) enum Update {
 }
 
 /// The first wait after a failure; each further one is twice as long.
-const BACK_OFF: Duration = Duration::from_secs(1);
+pub(super) const BACK_OFF: Duration = Duration::from_secs(1);
 
 /// The longest wait: when the server returns, nodes follow within it.
-const BACK_OFF_MAX: Duration = Duration::from_secs(30);
+pub(super) const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 
 /// One update waits while one is applied; the source waits with it.
 const UPDATES: usize = 1;
@@ -160,14 +160,14 @@ async fn poll(
 }
 
 /// Spreads the nodes that lost their server together over half the wait.
-fn with_jitter(wait: Duration) -> Duration {
+pub(super) fn with_jitter(wait: Duration) -> Duration {
     let mut byte = [0];
     os::random::fill(&mut byte);
     wait / 2 + wait * u32::from(byte[0]) / 512
 }
 
 /// Tells whether the server says that the node is not one of its own any more.
-fn is_removed(error: &Error) -> bool {
+pub(super) fn is_removed(error: &Error) -> bool {
     matches!(
         error.code(),
         Some(ErrorCode::NodeRemoved | ErrorCode::TokenUnknown | ErrorCode::TokenRevoked)

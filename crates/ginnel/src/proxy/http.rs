@@ -187,9 +187,11 @@ fn status(code: Code) -> StatusCode {
         Code::HandshakeUnanswered | Code::RemoteSilent | Code::ResolverSilent => {
             StatusCode::GATEWAY_TIMEOUT
         }
-        Code::TooMany | Code::Draining | Code::ConfigurationChanged | Code::Misunderstood => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        Code::TooMany
+        | Code::Draining
+        | Code::ConfigurationChanged
+        | Code::KeyNotReplaced
+        | Code::Misunderstood => StatusCode::SERVICE_UNAVAILABLE,
         Code::Prohibited => StatusCode::FORBIDDEN,
         Code::NameUnknown
         | Code::NameRefused

@@ -209,8 +209,10 @@ fn reply(code: Code) -> Reply {
         Code::Prohibited => Reply::NotAllowed,
         Code::ConnectionRefused | Code::ConnectionReset => Reply::ConnectionRefused,
         Code::HandshakeUnanswered | Code::RemoteSilent | Code::ResolverSilent => Reply::TtlExpired,
-        Code::TooMany | Code::Draining | Code::ConfigurationChanged | Code::Misunderstood => {
-            Reply::GeneralFailure
-        }
+        Code::TooMany
+        | Code::Draining
+        | Code::ConfigurationChanged
+        | Code::KeyNotReplaced
+        | Code::Misunderstood => Reply::GeneralFailure,
     }
 }

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::world::{WAIT_MAX, World, note, serve_echo, wait_for};
+use crate::world::{WAIT_MAX, World, lacks, serve_echo, wait_for};
 
 #[test]
 fn a_node_and_a_server_tell_what_they_count_over_http() {
@@ -63,10 +63,8 @@ fn without_an_agent_there_is_nothing_to_measure() {
 
 #[test]
 fn promtool_finds_no_fault_in_metrics_and_rules_and_each_rule_fires() {
-    if !has("promtool") {
-        let required = std::env::var("INTEROP").is_ok_and(|value| value == "required");
-        assert!(!required, "`promtool` is not installed");
-        return note("SKIPPED: `promtool` is not installed");
+    if lacks("promtool") {
+        return;
     }
     let (world, _laptop) = World::with_laptop();
     world.run("laptop", &["ping", "laptop", "-c", "1"]);
@@ -125,12 +123,4 @@ fn ask(authority: &str, request: &str) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
     answer
-}
-
-fn has(program: &str) -> bool {
-    let found = Command::new("which")
-        .arg(program)
-        .stdout(Stdio::null())
-        .status();
-    found.is_ok_and(|status| status.success())
 }

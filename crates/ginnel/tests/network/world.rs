@@ -447,6 +447,19 @@ pub(crate) fn now() -> Instant {
     os::clock::Clock::start().now()
 }
 
+/// Tells whether a foreign program is missing, which is a fault where all are required.
+#[track_caller]
+pub(crate) fn lacks(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|directory| directory.join(program).is_file());
+    if !found {
+        let required = std::env::var("INTEROP").is_ok_and(|value| value == "required");
+        assert!(!required, "`{program}` is not installed");
+        note(&format!("SKIPPED: `{program}` is not installed"));
+    }
+    !found
+}
+
 /// Sends a signal to one process.
 pub(crate) fn signal(pid: u32, name: &str) {
     let sent = Command::new("kill")

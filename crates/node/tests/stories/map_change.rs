@@ -101,3 +101,21 @@ fn a_node_that_enrols_again_with_a_new_key_keeps_its_address_and_the_old_key_is_
     world.run(Duration::from_secs(1));
     assert!(ping(&mut world, 11, 12));
 }
+
+#[test]
+fn a_node_that_takes_another_key_goes_on_with_its_connections() {
+    let mut installation = Installation::new();
+    installation.publish(12, "files", 8080);
+    let mut world = World::standing(&installation, &[11, 12]);
+    let mut transfer = Transfer::begin(&mut world, 11, 12, 8080, 5_000_000);
+    transfer.run(&mut world, Duration::from_millis(300));
+    assert!(transfer.received > 0 && !transfer.done());
+    let id = model::id::NodeId(11);
+    let node = installation.org(1).nodes.get_mut(&id).expect("a member");
+    node.public_key = public_key(19);
+    world.publish(&installation);
+    let now = world.now;
+    world.node(11).set_private_key(now, &secret(19));
+    transfer.run(&mut world, Duration::from_secs(10));
+    assert!(transfer.done());
+}

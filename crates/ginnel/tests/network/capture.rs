@@ -1,0 +1,124 @@
+//! A capture that gives the node's key away, and the key that takes its place.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use crate::{
+    outliving::endpoints,
+    world::{Process, WAIT_MAX, World, echoes, finish, lacks, serve_echo, wait_for},
+};
+
+#[test]
+fn everything_under_three_sessions_is_opened_and_the_key_is_another_one_afterwards() {
+    let (mut world, _laptop) = World::with_laptop();
+    let _shed = world.machine("shed", "echo", 7000, serve_echo());
+    let (_forward, local) = world.forward("laptop", "echo.svc", 7000);
+    let mut open = TcpStream::connect(local).expect("the forward listens");
+    open.set_read_timeout(Some(WAIT_MAX)).expect("not zero");
+    let mut echo = || {
+        open.write_all(b"still").expect("it is open");
+        open.read_exact(&mut [0; 5]).expect("it goes on");
+    };
+    echo();
+
+    let refused = world.try_run("laptop", &["capture", "--keys", "-w", "/dev/null"]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("--yes"), "{refused:?}");
+
+    let (before, file) = (public_key(&world), world.path("keys.pcapng"));
+    let mut capture = begin(&world, &file);
+    assert!(world.run("laptop", &["status"]).contains("with keys"));
+    // Only what the capture has keys for is in it: within 5 s of a handshake there is no other.
+    wait_for("packets of a session that it knows", || {
+        echo();
+        fs::metadata(&file).is_ok_and(|file| file.len() > 4_096)
+    });
+    // The gateway writes down where its nodes are every two seconds at most.
+    wait_for("both endpoints on disk", || {
+        endpoints(&world, "data/gateway").len() == 2
+    });
+    for _ in 0..2 {
+        // The gateway in it has lost every session when it is back.
+        world.server.take().expect("it runs").kill();
+        world.restart_server();
+        wait_for("a session with it", || echoes(local, b"once more"));
+    }
+    echo();
+    capture.signal("INT");
+    let ended = capture.ended();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.stderr.contains("has a new key"), "{ended:?}");
+    let mode = fs::metadata(&file).expect("it is there").permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+
+    assert_ne!(public_key(&world), before);
+    // What was open goes on under the new key, and so does what comes.
+    echo();
+    assert!(echoes(local, b"under the new key"));
+    let rows = world.run("laptop", &["audit", "list"]);
+    assert_eq!(rows.matches("node_key_replaced").count(), 1, "{rows}");
+    assert!(!world.path("laptop/private.key.next").exists());
+
+    if lacks("tshark") {
+        return;
+    }
+    let sealed = count(&file, "wg.type == 4");
+    assert!(sealed > 10, "{sealed}");
+    let opened = count(&file, "wg.type == 4 && (ip || ipv6 || wg.keepalive)");
+    assert_eq!(opened, sealed);
+    let sessions = count(&file, "wg.handshake_ok == 1 && wg.type == 2");
+    assert!(sessions >= 3, "{sessions}");
+    let told = finish(Command::new("capinfos").arg(&file));
+    assert_eq!(told.code, Some(0), "{told:?}");
+}
+
+#[test]
+fn a_key_that_was_given_away_is_replaced_by_the_next_process_when_this_one_is_killed() {
+    let (world, laptop) = World::with_laptop();
+    let _shed = world.machine("shed", "echo", 7000, serve_echo());
+    let before = public_key(&world);
+    let mut capture = begin(&world, &world.path("keys.pcapng"));
+    laptop.kill();
+    // The command asks what became of the key, and so starts the next process.
+    capture.ended();
+    wait_for("another key", || {
+        let status = world.json("laptop", &["status"]);
+        status["key_exposed"] == false && status["node"]["public_key"] != before.as_str()
+    });
+    wait_for("the shed, under the new key", || {
+        let line = ["ping", "shed", "-c", "1"];
+        world.try_run("laptop", &line).code == Some(0)
+    });
+}
+
+/// Starts a capture with keys at `laptop` and waits for its first packet.
+fn begin(world: &World, file: &Path) -> Process {
+    let path = file.to_str().expect("UTF-8");
+    let line = ["capture", "--keys", "--yes", "-w", path];
+    let capture = world.spawn(&mut world.ginnel("laptop", &line));
+    wait_for("the capture", || {
+        fs::metadata(file).is_ok_and(|file| file.len() > 0)
+    });
+    capture
+}
+
+fn public_key(world: &World) -> String {
+    let status = world.json("laptop", &["status"]);
+    let key = status["node"]["public_key"].as_str();
+    key.expect("it has a key").to_owned()
+}
+
+/// Counts the frames that a filter finds with the keys in the file.
+fn count(file: &Path, filter: &str) -> usize {
+    let mut tshark = Command::new("tshark");
+    tshark.args(["-n", "-Y", filter, "-r"]).arg(file);
+    let ended = finish(tshark.stdin(Stdio::null()));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    ended.stdout.lines().count()
+}
