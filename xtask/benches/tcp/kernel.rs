@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::{
     sched::{CloneFlags, setns},
-    sys::socket::{setsockopt, sockopt::TcpCongestion},
+    sys::socket::{Backlog, listen, setsockopt, sockopt::TcpCongestion},
 };
 use os::{
     clock::Clock,
@@ -179,21 +179,20 @@ impl Host {
         })
     }
 
-    /// Accepts connections at `port` and does nothing with them.
-    pub(crate) fn hold(&self, port: u16, stop: &Arc<AtomicBool>) -> Result<()> {
+    /// Holds the connections that come to `port` until the listener is dropped.
+    ///
+    /// Nobody accepts them: what is in the queue of a listener is established, and takes none of
+    /// the descriptors, of which a process may have fewer than this needs.
+    pub(crate) fn hold(&self, port: u16) -> Result<TcpListener> {
         let address = self.address;
-        let listener = self.inside(|| TcpListener::bind((address, port)).context("listen"))?;
-        let stop = Arc::clone(stop);
-        thread::spawn(move || {
-            let mut held = Vec::new();
-            while !stop.load(Ordering::Relaxed) {
-                match listener.accept() {
-                    Ok((stream, _)) => held.push(stream),
-                    Err(_) => return,
-                }
-            }
-        });
-        Ok(())
+        self.inside(|| {
+            // The bound of every such queue, in this namespace.
+            std::fs::write("/proc/sys/net/core/somaxconn", "65535").context("write a sysctl")?;
+            let listener = TcpListener::bind((address, port)).context("listen")?;
+            // The standard library asks for a short one.
+            listen(&listener, Backlog::MAXALLOWABLE).context("lengthen the queue")?;
+            Ok(listener)
+        })
     }
 
     /// Opens `streams` connections to `server` and sends or receives with `algorithm`; returns what

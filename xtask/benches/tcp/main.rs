@@ -74,8 +74,9 @@ fn main() -> Result<()> {
     }
     os::process::raise_descriptor_limit().context("raise the limit of descriptors")?;
     let mut table = plan::Table::default();
-    for case in &plan.cases {
-        for seed in 0..plan.seeds {
+    // What changes on the machine meanwhile meets every case.
+    for seed in 0..plan.seeds {
+        for case in &plan.cases {
             for contestant in case.contestants() {
                 let measured = run(case, contestant, seed, plan.seconds)
                     .with_context(|| format!("{} by {}", case.name, contestant.name()))?;
@@ -98,9 +99,8 @@ fn run(case: &Case, contestant: Contestant, seed: u64, seconds: u64) -> Result<M
         server.answer(EXCHANGE_PORT, &stop)?;
     }
     let sunk = server.serve(PORT, case.direction, down)?;
-    for port in idle_ports(case.idle) {
-        server.hold(port, &stop)?;
-    }
+    let held = idle_ports(case.idle).map(|port| server.hold(port));
+    let _held: Vec<_> = held.collect::<Result<_>>()?;
     let (client, near, inner) = match contestant {
         Contestant::Kernel(_) => {
             let (host, near) = Host::new("c", CLIENT, false)?;

@@ -157,7 +157,8 @@ fn all() -> Vec<Case> {
 }
 
 impl Plan {
-    /// Reads the arguments: `--seeds N`, `--seconds N`, `--only PREFIX` of a case, `--soak N`.
+    /// Reads the arguments: `--seeds N`, `--seconds N`, `--soak N`, and `--only PREFIX` of
+    /// cases as often as wanted.
     pub(crate) fn parse(arguments: &[String]) -> Result<Self> {
         let mut plan = Self {
             cases: all(),
@@ -165,6 +166,7 @@ impl Plan {
             seconds: 10,
             soak: None,
         };
+        let mut only: Vec<&str> = Vec::new();
         let mut rest = arguments.iter().filter(|argument| *argument != "--bench");
         while let Some(argument) = rest.next() {
             let value = rest.next();
@@ -173,10 +175,13 @@ impl Plan {
                 "--seeds" => plan.seeds = value.parse().context("parse --seeds")?,
                 "--seconds" => plan.seconds = value.parse().context("parse --seconds")?,
                 "--soak" => plan.soak = Some(value.parse().context("parse --soak")?),
-                "--only" => plan.cases.retain(|case| case.name.starts_with(value)),
+                "--only" => only.push(value),
                 other => anyhow::bail!("`{other}`: give --seeds, --seconds, --only or --soak"),
             }
         }
+        let wanted = |name: &str| only.iter().any(|prefix| name.starts_with(prefix));
+        plan.cases
+            .retain(|case| only.is_empty() || wanted(&case.name));
         ensure!(!plan.cases.is_empty(), "no case begins like that");
         Ok(plan)
     }

@@ -6,8 +6,8 @@ use crate::step;
 
 /// What the help says about arguments.
 pub(crate) const USAGE: &str = "\
-  tcp takes --seeds N, --seconds N and --only PREFIX of a case, or --soak SECONDS, which compares
-      every byte over a bad link and measures nothing; it needs root and iproute2";
+  tcp takes --seeds N, --seconds N and --only PREFIX of cases as often as wanted, or --soak SECONDS,
+      which compares every byte over a bad link and measures nothing; it needs root and iproute2";
 
 /// Runs the bench, which prints its table itself.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
