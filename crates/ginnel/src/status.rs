@@ -134,7 +134,10 @@ fn text(status: &Status) -> String {
         Some(capture) if capture.keys => lines.push("capture      runs, with keys".to_owned()),
         Some(_) => lines.push("capture      runs".to_owned()),
         None if status.key_exposed => {
-            lines.push("key          given away by a capture: replaced by the server".to_owned());
+            lines.push(
+                "key          given away by a capture; the server has not taken another one yet"
+                    .to_owned(),
+            );
         }
         None => {}
     }
