@@ -6,6 +6,7 @@ mod handshake;
 mod ssh;
 mod tcp;
 pub(crate) mod tunnel;
+mod user;
 
 use std::process::Stdio;
 
@@ -62,6 +63,12 @@ const WORLDS: &[World] = &[
         measures: "`netstack` beside the kernel's TCP over a seeded relay",
         usage: tcp::USAGE,
         run: tcp::run,
+    },
+    World {
+        name: "user",
+        measures: "user mode through its tunnel, against the kernel's TCP through `ginnel tun`",
+        usage: user::USAGE,
+        run: user::run,
     },
     World {
         name: "handshake",

@@ -1,6 +1,6 @@
 //! What a capture costs a node in user mode that sends and receives as fast as it can.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 
 use super::tunnel::{self, Case, Driven, Peer, Plan};
 
@@ -27,33 +27,14 @@ const CAPTURES: [(&str, &[&str]); 4] = [
 
 /// Runs the bench and prints its table.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
-    let (mut rounds, mut seconds, mut ours) = (3, 5, None);
-    let mut cases = Vec::new();
-    let mut rest = arguments.iter();
-    while let Some(argument) = rest.next() {
-        let value = rest.next();
-        let value = value.with_context(|| format!("{argument} takes a value"))?;
-        match *argument {
-            "--rounds" => rounds = value.parse().context("parse --rounds")?,
-            "--seconds" => seconds = value.parse().context("parse --seconds")?,
-            "--only" => cases.push(Case::parse(value)?),
-            "--ours" => ours = Some((*value).into()),
-            _ => bail!("unexpected argument `{argument}`\n{USAGE}"),
-        }
-    }
-    if cases.is_empty() {
-        cases = vec![Case::Tcp1, Case::Tcp1Reverse];
-    }
-    let program = tunnel::ours(ours)?.program;
-    let peers = CAPTURES.map(|(name, words)| Peer {
-        name: name.to_owned(),
-        program: program.clone(),
-        driven: Driven::User(words),
-    });
-    tunnel::measure(&Plan {
-        peers: peers.into(),
-        cases,
-        rounds,
-        seconds,
-    })
+    let cases = [Case::Tcp1, Case::Tcp1Reverse];
+    let peers = |ours: &Peer| {
+        let peers = CAPTURES.map(|(name, words)| Peer {
+            name: name.to_owned(),
+            program: ours.program.clone(),
+            driven: Driven::User(words),
+        });
+        peers.into()
+    };
+    tunnel::measure(&Plan::of_ours(arguments, USAGE, &cases, peers)?)
 }

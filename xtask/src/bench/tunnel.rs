@@ -54,6 +54,41 @@ pub(crate) const USAGE: &str = "\
   tunnel takes --quick, --rounds N, --seconds N, --only CASE, --peer NAME=PATH, --ours PATH and
   --alone (no peers); it needs root, iperf3, iproute2 and wireguard-tools";
 
+impl Plan {
+    /// Reads the arguments of a bench whose programs are all ours, made from `ginnel tun`.
+    pub(crate) fn of_ours(
+        arguments: &[&str],
+        usage: &str,
+        cases: &[Case],
+        peers: impl FnOnce(&Peer) -> Vec<Peer>,
+    ) -> Result<Self> {
+        let (mut rounds, mut seconds, mut program) = (3, 5, None);
+        let mut only = Vec::new();
+        for pair in arguments.chunks(2) {
+            let [argument, value] = pair else {
+                bail!("{} takes a value\n{usage}", pair[0]);
+            };
+            match *argument {
+                "--rounds" => rounds = value.parse().context("parse --rounds")?,
+                "--seconds" => seconds = value.parse().context("parse --seconds")?,
+                "--only" => only.push(Case::parse(value)?),
+                "--ours" => program = Some(PathBuf::from(value)),
+                _ => bail!("unexpected argument `{argument}`\n{usage}"),
+            }
+        }
+        Ok(Self {
+            peers: peers(&ours(program)?),
+            cases: if only.is_empty() {
+                cases.to_vec()
+            } else {
+                only
+            },
+            rounds,
+            seconds,
+        })
+    }
+}
+
 /// Runs the bench and prints its table.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     measure(&parse(arguments)?)
