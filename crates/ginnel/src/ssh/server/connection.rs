@@ -32,7 +32,7 @@ use crate::ssh::{
 const CHANNELS_MAX: usize = 1_024;
 
 /// Sessions of one connection.
-const SESSIONS_MAX: usize = 64;
+pub(super) const SESSIONS_MAX: usize = 64;
 
 /// Listeners of one connection.
 const LISTENERS_MAX: usize = 64;

@@ -316,6 +316,58 @@ async fn together(server: &Arc<Server>, count: usize) -> Vec<client::Handle<Anyb
     inside
 }
 
+#[test]
+fn who_tries_too_often_is_cut_off() {
+    block_on(async {
+        let server = trusting(|| Ok(authority()));
+        let (near, serving) = connect(&server);
+        let config = Arc::new(client::Config::default());
+        let mut client = client::connect_stream(config, near, Anybody).await.unwrap();
+        let mut tried = 0;
+        while let Ok(answer) = client.authenticate_password("root", "secret").await {
+            let client::AuthResult::Failure {
+                remaining_methods, ..
+            } = answer
+            else {
+                panic!("a password lets nobody in");
+            };
+            // How the client says that the connection has ended.
+            if remaining_methods == MethodSet::empty() {
+                break;
+            }
+            tried += 1;
+            assert!(tried <= ATTEMPTS_MAX, "there is a bound");
+        }
+        assert!(tried > 0);
+        assert!(serving.await.is_ok(), "the server has ended it");
+    });
+}
+
+#[test]
+fn a_connection_has_so_many_sessions_and_lives_on() {
+    block_on(async {
+        let server = trusting(|| Ok(authority()));
+        let client = log_in(&server, key(9)).await.unwrap();
+        let mut sessions = Vec::new();
+        for _ in 0..connection::SESSIONS_MAX {
+            sessions.push(client.channel_open_session().await.unwrap());
+        }
+        let refused = client.channel_open_session().await;
+        let shortage =
+            russh::Error::ChannelOpenFailure(russh::ChannelOpenFailure::ResourceShortage);
+        assert_eq!(refused.unwrap_err().to_string(), shortage.to_string());
+        let closed = sessions.pop().unwrap();
+        closed.close().await.unwrap();
+        let again = async {
+            while client.channel_open_session().await.is_err() {
+                time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let again = time::timeout(END_MAX, again).await;
+        assert!(again.is_ok(), "one has made room");
+    });
+}
+
 /// One source that fills every place, in each state before a login, is in nobody's way.
 #[test]
 fn a_flood_from_one_source_keeps_nobody_else_out() {
