@@ -9,6 +9,7 @@ pub fn inputs(target: &str) -> Vec<Vec<u8>> {
     match target {
         "wireguard_messages" => messages(&mut generator),
         "packet_ip" => vec![V4.to_vec(), V6.to_vec()],
+        "packet_translate" => packets(),
         "packet_udp" => vec![
             b"\x01\x00\x35\x12\x34\x00\x0c\x00\x00data".to_vec(),
             b"\x00\x00\x35\x12\x34\x00\x08\x00\x00".to_vec(),
@@ -107,6 +108,25 @@ fn errors() -> Vec<Vec<u8>> {
     let echo = b"\x01\x08\x00\x00\x00\x12\x34\x00\x01ping".to_vec();
     let echo_v6 = b"\x00\x80\x00\x00\x00\x12\x34\x00\x01ping".to_vec();
     vec![unreachable, too_big, echo, echo_v6]
+}
+
+/// A datagram of each family, and ICMP about the other one's.
+fn packets() -> Vec<Vec<u8>> {
+    let mut error_v4 = vec![
+        0x45, 0, 0, 56, 0, 0, 0x40, 0, 64, 1, 0, 0, 10, 0, 0, 2, 10, 0, 0, 1,
+    ];
+    error_v4.extend([3, 3, 0, 0, 0, 0, 0, 0]);
+    error_v4.extend(V4);
+    let mut error_v6 = V6[..40].to_vec();
+    error_v6[4..7].copy_from_slice(&[0, 72, 58]);
+    error_v6.extend([1, 4, 0, 0, 0, 0, 0, 0]);
+    error_v6.extend(V6);
+    let mut echo = error_v4[..20].to_vec();
+    echo[3] = 32;
+    echo.extend(b"\x08\x00\x00\x00\x12\x34\x00\x01ping");
+    let mut fragment = V4.to_vec();
+    fragment[6] = 0x20;
+    vec![V4.to_vec(), V6.to_vec(), error_v4, error_v6, echo, fragment]
 }
 
 fn socks() -> Vec<Vec<u8>> {

@@ -90,6 +90,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("packet_ip", packet::ip),
     ("packet_offload", offload::packets),
     ("packet_tcp", packet::tcp),
+    ("packet_translate", packet::translate),
     ("packet_udp", packet::udp),
     ("replay_files", capture::files),
     ("socks_messages", socks::messages),

@@ -2,7 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use packet::{checksum::Sum, icmp, ip, tcp, udp};
+use packet::{
+    checksum::Sum,
+    icmp, ip, tcp,
+    translate::{self, Mapping},
+    udp,
+};
 
 /// An IP packet.
 pub fn ip(data: &[u8]) {
@@ -73,6 +78,81 @@ pub fn tcp(data: &[u8]) {
         again.header.options.timestamps,
         segment.header.options.timestamps
     );
+}
+
+/// Every IPv4 address has an IPv6 address, and the other way round the last four bytes count.
+struct Everything;
+
+impl Mapping for Everything {
+    fn embed(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        Some(Ipv6Addr::from_bits(
+            0xfd << 120 | u128::from(address.to_bits()),
+        ))
+    }
+
+    fn extract(&self, address: Ipv6Addr) -> Option<Ipv4Addr> {
+        let [.., a, b, c, d] = address.octets();
+        Some(Ipv4Addr::new(a, b, c, d))
+    }
+}
+
+fn pseudo_header(source: IpAddr, destination: IpAddr, kind: u8, length: usize) -> Sum {
+    Sum::default().add_pseudo_header(source, destination, kind, length)
+}
+
+/// A packet in the other family, as it came and with its checksums made right.
+pub fn translate(data: &[u8]) {
+    translate_one(data);
+    let mut data = data.to_vec();
+    let Ok(parsed) = ip::parse(&data) else {
+        return;
+    };
+    let (header, length) = (parsed.header, parsed.payload.len());
+    let stated = ip::addresses(&data).expect("it parses").length;
+    let (source, destination) = (header.source, header.destination);
+    let kind = header.next_header;
+    let payload = &mut data[stated - length..stated];
+    let (at, sum) = match kind {
+        ip::ICMP => (2, Sum::default()),
+        ip::ICMPV6 => (2, pseudo_header(source, destination, kind, length)),
+        ip::TCP => (16, pseudo_header(source, destination, kind, length)),
+        _ => (6, pseudo_header(source, destination, kind, length)),
+    };
+    if let Some(place) = payload.get_mut(at..at + 2) {
+        place.fill(0);
+        let sum = sum.add(payload).finish();
+        payload[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    }
+    if source.is_ipv4() {
+        let header = &mut data[..stated - length];
+        header[10..12].fill(0);
+        let sum = Sum::default().add(header).finish();
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
+    translate_one(&data);
+}
+
+fn translate_one(data: &[u8]) {
+    let mut out = vec![0; data.len() + translate::GROWTH];
+    let lengths = [
+        translate::to_v6(data, &Everything, Ipv6Addr::LOCALHOST, &mut out),
+        translate::to_v4(data, &Everything, &mut out),
+    ];
+    let ([None, length] | [length, None]) = lengths else {
+        panic!("it is of one family");
+    };
+    let Some(length) = length else {
+        return;
+    };
+    let packet = ip::parse(&out[..length]).expect("what is made is well-formed");
+    assert_eq!(packet.header.source.is_ipv4(), data[0] >> 4 == 6);
+    assert!(ip::v4_checksum_holds(&out[..length]));
+    let kind = packet.header.next_header;
+    if matches!(kind, ip::ICMP | ip::ICMPV6) {
+        let (source, destination) = (packet.header.source, packet.header.destination);
+        let read = icmp::parse(source, destination, packet.payload);
+        assert!(!matches!(read, Ok(icmp::Message::Other { .. })), "{read:?}");
+    }
 }
 
 /// An ICMP message, as it came and with its checksum made right; its quote too.

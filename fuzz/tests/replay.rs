@@ -36,6 +36,7 @@ targets! {
     packet_ip
     packet_offload
     packet_tcp
+    packet_translate
     packet_udp
     replay_files
     socks_messages

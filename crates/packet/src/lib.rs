@@ -14,5 +14,6 @@ pub mod ip;
 pub mod pcap_filter;
 pub mod pcapng;
 pub mod tcp;
+pub mod translate;
 pub mod udp;
 pub mod vnet;
