@@ -151,11 +151,14 @@ async fn build(
     }
     let mut sites = BTreeMap::new();
     for site in storage::site::sites_of(connection, org.id).await? {
+        let may_reach = policy::site_may_reach(&rules, &site.name);
         let reached_by = policy::site_reached_by(&rules, &site.name);
         let entry = map::Site {
             name: site.name,
             node: site.node,
             prefixes: site.prefixes,
+            mode: site.mode,
+            may_reach,
             reached_by,
         };
         sites.insert(site.id, entry);

@@ -67,20 +67,30 @@ pub(crate) fn lists(rules: &[Rule], party: &Party, services: &[&Service]) -> Lis
     lists
 }
 
+/// Returns under which rules hosts of the site `name` may reach others.
+pub(crate) fn site_may_reach(rules: &[Rule], name: &Label) -> Vec<SiteReach> {
+    let about = |rule: &Rule| hosts_named(rule.id, &rule.terms.from, name);
+    rules.iter().flat_map(about).collect()
+}
+
 /// Returns under which rules hosts of the site `name` may be reached.
 pub(crate) fn site_reached_by(rules: &[Rule], name: &Label) -> Vec<SiteReach> {
-    let mut reached_by = Vec::new();
-    for Rule { id, terms, .. } in rules {
-        for to in &terms.to {
-            if let Selector::Site { name: named, hosts } = to
-                && named == name
-            {
-                let (rule, hosts) = (*id, *hosts);
-                reached_by.push(SiteReach { rule, hosts });
-            }
+    let about = |rule: &Rule| hosts_named(rule.id, &rule.terms.to, name);
+    rules.iter().flat_map(about).collect()
+}
+
+/// Lists which hosts of the site `name` some selectors of a rule name.
+fn hosts_named(rule: RuleId, selectors: &[Selector], name: &Label) -> Vec<SiteReach> {
+    let mut named = Vec::new();
+    for selector in selectors {
+        if let Selector::Site { name: other, hosts } = selector
+            && other == name
+        {
+            let hosts = *hosts;
+            named.push(SiteReach { rule, hosts });
         }
     }
-    reached_by
+    named
 }
 
 /// What rules know of the nodes of an organisation.
@@ -168,10 +178,7 @@ impl Judge<'_> {
     /// Nodes of which the rules say the same are judged once, so that the cost grows with what
     /// the rules tell apart and not with the square of the number of nodes.
     pub(crate) fn answer(&self, question: &Question) -> Option<Answer> {
-        let senders: BTreeMap<&[RuleId], NodeId> = self
-            .nodes(&question.from)
-            .map(|(id, node)| (node.may_reach.as_slice(), id))
-            .collect();
+        let senders = self.senders(&question.from);
         if senders.is_empty() {
             return Some(nobody(Verdict::NobodySends));
         }
@@ -193,7 +200,7 @@ impl Judge<'_> {
                     None => &mut refused,
                 };
                 example.get_or_insert_with(|| Example {
-                    from: self.org.nodes[from].name.clone(),
+                    from: Label::clone(from),
                     to: Label::clone(to),
                     wanted: *wanted,
                     rule,
@@ -209,6 +216,24 @@ impl Judge<'_> {
             verdict,
             example: refused.or(allowed),
         })
+    }
+
+    /// Returns a name for each list of rules by which those who are asked for may reach others.
+    fn senders(&self, whom: &Whom) -> BTreeMap<Cow<'_, [RuleId]>, &Label> {
+        if let Whom::Selector(Selector::Site { name, hosts }) = whom {
+            let mut sites = self.org.sites.values();
+            let site = sites.find(|site| site.name == *name);
+            let ways = site.into_iter().flat_map(|site| {
+                let ways = ways(site, &site.may_reach, *hosts);
+                let rules = |way: Vec<Reach>| way.into_iter().map(|reach| reach.rule).collect();
+                ways.map(move |way| (Cow::Owned(rules(way)), &site.name))
+            });
+            return ways.collect();
+        }
+        let nodes = self.nodes(whom);
+        nodes
+            .map(|(_, node)| (Cow::from(&node.may_reach), &node.name))
+            .collect()
     }
 
     /// Returns a name for each way in which those who are asked for can be reached.
@@ -228,7 +253,7 @@ impl Judge<'_> {
                 let mut sites = self.org.sites.values();
                 let site = sites.find(|site| site.name == *name);
                 let ways = site.into_iter().flat_map(|site| {
-                    let ways = ways_into(site, *hosts);
+                    let ways = ways(site, &site.reached_by, *hosts);
                     ways.map(move |way| ((Cow::from(way), wanted), &site.name))
                 });
                 ways.collect()
@@ -255,10 +280,14 @@ impl Judge<'_> {
     }
 }
 
-/// Returns by which rules the hosts of a site are reached, once for each set of hosts that the
+/// Returns which of `rules` are about the hosts of a site, once for each set of hosts that the
 /// rules tell apart; of `hosts`, if these are given.
-fn ways_into(site: &map::Site, hosts: Option<Ipv4Prefix>) -> impl Iterator<Item = Vec<Reach>> {
-    let ruled = site.reached_by.iter().filter_map(|reach| reach.hosts);
+fn ways(
+    site: &map::Site,
+    rules: &[SiteReach],
+    hosts: Option<Ipv4Prefix>,
+) -> impl Iterator<Item = Vec<Reach>> {
+    let ruled = rules.iter().filter_map(|reach| reach.hosts);
     let sets = site.prefixes.iter().copied().chain(ruled);
     // Of two sets that overlap the smaller is what both have.
     let sets = sets.filter_map(move |set| match hosts {
@@ -267,12 +296,7 @@ fn ways_into(site: &map::Site, hosts: Option<Ipv4Prefix>) -> impl Iterator<Item 
         Some(hosts) => hosts.covers(set).then_some(set),
     });
     sets.filter(|set| site.prefixes.iter().any(|prefix| prefix.covers(*set)))
-        .map(|set| {
-            site.reached_by
-                .iter()
-                .filter_map(|reach| reach.of(set))
-                .collect()
-        })
+        .map(|set| rules.iter().filter_map(|reach| reach.of(set)).collect())
 }
 
 fn nobody(verdict: Verdict) -> Answer {

@@ -135,7 +135,13 @@ impl Enrolled {
             tokio::select! {
                 error = &mut interface_ended => return Err(error),
                 event = self.events.recv() => match event {
-                    Some(event) => dirty |= self.handle(event),
+                    Some(event) => {
+                        let moved = self.handle(event);
+                        dirty |= moved;
+                        if moved && self.role == Role::Client {
+                            route_sites(&self.tunnel).await;
+                        }
+                    }
                     None => return Ok(()),
                 },
                 update = updates.recv() => match update {
@@ -223,6 +229,7 @@ impl Enrolled {
         let is_new = self.authority.learn(map);
         self.tunnel.with(|node, now| node.apply(now, map));
         self.tunnel.set_resolver(resolver(map));
+        route_sites(&self.tunnel).await;
         self.publisher.listen(&self.tunnel);
         tracing::info!(serial = map.serial, "map applied");
         let (state, map) = (self.state.clone(), map.clone());
@@ -287,6 +294,13 @@ pub(crate) fn removed(role: Role) -> anyhow::Error {
             "sign-in: this gateway was removed",
             "enrol it again with a new gateway token and another --state DIR",
         ),
+    }
+}
+
+/// Lets the machine route the IPv4 addresses of other sites, if it can.
+async fn route_sites(tunnel: &Tunnel) {
+    if let Err(error) = tunnel.route_sites().await {
+        tracing::warn!("{error:#}: hosts of other sites are not reached by IPv4");
     }
 }
 

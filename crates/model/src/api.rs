@@ -14,7 +14,7 @@ use crate::{
     map::{self, NetworkMap},
     name::Label,
     policy::Role,
-    site::{Ipv4Prefix, SitePrefix},
+    site::{self, Ipv4Prefix, SitePrefix},
     token::{self, Token},
 };
 
@@ -536,6 +536,10 @@ pub struct NewSite {
     /// overlap. Another site may have the same.
     #[schema(value_type = Vec<String>)]
     pub prefixes: Vec<Ipv4Prefix>,
+    /// How its hosts and the network reach each other: `masquerade` or `routed`.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub mode: site::Mode,
 }
 
 /// LANs that are reached through a node.
@@ -557,6 +561,10 @@ pub struct Site {
     /// The IPv4 addresses of its hosts.
     #[schema(value_type = Vec<String>)]
     pub prefixes: Vec<Ipv4Prefix>,
+    /// How its hosts and the network reach each other: `masquerade` or `routed`.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub mode: site::Mode,
     /// The /96 in which each of these addresses has its IPv6 address.
     #[schema(value_type = String)]
     pub network: SitePrefix,

@@ -10,7 +10,7 @@ use crate::{
     key::PublicKey,
     name::Label,
     policy::{Reach, Rule, SiteReach},
-    site::Ipv4Prefix,
+    site::{self, Ipv4Prefix},
     ssh,
 };
 
@@ -131,6 +131,12 @@ pub struct Site {
     pub node: NodeId,
     /// The addresses of its hosts, no two of which overlap.
     pub prefixes: Vec<Ipv4Prefix>,
+    /// How its hosts and the network reach each other.
+    #[serde(default, skip_serializing_if = "site::Mode::is_default")]
+    pub mode: site::Mode,
+    /// The rules by which its hosts may reach others, in the order of their ids.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub may_reach: Vec<SiteReach>,
     /// The rules by which others may reach its hosts, in the order of their ids.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reached_by: Vec<SiteReach>,

@@ -55,7 +55,7 @@ pub enum Selector {
     Tag(Label),
     /// Every node that offers a service, at the service's port; only as what is reached.
     Service(Label),
-    /// Hosts of a site; only as what is reached.
+    /// Hosts of a site.
     Site {
         /// The site's name.
         name: Label,
@@ -114,7 +114,7 @@ pub struct Reach {
     pub port: Option<u16>,
 }
 
-/// A rule under which hosts of a site may be reached.
+/// A rule under which hosts of a site may be reached, or may reach others.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 pub struct SiteReach {
     /// The rule.
@@ -241,8 +241,7 @@ pub fn decide(
 }
 
 impl SiteReach {
-    /// Returns how a rule lets the hosts of `prefix` be reached; `None` when it is not about all
-    /// of them.
+    /// Returns how a rule is about the hosts of `prefix`; `None` when it is not about all of them.
     #[must_use]
     pub fn of(self, prefix: Ipv4Prefix) -> Option<Reach> {
         let reached = self.hosts.is_none_or(|hosts| hosts.covers(prefix));

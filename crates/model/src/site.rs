@@ -23,6 +23,24 @@ use crate::{
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct SitePrefix([u8; 12]);
 
+/// How the hosts of a site and the network reach each other.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// The node opens ordinary connections: hosts see its address and open none themselves.
+    #[default]
+    Masquerade,
+    /// Hosts of this site and of others see each other's own IPv4 addresses, and each opens
+    /// connections to the other, when the node has an interface and the routers of both LANs lead
+    /// to their nodes. For everybody else it is as with [`Mode::Masquerade`].
+    Routed,
+}
+
+/// The text names no mode.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("a mode is `masquerade` or `routed`")]
+pub struct UnknownMode;
+
 /// Length of a site's prefix in bits.
 pub const SITE_PREFIX_BITS: u8 = 96;
 
@@ -163,6 +181,41 @@ fn masked(address: Ipv4Addr, length: u8) -> Ipv4Addr {
         .checked_shl(32 - u32::from(length))
         .unwrap_or_default();
     Ipv4Addr::from_bits(address.to_bits() & mask)
+}
+
+impl Mode {
+    /// Every mode.
+    pub const ALL: [Self; 2] = [Self::Masquerade, Self::Routed];
+
+    /// Returns its name in the API, the store and the manual.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Masquerade => "masquerade",
+            Self::Routed => "routed",
+        }
+    }
+
+    /// Tells whether it is the mode of a site of which nothing is said.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Mode {
+    type Err = UnknownMode;
+
+    fn from_str(text: &str) -> Result<Self, UnknownMode> {
+        let named = |mode: &Self| mode.name() == text;
+        Self::ALL.into_iter().find(named).ok_or(UnknownMode)
+    }
 }
 
 impl fmt::Display for SitePrefix {

@@ -5,6 +5,7 @@
 //! each conversation and each change of the rules.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv6Addr},
     time::Instant,
@@ -31,8 +32,7 @@ mod table;
 pub(crate) struct Policy {
     rules: BTreeMap<RuleId, Rule>,
     members: HashMap<Ipv6Addr, Member>,
-    /// By which rules hosts of sites are reached.
-    sites: HashMap<SitePrefix, Box<[SiteReach]>>,
+    sites: HashMap<SitePrefix, Hosts>,
 }
 
 /// By which rules a node may reach others and be reached.
@@ -40,6 +40,13 @@ pub(crate) struct Policy {
 struct Member {
     may_reach: Box<[RuleId]>,
     reached_by: Box<[Reach]>,
+}
+
+/// By which rules hosts of a site may reach others and be reached.
+#[derive(Debug)]
+struct Hosts {
+    may_reach: Box<[SiteReach]>,
+    reached_by: Box<[SiteReach]>,
 }
 
 /// The packet filter of one node.
@@ -63,10 +70,14 @@ impl Policy {
         }
         for (&id, site) in &org.sites {
             let prefix = SitePrefix::new(org.prefix, id);
-            let reached_by = site.reached_by.clone().into();
-            policy
-                .sites
-                .extend(prefix.map(|prefix| (prefix, reached_by)));
+            let mut may_reach = site.may_reach.clone();
+            // The decision searches in order.
+            may_reach.sort_unstable();
+            let hosts = Hosts {
+                may_reach: may_reach.into(),
+                reached_by: site.reached_by.clone().into(),
+            };
+            policy.sites.extend(prefix.map(|prefix| (prefix, hosts)));
         }
         Some(policy)
     }
@@ -90,32 +101,46 @@ impl Policy {
         let (IpAddr::V6(source), IpAddr::V6(destination)) = (flow.source, flow.destination) else {
             return false;
         };
-        let Some(from) = self.members.get(&source) else {
-            return false;
+        let may_reach = match self.members.get(&source) {
+            Some(from) => Cow::from(&from.may_reach[..]),
+            None => Cow::from(self.host_may_reach(source)),
         };
-        let may_reach = &from.may_reach;
         let rule = match self.members.get(&destination) {
             Some(to) => {
                 let reached_by = to.reached_by.iter().copied();
-                policy::decide(&self.rules, may_reach, reached_by, wanted)
+                policy::decide(&self.rules, &may_reach, reached_by, wanted)
             }
             None => {
                 let reached_by = self.host_reached_by(destination);
-                policy::decide(&self.rules, may_reach, reached_by, wanted)
+                policy::decide(&self.rules, &may_reach, reached_by, wanted)
             }
         };
         rule.is_some()
     }
 
+    /// Returns by which rules a host of a site may reach others.
+    fn host_may_reach(&self, address: Ipv6Addr) -> Vec<RuleId> {
+        let rules = self.about_host(address, |hosts| &hosts.may_reach);
+        rules.map(|reach| reach.rule).collect()
+    }
+
     /// Returns how a host of a site is reached.
     fn host_reached_by(&self, address: Ipv6Addr) -> impl Iterator<Item = Reach> {
+        self.about_host(address, |hosts| &hosts.reached_by)
+    }
+
+    fn about_host(
+        &self,
+        address: Ipv6Addr,
+        list: impl Fn(&Hosts) -> &[SiteReach],
+    ) -> impl Iterator<Item = Reach> {
         let host = SitePrefix::of(address);
-        let reached_by = host.and_then(|(site, host)| {
+        let rules = host.and_then(|(site, host)| {
             let host = Ipv4Prefix::host(host).ok()?;
-            let rules = self.sites.get(&site)?;
+            let rules = list(self.sites.get(&site)?);
             Some(rules.iter().filter_map(move |rule| rule.of(host)))
         });
-        reached_by.into_iter().flatten()
+        rules.into_iter().flatten()
     }
 }
 

@@ -21,6 +21,7 @@ mod path;
 mod refusal;
 pub mod resolver;
 mod roster;
+mod routed;
 mod service;
 mod site;
 mod status;

@@ -12,6 +12,7 @@ use model::{
     id::{NodeId, OrgId},
     key::{PublicKey, SecretKey},
     map::{self, NetworkMap, Role},
+    site::Ipv4Prefix,
     status::Happened,
     zone::{Answer, Question, Zone},
 };
@@ -27,6 +28,7 @@ use crate::{
     refusal,
     resolver::server::Server,
     roster::{self, Roster},
+    routed::Routed,
     service::{self, Published, Services},
     site::{self, Sites},
 };
@@ -139,6 +141,7 @@ pub struct Node {
     asks_about_strangers: bool,
     services: Services,
     sites: Sites,
+    routed: Routed,
     server: Server,
     /// Packets of the node's own making, for peers; at most [`QUEUE_MAX`], further ones are not
     /// made.
@@ -228,6 +231,7 @@ impl Node {
             asks_about_strangers: false,
             services: Services::default(),
             sites: Sites::default(),
+            routed: Routed::default(),
             server: Server::default(),
             outgoing: VecDeque::new(),
             incoming: VecDeque::new(),
@@ -251,6 +255,7 @@ impl Node {
         self.ask_for(names);
         self.orgs.apply(now, map, former.as_ref());
         self.filter.changed();
+        self.routed.apply(map);
         self.ask_about_strangers(map.own.role == Role::Gateway);
         self.source = Source::Map(map.clone());
         self.apply_to_stack(now);
@@ -264,6 +269,7 @@ impl Node {
         let names = self.roster.apply(now, &mut self.device, &plan);
         self.ask_for(names);
         self.orgs.clear();
+        self.routed = Routed::default();
         self.ask_about_strangers(false);
         let addresses = config.interface.addresses.iter();
         self.source = Source::Config {
@@ -407,6 +413,13 @@ impl Node {
             self.tap_received(now, packet, Some(Reason::Policy.into()));
             return Outcome::Nothing;
         }
+        self.scratch.resize(packet.len().max(self.scratch.len()), 0);
+        if let Some(length) = self.routed.arriving(packet, &mut self.scratch) {
+            self.tap_received(now, packet, None);
+            let packet = &mut packet[..length];
+            packet.copy_from_slice(&self.scratch[..length]);
+            return Outcome::Packet(packet);
+        }
         let for_site = self.is_for_site(packet);
         match &self.attachment {
             Link::Tun(_) if !for_site => {
@@ -432,6 +445,7 @@ impl Node {
         length: usize,
     ) -> Outcome<'a> {
         let ecn = Ecn::of_packet(&slot[HEADER..HEADER + length]);
+        let length = self.departing(slot, length).unwrap_or(length);
         match self.send(now, slot, length) {
             Some((destination, length)) => {
                 let datagram = &slot[..length];
@@ -648,6 +662,19 @@ impl Node {
     #[must_use]
     pub fn listens_for_site(&self, listener: ListenerId) -> bool {
         self.sites.listens(listener)
+    }
+
+    /// Lists the IPv4 addresses of other sites that the machine shall route into the TUN interface,
+    /// so that hosts of the sites behind the node reach them; none unless one of these is routed.
+    #[must_use]
+    pub fn site_routes(&self) -> BTreeSet<Ipv4Prefix> {
+        self.routed.wanted()
+    }
+
+    /// Tells which of [`Node::site_routes`] the machine has. Without its route a site is reached as
+    /// if it were not routed.
+    pub fn set_site_routes(&mut self, routes: BTreeSet<Ipv4Prefix>) {
+        self.routed.set_routes(routes);
     }
 
     /// Lists the published ports that the stack listens on.

@@ -9,7 +9,7 @@ use rtnetlink::{
         AddressFamily,
         address::{AddressAttribute, AddressMessage},
         link::LinkAttribute,
-        route::{RouteAddress, RouteAttribute, RouteMessage},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric},
     },
 };
 
@@ -102,9 +102,17 @@ impl Netlink {
         Ok(true)
     }
 
-    /// Makes a route of `destination` through the interface; one that is there is replaced.
-    pub async fn add_route(&self, interface: &str, destination: Network) -> io::Result<()> {
-        let route = route_message(interface, destination)?;
+    /// Makes a route of `destination` through the interface; one that is there is replaced. With
+    /// an MTU, longer packets get an ICMP error or are fragmented.
+    pub async fn add_route(
+        &self,
+        interface: &str,
+        destination: Network,
+        mtu: Option<u32>,
+    ) -> io::Result<()> {
+        let mut route = route_message(interface, destination)?;
+        let metrics = mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
+        route.attributes.extend(metrics);
         let request = self.handle.route().add(route).replace();
         request.execute().await.map_err(into_io)
     }
@@ -293,7 +301,10 @@ mod tests {
                 address: destination.parse().unwrap(),
                 bits: 32,
             };
-            netlink.add_route(&name, destination).await.unwrap();
+            netlink
+                .add_route(&name, destination, Some(1300))
+                .await
+                .unwrap();
             let routes = netlink.routes().await.unwrap();
             let ours = |r: &&Route| r.interface == name && r.destination == destination;
             assert_eq!(routes.iter().filter(ours).count(), 1);

@@ -2,10 +2,16 @@
 
 mod network;
 
-use std::{io, net::Ipv6Addr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use anyhow::Context as _;
-use model::address::OrgPrefix;
+use model::{address::OrgPrefix, site::Ipv4Prefix};
 use node::Reason;
 use os::{
     link::{self, Watch},
@@ -48,8 +54,20 @@ pub struct Interface {
     name: String,
     tun: Watched<Tun>,
     memberships: Vec<Membership>,
+    sites: Mutex<Sites>,
     /// Turns true when the interface was deleted.
     gone: watch::Sender<bool>,
+}
+
+/// The IPv4 addresses of sites, as far as they are routed into the interface.
+#[derive(Clone, Debug, Default)]
+struct Sites {
+    wanted: BTreeSet<Ipv4Prefix>,
+    /// Where peers are.
+    endpoints: Vec<Ipv4Addr>,
+    routed: BTreeSet<Ipv4Prefix>,
+    /// What was said already of those that are not.
+    conflicts: BTreeMap<Ipv4Prefix, String>,
 }
 
 /// The name of the interface when nobody chooses another.
@@ -88,6 +106,7 @@ impl Attachment {
             name: wanted.name.clone(),
             tun: Watched::new(tun).context("TUN: register the interface")?,
             memberships,
+            sites: Mutex::default(),
             gone: watch::Sender::new(false),
         };
         interface.configure().await?;
@@ -198,8 +217,51 @@ impl Interface {
         Ok(())
     }
 
+    /// Routes the IPv4 addresses that are `wanted` into the interface, and no others any more; none
+    /// by which a peer is reached, and none that something else on this machine has a route for.
+    /// Returns which are routed.
+    pub(super) async fn route(
+        &self,
+        wanted: BTreeSet<Ipv4Prefix>,
+        endpoints: Vec<Ipv4Addr>,
+    ) -> anyhow::Result<BTreeSet<Ipv4Prefix>> {
+        let former = self.sites().clone();
+        if wanted.is_empty() && former.wanted.is_empty() {
+            return Ok(wanted);
+        }
+        if former.wanted.is_empty() {
+            network::forward(&self.name);
+        }
+        let routes = network::route(&self.name, &former.routed, &wanted, &endpoints).await?;
+        for (prefix, conflict) in &routes.conflicts {
+            if former.conflicts.get(prefix) != Some(conflict) {
+                tracing::warn!("site: {conflict}; its devices are not reached by IPv4");
+            }
+        }
+        let mut sites = self.sites();
+        *sites = Sites {
+            wanted,
+            endpoints,
+            routed: routes.routed,
+            conflicts: routes.conflicts,
+        };
+        Ok(sites.routed.clone())
+    }
+
+    fn sites(&self) -> MutexGuard<'_, Sites> {
+        self.sites.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn configure(&self) -> anyhow::Result<()> {
-        network::configure(&self.name, &self.memberships).await
+        network::configure(&self.name, &self.memberships).await?;
+        // What was routed went when the interface was taken down.
+        let (wanted, endpoints) = {
+            let mut sites = self.sites();
+            sites.routed.clear();
+            (sites.wanted.clone(), sites.endpoints.clone())
+        };
+        self.route(wanted, endpoints).await?;
+        Ok(())
     }
 
     async fn readable(&self) {

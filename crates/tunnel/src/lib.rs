@@ -190,6 +190,27 @@ impl Tunnel {
         self.shared.attachment.interface().map(|i| i.name())
     }
 
+    /// Lets the machine route the IPv4 addresses of other sites as the node's map wants it, once
+    /// it is known where peers are, so that no route takes their way. Call it again whenever the
+    /// map or an endpoint has changed. Without an interface there is nothing to do.
+    pub async fn route_sites(&self) -> anyhow::Result<()> {
+        let Some(interface) = self.shared.attachment.interface() else {
+            return Ok(());
+        };
+        let (wanted, endpoints) = self.with(|node, _| (node.site_routes(), node.endpoints()));
+        if endpoints.is_empty() {
+            return Ok(());
+        }
+        let v4 = |(_, endpoint): (_, SocketAddr)| match endpoint.ip() {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        };
+        let endpoints = endpoints.into_iter().filter_map(v4).collect();
+        let routed = interface.route(wanted, endpoints).await?;
+        self.with(|node, _| node.set_site_routes(routed));
+        Ok(())
+    }
+
     /// Lives as long as the interface works, and says why it does not any more.
     pub async fn interface_ended(&self) -> anyhow::Error {
         match self.shared.attachment.interface() {

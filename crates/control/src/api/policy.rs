@@ -222,8 +222,7 @@ fn check(terms: &Terms) -> Result<(), ApiError> {
             return refuse(format!("`{field}` of a rule has 1 to {TERMS_MAX} items"));
         }
     }
-    let is_only_reached =
-        |selector: &&Selector| matches!(selector, Selector::Service(_) | Selector::Site { .. });
+    let is_only_reached = |selector: &&Selector| matches!(selector, Selector::Service(_));
     if let Some(reached) = terms.from.iter().find(is_only_reached) {
         return refuse(format!("`{reached}` is reached and sends nothing"));
     }

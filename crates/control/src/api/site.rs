@@ -64,17 +64,13 @@ pub(super) async fn add(
     access: Access,
     Body(request): Body<NewSite>,
 ) -> Result<(StatusCode, Json<api::Site>), ApiError> {
-    let NewSite {
-        name,
-        node: id,
-        prefixes,
-    } = request;
+    let (name, id) = (&request.name, request.node);
     let refuse = |code, message: String| Err(ApiError::new(code, message));
     if name.is_reserved() {
         let message = format!("`{name}` has a meaning of its own and cannot name a site");
         return refuse(ErrorCode::NameReserved, message);
     }
-    are_apart(&prefixes)?;
+    are_apart(&request.prefixes)?;
     let mut change = server.change().await?;
     let connection = change.connection();
     let node = storage::node::node(connection, id).await?;
@@ -86,7 +82,7 @@ pub(super) async fn add(
         let message = "a gateway leads to no site: name a node behind which it lies".to_owned();
         return refuse(ErrorCode::MalformedRequest, message);
     };
-    let same = storage::site::sites(connection, Some(org), Some(&name), 0, 1).await?;
+    let same = storage::site::sites(connection, Some(org), Some(name), 0, 1).await?;
     if let Some(other) = same.first() {
         let message = format!(
             "there is a site `{name}` behind `{}` already",
@@ -100,7 +96,7 @@ pub(super) async fn add(
     }
     let now = change.now();
     let connection = change.connection();
-    let id = storage::site::insert(connection, now, org, &name, id, &prefixes).await?;
+    let id = storage::site::insert(connection, now, org, &request).await?;
     let site = storage::site::site(connection, id).await?;
     let site = site.ok_or_else(ApiError::not_found)?;
     let entry = Entry {
@@ -156,8 +152,8 @@ fn in_words(site: &Site) -> String {
     let prefixes: Vec<_> = site.prefixes.iter().map(ToString::to_string).collect();
     let prefixes = prefixes.join(",");
     format!(
-        "site:{} {} node:{} {prefixes}",
-        site.id, site.name, site.node
+        "site:{} {} node:{} {prefixes} {}",
+        site.id, site.name, site.node, site.mode
     )
 }
 
@@ -170,6 +166,7 @@ fn described(site: Site) -> Result<api::Site, ApiError> {
         node: site.node,
         node_name: site.node_name,
         prefixes: site.prefixes,
+        mode: site.mode,
         network: network.ok_or(Error::Corrupt("id"))?,
         created: Timestamp(site.created),
     })

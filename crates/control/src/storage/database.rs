@@ -100,6 +100,11 @@ const SQLITE: Migrations = &[
         "peer",
         include_str!("../../migrations/sqlite/0010_peer.sql"),
     ),
+    (
+        11,
+        "site_mode",
+        include_str!("../../migrations/sqlite/0011_site_mode.sql"),
+    ),
 ];
 
 /// Numbered as those of SQLite: no PostgreSQL is older than the eighth.
@@ -118,6 +123,11 @@ const POSTGRES: Migrations = &[
         10,
         "peer",
         include_str!("../../migrations/postgres/0010_peer.sql"),
+    ),
+    (
+        11,
+        "site_mode",
+        include_str!("../../migrations/postgres/0011_site_mode.sql"),
     ),
 ];
 

@@ -2,9 +2,10 @@
 
 use model::{
     address::OrgPrefix,
+    api::NewSite,
     id::{NodeId, OrgId, SiteId},
     name::Label,
-    site::Ipv4Prefix,
+    site::{Ipv4Prefix, Mode},
 };
 use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
@@ -21,6 +22,7 @@ pub(crate) struct Site {
     pub(crate) node: NodeId,
     pub(crate) node_name: Label,
     pub(crate) prefixes: Vec<Ipv4Prefix>,
+    pub(crate) mode: Mode,
     pub(crate) created: i64,
 }
 
@@ -29,18 +31,17 @@ pub(crate) async fn insert(
     connection: &mut AnyConnection,
     now: i64,
     org: OrgId,
-    name: &Label,
-    node: NodeId,
-    prefixes: &[Ipv4Prefix],
+    site: &NewSite,
 ) -> Result<SiteId, Error> {
     let row = sqlx::query(
-        "INSERT INTO site (org, name, node, prefixes, created)
-         VALUES ($1, $2, $3, $4, $5) RETURNING id",
+        "INSERT INTO site (org, name, node, prefixes, mode, created)
+         VALUES ($1, $2, $3, $4, $5, $6) RETURNING id",
     )
     .bind(org.0)
-    .bind(name.as_str())
-    .bind(node.0)
-    .bind(joined(prefixes))
+    .bind(site.name.as_str())
+    .bind(site.node.0)
+    .bind(joined(&site.prefixes))
+    .bind(site.mode.name())
     .bind(now)
     .fetch_one(connection)
     .await?;
@@ -135,6 +136,7 @@ fn parse(row: AnyRow) -> Result<Site, Error> {
         node: NodeId(row.try_get("node")?),
         node_name: text(&row, "node_name")?,
         prefixes: split(&row, "prefixes")?,
+        mode: text(&row, "mode")?,
         created: row.try_get("created")?,
     })
 }

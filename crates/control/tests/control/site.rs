@@ -6,7 +6,7 @@ use model::{
     id::{NodeId, RuleId},
     map::NetworkMap,
     policy::SiteReach,
-    site::SitePrefix,
+    site::{Mode, SitePrefix},
     token::Token,
 };
 use serde_json::json;
@@ -57,7 +57,11 @@ impl Stage {
     }
 
     async fn ask(&self, to: &str) -> Answer {
-        let question = json!({"from": "node-paris", "to": to, "wanted": "22/tcp"});
+        self.ask_from("node-paris", to).await
+    }
+
+    async fn ask_from(&self, from: &str, to: &str) -> Answer {
+        let question = json!({"from": from, "to": to, "wanted": "22/tcp"});
         let questions = json!({"questions": [question]});
         let path = "/v1/policy/questions";
         let reply = self.world.post(path, &self.admin, &questions).await;
@@ -104,6 +108,51 @@ async fn every_map_has_the_sites_and_their_rules() {
 }
 
 #[tokio::test]
+async fn hosts_of_a_site_speak_by_the_rules_from_it() {
+    let stage = Stage::new().await;
+    let site = json!({
+        "name": "paris", "node": stage.paris.id, "prefixes": ["192.168.1.0/24"], "mode": "routed"
+    });
+    let reply = stage.world.post("/v1/sites", &stage.admin, &site).await;
+    let paris: Site = reply.parse();
+    assert_eq!(paris.mode, Mode::Routed);
+    let rome = stage.add("rome", stage.rome.id, &["10.9.0.0/16"]).await;
+    assert_eq!(rome.mode, Mode::Masquerade);
+    let rule = json!({
+        "from": ["site:paris:192.168.1.0/25", "site:rome"], "to": ["site:rome"], "traffic": ["22"]
+    });
+    let reply = stage.world.post("/v1/rules", &stage.admin, &rule).await;
+    assert_eq!(reply.status, StatusCode::CREATED, "{}", reply.text());
+    let map = stage.map(&stage.rome).await;
+    let org = map.own_org().expect("the own organisation");
+    let reach = |hosts: Option<&str>| SiteReach {
+        rule: RuleId(2),
+        hosts: hosts.map(|text| text.parse().expect("a prefix")),
+    };
+    let site = &org.sites[&paris.id];
+    assert_eq!(site.mode, Mode::Routed);
+    assert_eq!(site.may_reach, [reach(Some("192.168.1.0/25"))]);
+    assert_eq!(site.reached_by, []);
+    let site = &org.sites[&rome.id];
+    assert_eq!(
+        (&site.may_reach[..], &site.reached_by[..]),
+        (&[reach(None)][..], &[reach(None)][..])
+    );
+    for (from, verdict) in [
+        ("site:paris:192.168.1.7", Verdict::Allowed),
+        ("site:paris", Verdict::Partly),
+        ("site:paris:192.168.1.200", Verdict::Refused),
+        ("site:bern", Verdict::NobodySends),
+    ] {
+        let answer = stage.ask_from(from, "site:rome").await;
+        assert_eq!(answer.verdict, verdict, "{from}");
+    }
+    let service = json!({"from": ["service:db"], "to": ["machines"], "traffic": ["22"]});
+    let reply = stage.world.post("/v1/rules", &stage.admin, &service).await;
+    reply.is(ErrorCode::MalformedRequest);
+}
+
+#[tokio::test]
 async fn a_site_without_meaning_is_refused() {
     let stage = Stage::new().await;
     let (admin, node) = (&stage.admin, stage.paris.id);
@@ -143,6 +192,7 @@ async fn a_site_without_meaning_is_refused() {
         name: label("rome"),
         node,
         prefixes: vec!["10.0.0.0/8".parse().expect("a prefix")],
+        mode: Mode::default(),
     };
     let reply = stage
         .world
@@ -197,8 +247,4 @@ async fn questions_about_a_site_are_answered_for_all_hosts_that_they_name() {
     let answer = stage.ask("site:paris").await;
     assert_eq!(answer.verdict, Verdict::Allowed);
     assert_eq!(answer.example.expect("an example").to, label("paris"));
-    // A site is only reached.
-    let rule = json!({"from": ["site:paris"], "to": ["*"]});
-    let reply = stage.world.post("/v1/rules", &stage.admin, &rule).await;
-    reply.is(ErrorCode::MalformedRequest);
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use model::{
     api::{ListQuery, NewSite, Site},
     name::Label,
-    site::Ipv4Prefix,
+    site::{Ipv4Prefix, Mode},
 };
 
 use crate::{
@@ -22,8 +22,14 @@ use crate::{
 /// A site is one or several LANs behind a node, such as an office: devices there are reached
 /// through the node and need nothing installed. The device 192.168.1.10 of the site `paris` has
 /// the name `192-168-1-10.paris.site.internal`, so two sites with the same addresses are both
-/// reached. Nobody reaches a site until a rule names it. The node needs no privileges: it opens
-/// ordinary connections, so devices see its address, and open none to the network themselves.
+/// reached. Nobody reaches a site until a rule names it.
+///
+/// With `--mode masquerade` the node needs no privileges: it opens ordinary connections, so devices
+/// see its address, and open none to the network themselves. With `--mode routed` and an interface
+/// (`ginnel up --tun`) devices of two sites see each other's own addresses and both may open
+/// connections, as rules from `site:NAME` allow. For that the node's machine forwards IPv4, and the
+/// router of its LAN has a route for the other sites' addresses to it. Sites that share addresses
+/// with others, and everybody who is not in a site, are served as with `masquerade`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -38,7 +44,9 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   ginnel site add paris --node office --prefix 192.168.1.0/24
+  ginnel site add rome --node attic --prefix 192.168.2.0/24 --mode routed
   ginnel policy add --from role:developer --to site:paris
+  ginnel policy add --from site:rome --to site:paris --allow 443
   ginnel policy add --from user:alice --to site:paris:192.168.1.10 --allow 22
   ginnel dial 192-168-1-10.paris.site 22
   ginnel site list
@@ -63,6 +71,9 @@ enum Action {
         /// The addresses of its devices; may be repeated
         #[arg(long, required = true, value_name = "ADDRESS/LENGTH")]
         prefix: Vec<Ipv4Prefix>,
+        /// How devices and the network reach each other
+        #[arg(long, default_value = "masquerade", value_name = "masquerade|routed")]
+        mode: Mode,
     },
     /// Remove a site: its devices are reached no more
     Remove {
@@ -88,11 +99,17 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
             let site = find(&client, org, &name).await?;
             terminal::show(&site, COLUMNS, global.json)?;
         }
-        Action::Add { name, node, prefix } => {
+        Action::Add {
+            name,
+            node,
+            prefix,
+            mode,
+        } => {
             let request = NewSite {
                 name,
                 node: node::find(&client, org, &node).await?.id,
                 prefixes: prefix,
+                mode,
             };
             let site = client.add_site(&request).await?;
             terminal::show(&site, COLUMNS, global.json)?;
@@ -138,6 +155,7 @@ const COLUMNS: &[Column<Site>] = &[
         let prefixes: Vec<_> = site.prefixes.iter().map(ToString::to_string).collect();
         prefixes.join(",")
     }),
+    ("MODE", |site| site.mode.to_string()),
     ("NETWORK", |site| site.network.to_string()),
     ("CREATED", |site| time(site.created)),
 ];

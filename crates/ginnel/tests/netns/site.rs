@@ -190,18 +190,18 @@ impl Drop for Scene {
     }
 }
 
-fn ginnel(mut command: Command, state: &Path, line: &[&str]) -> Command {
+pub(super) fn ginnel(mut command: Command, state: &Path, line: &[&str]) -> Command {
     command.args(line).env("GINNEL_STATE", state);
     command.env_remove("XDG_RUNTIME_DIR").current_dir("/");
     command
 }
 
-fn finish(mut command: Command) -> Output {
+pub(super) fn finish(mut command: Command) -> Output {
     command.output().expect("ip runs")
 }
 
 #[track_caller]
-fn succeeded(output: &Output) -> String {
+pub(super) fn succeeded(output: &Output) -> String {
     assert!(output.status.success(), "{}", text(output));
     String::from_utf8(output.stdout.clone()).expect("UTF-8")
 }
@@ -228,7 +228,7 @@ fn join(one: &Space, its: [u8; 4], other: &Space, others: [u8; 4]) {
 }
 
 /// A device's page: its office, and whom it sees.
-fn serve(space: &Space, address: SocketAddr, name: &'static str) {
+pub(super) fn serve(space: &Space, address: SocketAddr, name: &'static str) {
     let listener = space.enter(|| TcpListener::bind(address).expect("a free port"));
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {

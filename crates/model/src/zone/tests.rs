@@ -4,7 +4,9 @@ use super::*;
 use crate::{
     id::{NodeId, SiteId},
     key::PublicKey,
-    map, ssh,
+    map,
+    site::Mode,
+    ssh,
 };
 
 fn label(text: &str) -> Label {
@@ -47,6 +49,8 @@ fn organisation(org: u8, name: &str) -> Org {
         name: label("paris"),
         node: NodeId(1),
         prefixes: vec!["192.168.1.0/24".parse().expect("a prefix")],
+        mode: Mode::default(),
+        may_reach: Vec::new(),
         reached_by: Vec::new(),
     };
     Org {

@@ -59,6 +59,22 @@ impl Node {
             && ip::addresses(packet).is_ok_and(|found| self.sites.contain(found.destination))
     }
 
+    /// Turns what a host of a routed site behind the node sends into what the network carries, in
+    /// its slot; `None` for everything else.
+    pub(super) fn departing(&mut self, slot: &mut [u8], length: usize) -> Option<usize> {
+        if slot.get(HEADER)? >> 4 != 4 {
+            return None;
+        }
+        let router = self.orgs.own().next()?;
+        let room = slot.len().checked_sub(HEADER)?;
+        self.scratch.resize(room.max(self.scratch.len()), 0);
+        let packet = &slot[HEADER..HEADER + length];
+        let routed = &self.routed;
+        let length = routed.departing(packet, router, &mut self.scratch[..room])?;
+        slot[HEADER..HEADER + length].copy_from_slice(&self.scratch[..length]);
+        Some(length)
+    }
+
     /// Passes on a packet that `from` sealed: it lies behind the header in `datagram`.
     pub(super) fn forward<'a>(
         &'a mut self,
@@ -311,6 +327,12 @@ impl Node {
         };
         match &mut self.attachment {
             Link::Tun(_) => {
+                let mut translated = vec![0; error.len()];
+                let length = self.routed.arriving(&error, &mut translated);
+                let error = match length {
+                    Some(length) => translated[..length].to_vec(),
+                    None => error,
+                };
                 self.push_incoming(error);
             }
             Link::Netstack(stack) => {

@@ -8,5 +8,6 @@ mod names;
 mod plain;
 mod policy;
 mod reach;
+mod routed;
 mod site;
 mod world;

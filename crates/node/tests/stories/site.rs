@@ -14,7 +14,7 @@ use model::{
     id::{NodeId, RuleId, SiteId},
     map,
     policy::{Rule, SiteReach},
-    site::SitePrefix,
+    site::{Mode, SitePrefix},
 };
 use netstack::{CloseReason, ConnectionId, EchoRequest, Received};
 use node::{Attachment, Discard, Event, Reason};
@@ -41,6 +41,8 @@ fn installation(rules: &[(i64, Option<&str>, &str)]) -> Installation {
             name: label(name),
             node: NodeId(node),
             prefixes: prefixes.collect(),
+            mode: Mode::default(),
+            may_reach: Vec::new(),
             reached_by: about
                 .map(|(rule, (_, hosts, _))| SiteReach {
                     rule,

@@ -1,14 +1,18 @@
 //! Address and route of the interface, and whether its prefix is free on this machine.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs, io,
-    net::{IpAddr, Ipv6Addr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     time::Duration,
 };
 
 use anyhow::Context as _;
-use model::address::{ORG_PREFIX_BITS, OrgPrefix};
+use model::{
+    address::{ORG_PREFIX_BITS, OrgPrefix},
+    site::Ipv4Prefix,
+};
 use os::net::{Netlink, Network, Route};
 use tokio::time;
 
@@ -36,7 +40,7 @@ pub(super) async fn configure(name: &str, memberships: &[Membership]) -> anyhow:
         netlink.set_up(name, true).await?;
         for membership in memberships {
             let all = network(membership.prefix.network(), ORG_PREFIX_BITS);
-            netlink.add_route(name, all).await?;
+            netlink.add_route(name, all, None).await?;
             usable(membership.address).await?;
         }
         io::Result::Ok(())
@@ -59,6 +63,65 @@ pub async fn routes_are_free(name: &str, prefix: OrgPrefix) -> anyhow::Result<()
     match conflict(&routes, name, prefix) {
         Some(conflict) => Err(refusal(conflict, prefix)),
         None => Ok(()),
+    }
+}
+
+/// Which IPv4 addresses of sites are routed into an interface, and why others are not.
+pub(super) struct SiteRoutes {
+    pub(super) routed: BTreeSet<Ipv4Prefix>,
+    pub(super) conflicts: BTreeMap<Ipv4Prefix, String>,
+}
+
+/// So much of IPv4 fits the MTU inside the network once it is translated: the header of IPv6 is 20
+/// bytes longer, and a fragment header takes 8.
+const SITE_MTU: u32 = 1280 - 20 - 8;
+
+/// Routes `wanted` into the interface `name`, and what of `former` cannot stay no more. What holds
+/// an endpoint, or is routed elsewhere before it is routed here, is left alone.
+pub(super) async fn route(
+    name: &str,
+    former: &BTreeSet<Ipv4Prefix>,
+    wanted: &BTreeSet<Ipv4Prefix>,
+    endpoints: &[Ipv4Addr],
+) -> anyhow::Result<SiteRoutes> {
+    let netlink = Netlink::open().context("TUN: open netlink")?;
+    let routes = netlink.routes().await.context("TUN: list the routes")?;
+    let (mut routed, mut conflicts) = (BTreeSet::new(), BTreeMap::new());
+    for &prefix in wanted {
+        let what = format!("{prefix} of a site");
+        if let Some(endpoint) = endpoints.iter().find(|address| prefix.contains(**address)) {
+            conflicts.insert(prefix, format!("{what} holds the gateway's own {endpoint}"));
+            continue;
+        }
+        let elsewhere_first = site_conflict(&routes, name, prefix);
+        if let Some(route) = elsewhere_first.filter(|_| !former.contains(&prefix)) {
+            conflicts.insert(prefix, elsewhere(route, &what));
+            continue;
+        }
+        let added = netlink.add_route(name, site(prefix), Some(SITE_MTU)).await;
+        added.with_context(|| format!("TUN: route {prefix}"))?;
+        routed.insert(prefix);
+    }
+    for gone in former.difference(&routed) {
+        let removed = netlink.remove_route(name, site(*gone)).await;
+        removed.with_context(|| format!("TUN: remove the route to {gone}"))?;
+    }
+    Ok(SiteRoutes { routed, conflicts })
+}
+
+/// Lets the kernel forward what the interface brings; the setting goes with the interface. The
+/// other direction is the administrator's, because it opens the LAN to more than sites.
+pub(super) fn forward(name: &str) {
+    let path = format!("/proc/sys/net/ipv4/conf/{name}/forwarding");
+    if let Err(error) = fs::write(&path, "1") {
+        tracing::warn!(%error, path, "site: this machine does not forward");
+    }
+    let all = fs::read_to_string("/proc/sys/net/ipv4/ip_forward");
+    if all.is_ok_and(|text| text.trim() == "0") {
+        tracing::warn!(
+            "site: devices of this LAN reach other sites only when this machine forwards for them: \
+             sysctl -w net.ipv4.ip_forward=1"
+        );
     }
 }
 
@@ -106,25 +169,51 @@ fn conflict<'r>(routes: &'r [Route], name: &str, prefix: OrgPrefix) -> Option<&'
     })
 }
 
+/// Finds a route of another interface that shares addresses with a site's prefix; a default route
+/// does not count.
+fn site_conflict<'r>(routes: &'r [Route], name: &str, prefix: Ipv4Prefix) -> Option<&'r Route> {
+    routes.iter().find(|route| {
+        let Network { address, bits } = route.destination;
+        let IpAddr::V4(address) = address else {
+            return false;
+        };
+        let shared = bits.min(prefix.length());
+        let first_bits = |address: Ipv4Addr| address.to_bits() >> (32 - u32::from(shared));
+        bits > 0 && route.interface != name && first_bits(address) == first_bits(prefix.address())
+    })
+}
+
+fn site(prefix: Ipv4Prefix) -> Network {
+    Network {
+        address: IpAddr::V4(prefix.address()),
+        bits: prefix.length(),
+    }
+}
+
 fn first_bits(address: Ipv6Addr, bits: u8) -> u128 {
     let mask = u128::MAX.checked_shl(128 - u32::from(bits));
     address.to_bits() & mask.unwrap_or(0)
 }
 
 fn refusal(route: &Route, prefix: OrgPrefix) -> anyhow::Error {
+    let what = format!("TUN: {prefix} of the organisation");
+    advise(
+        elsewhere(route, &what),
+        "remove that route, or use `ginnel up --user`, which needs none",
+    )
+}
+
+/// Says that `what` is routed elsewhere, and where.
+fn elsewhere(route: &Route, what: &str) -> String {
     let Network { address, bits } = route.destination;
     let mut message = format!(
-        "TUN: {prefix} of the organisation is routed elsewhere on this machine: {address}/{bits} \
-         through `{}`",
+        "{what} is routed elsewhere on this machine: {address}/{bits} through `{}`",
         route.interface
     );
     if let Some(gateway) = route.gateway {
         write!(message, " by {gateway}").expect("a string takes everything");
     }
-    advise(
-        message,
-        "remove that route, or use `ginnel up --user`, which needs none",
-    )
+    message
 }
 
 fn network(address: Ipv6Addr, bits: u8) -> Network {
@@ -158,6 +247,32 @@ mod tests {
         check("fd12:3456:789a:1::7", 128, "eth0", true);
         check("fd12:3456:789a:1::", 64, "", true);
         check("fc00::", 7, "wg0", true);
+    }
+
+    #[test]
+    fn a_route_that_shares_addresses_with_a_site_is_named() {
+        let conflict = |destination: &str, bits, interface: &str| {
+            let route = Route {
+                destination: Network {
+                    address: destination.parse().unwrap(),
+                    bits,
+                },
+                interface: interface.to_owned(),
+                gateway: Some("10.0.0.1".parse().unwrap()),
+                metric: 600,
+            };
+            let prefix = "192.168.200.0/24".parse().unwrap();
+            let found = site_conflict(std::slice::from_ref(&route), "ginnel0", prefix);
+            found.map(|route| elsewhere(route, "it"))
+        };
+        let said = "it is routed elsewhere on this machine: 192.168.200.0/24 through `eth0` by \
+                    10.0.0.1";
+        assert_eq!(conflict("192.168.200.0", 24, "eth0").as_deref(), Some(said));
+        assert!(conflict("192.168.0.0", 16, "wg0").is_some());
+        assert!(conflict("192.168.200.7", 32, "docker0").is_some());
+        assert!(conflict("192.168.200.0", 24, "ginnel0").is_none());
+        assert!(conflict("192.168.201.0", 24, "eth0").is_none());
+        assert!(conflict("0.0.0.0", 0, "eth0").is_none());
     }
 
     #[test]

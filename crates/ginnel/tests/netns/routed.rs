@@ -1,0 +1,358 @@
+//! Two offices whose plain devices reach each other through one node each, with their own
+//! addresses; behind routers that translate addresses to the outside and have one static route.
+//!
+//! ```text
+//!   b .55 ─┐                                              ┌─ d .244
+//!          ├─ router .1 ── NAT ── hub: server ── NAT ── router .1 ─┤
+//!   a .2 ──┘  192.168.201.0/24               192.168.200.0/24      └── c .2
+//! ```
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    path::PathBuf,
+    process::Command,
+    thread,
+};
+
+use super::{
+    attachment::{Running, word},
+    site::{finish, ginnel, serve, succeeded},
+    world::{Apart, GINNEL, LONG, Space, World, find, lacks, text, unique, within},
+};
+
+const HUB: Ipv4Addr = Ipv4Addr::new(10, 97, 0, 1);
+
+/// A LAN, its router and NAT, the node in it and a device that has nothing installed.
+struct Office {
+    name: &'static str,
+    net: u8,
+    device_host: u8,
+    router: Apart,
+    node: Apart,
+    device: Apart,
+}
+
+struct Scene {
+    // Programs end before their namespaces go.
+    running: Vec<Running>,
+    directory: tempfile::TempDir,
+    hub: Apart,
+    offices: [Office; 2],
+}
+
+impl Office {
+    fn new(name: &'static str, net: u8, device_host: u8) -> Self {
+        let [router, node, device] = [(); 3].map(|()| Apart::new());
+        Self {
+            name,
+            net,
+            device_host,
+            router,
+            node,
+            device,
+        }
+    }
+
+    fn host(&self, host: u8) -> Ipv4Addr {
+        Ipv4Addr::new(192, 168, self.net, host)
+    }
+
+    fn address(&self) -> IpAddr {
+        self.host(self.device_host).into()
+    }
+
+    fn prefix(&self) -> String {
+        format!("192.168.{}.0/24", self.net)
+    }
+
+    /// Lays the cables of the LAN, and the one to the hub.
+    fn lay(&self, hub: &Space) {
+        let router = &self.router.0;
+        switch(router, self.host(1));
+        for (space, host) in [(&self.node.0, 2), (&self.device.0, self.device_host)] {
+            plug(router, space, &unique("v"), self.host(host).octets());
+            let gateway = self.host(1).to_string();
+            space.ip(&["route", "add", "default", "via", &gateway]);
+        }
+        plug(hub, router, &unique("v"), [10, 97, 0, self.net]);
+        forward(router);
+        let rules = "add table ip nat; \
+                     add chain ip nat out { type nat hook postrouting priority srcnat; }; \
+                     add rule ip nat out ip daddr 10.97.0.0/24 masquerade";
+        let mut nft = router.command("nft");
+        succeeded(&finish({
+            nft.arg(rules);
+            nft
+        }));
+    }
+
+    /// The one static route of the LAN's router.
+    fn route(&self, other: &Self) {
+        let (prefix, node) = (other.prefix(), self.host(2).to_string());
+        self.router.0.ip(&["route", "add", &prefix, "via", &node]);
+    }
+
+    fn routes(&self) -> String {
+        let mut ip = self.node.0.command("ip");
+        ip.args(["-4", "route"]);
+        succeeded(&finish(ip))
+    }
+}
+
+/// Gives a machine a switch of its own.
+fn switch(space: &Space, address: Ipv4Addr) {
+    space.ip(&["link", "add", "switch", "type", "bridge"]);
+    space.ip(&["link", "set", "switch", "up"]);
+    space.add_address("switch", address.into());
+}
+
+/// Lays a cable from the switch of a machine to another one.
+fn plug(switch: &Space, space: &Space, link: &str, address: [u8; 4]) {
+    let port = unique("v");
+    let cable = ["link", "add", &port, "type", "veth", "peer", "name", link];
+    switch.ip(&[&cable[..], &["netns", &space.name]].concat());
+    switch.ip(&["link", "set", &port, "master", "switch", "up"]);
+    space.add_address(link, IpAddr::from(address));
+    space.ip(&["link", "set", link, "up"]);
+}
+
+/// Makes a machine a router, as its administrator would.
+fn forward(space: &Space) {
+    let setting = "/proc/sys/net/ipv4/ip_forward";
+    space.enter(|| fs::write(setting, "1").expect("root"));
+}
+
+impl Scene {
+    fn new() -> Option<Self> {
+        for tool in ["curl", "nft"] {
+            if find(tool).is_none() {
+                lacks("NETNS", &format!("`{tool}` is not installed"));
+                return None;
+            }
+        }
+        // It says why if this machine has no namespaces.
+        drop(World::new()?);
+        let mut scene = Self {
+            running: Vec::new(),
+            directory: tempfile::tempdir().expect("a temporary directory"),
+            hub: Apart::new(),
+            offices: [
+                Office::new("shenzhen", 201, 55),
+                Office::new("beijing", 200, 244),
+            ],
+        };
+        switch(&scene.hub.0, HUB);
+        let [one, other] = &scene.offices;
+        for (office, far) in [(one, other), (other, one)] {
+            office.lay(&scene.hub.0);
+            office.route(far);
+            forward(&office.node.0);
+        }
+        scene.enrol();
+        Some(scene)
+    }
+
+    fn enrol(&mut self) {
+        let mut server = self.hub.0.command(GINNEL);
+        server.args(["server", "--listen", "10.97.0.1:8443"]);
+        server.args(["--wireguard", "10.97.0.1:51820"]);
+        server.arg("--data").arg(self.path("data"));
+        let server = self.start(server, "ginnel-login-");
+        let url = word(&server.said(), "https://");
+        let admin = word(&server.said(), "ginnel-login-");
+        self.running.push(server);
+        self.run(&["login", &url, "--token", &admin, "--name", "laptop"]);
+        for number in 0..self.offices.len() {
+            let token = word(&self.run(&["token", "add"]), "ginnel-join-");
+            let Office { name, .. } = self.offices[number];
+            let prefix = self.offices[number].prefix();
+            let line = ["join", &url, "--token", &token, "--name", name];
+            succeeded(&finish(self.at_office(number, &line)));
+            let line = ["site", "add", name, "--node", name, "--prefix", &prefix];
+            self.run(&[&line[..], &["--mode", "routed"]].concat());
+            let up = self.up(number);
+            self.running.push(up);
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn start(&self, mut command: Command, sign: &str) -> Running {
+        Running::spawn(&mut command, self.path(&unique("log")), sign)
+    }
+
+    fn up(&self, number: usize) -> Running {
+        self.start(self.at_office(number, &["up", "--tun"]), "is ready")
+    }
+
+    /// A command of the administrator, who is somewhere else.
+    fn command(&self, line: &[&str]) -> Command {
+        ginnel(self.hub.0.command(GINNEL), &self.path("laptop"), line)
+    }
+
+    /// Runs a command of the administrator, which has to succeed.
+    #[track_caller]
+    fn run(&self, line: &[&str]) -> String {
+        succeeded(&finish(self.command(line)))
+    }
+
+    fn at_office(&self, number: usize, line: &[&str]) -> Command {
+        let Office { name, node, .. } = &self.offices[number];
+        ginnel(node.0.command(GINNEL), &self.path(name), line)
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        // The administrator's agent was started on demand.
+        self.command(&["logout", "--force"]).output().ok();
+    }
+}
+
+fn curl(space: &Space, host: IpAddr) -> String {
+    let mut curl = space.command("curl");
+    curl.args(["-sS", "-m", "60", &format!("http://{host}/")]);
+    text(&finish(curl))
+}
+
+/// Sends datagrams, the last one in fragments, which come back from whoever they seem to come from.
+fn exchange(from: &Space, to: &Space, own: IpAddr, far: IpAddr) {
+    let bound = |space: &Space, address| {
+        let socket = space.enter(|| UdpSocket::bind(SocketAddr::new(address, 0)));
+        let socket = socket.expect("a free port");
+        socket.set_read_timeout(Some(LONG)).expect("a bound");
+        socket
+    };
+    let (near, distant) = (bound(from, own), bound(to, far));
+    let port = distant.local_addr().expect("it is bound").port();
+    let lengths = [1, 1000, 4000];
+    let echo = thread::spawn(move || {
+        for _ in lengths {
+            let mut datagram = [0; 8192];
+            let (length, peer) = distant.recv_from(&mut datagram).expect("it arrives");
+            assert_eq!(peer.ip(), own, "its own address");
+            let sent = distant.send_to(&datagram[..length], peer);
+            sent.expect("it leaves");
+        }
+    });
+    for length in lengths {
+        let sent: Vec<u8> = (0..length).map(|n: usize| n.to_le_bytes()[n % 2]).collect();
+        near.send_to(&sent, (far, port)).expect("it leaves");
+        let mut datagram = [0; 8192];
+        let (length, peer) = near.recv_from(&mut datagram).expect("it comes back");
+        assert_eq!((&datagram[..length], peer.ip()), (&sent[..], far));
+    }
+    echo.join().expect("the echo ends well");
+}
+
+/// Lets devices of both offices, which may reach each other, do so by every protocol.
+fn meet([one, other]: &[Office; 2]) {
+    for (near, far) in [(one, other), (other, one)] {
+        let page = curl(&near.device.0, far.address());
+        assert_eq!(page, format!("{} sees {}", far.name, near.address()));
+        let (from, to) = (&near.device.0, &far.device.0);
+        exchange(from, to, near.address(), far.address());
+        from.transfer(to, far.address(), 1_000_000);
+    }
+    // Nobody listens: the host's own refusal comes back, not silence.
+    let refused = {
+        let mut curl = one.device.0.command("curl");
+        curl.args([
+            "-sS",
+            "-m",
+            "60",
+            &format!("http://{}:81/", other.address()),
+        ]);
+        text(&finish(curl))
+    };
+    assert!(refused.contains("Failed to connect"), "{refused}");
+    assert!(!refused.contains("timed out"), "{refused}");
+}
+
+#[test]
+fn plain_devices_of_two_offices_reach_each_other_and_see_true_addresses() {
+    let Some(scene) = Scene::new() else {
+        return;
+    };
+    let [one, other] = &scene.offices;
+    for office in &scene.offices {
+        serve(
+            &office.device.0,
+            (office.host(office.device_host), 80).into(),
+            office.name,
+        );
+    }
+    let ping = |from: &Office, to: &Office| from.device.0.ping(to.address(), 1);
+    // What one rule lets through shows that the path is there for what none does.
+    let rule = [
+        "policy",
+        "add",
+        "--from",
+        "site:shenzhen",
+        "--to",
+        "site:beijing",
+    ];
+    scene.run(&rule);
+    within(LONG, "b reaches d", || ping(one, other) == 1);
+    assert_eq!(ping(other, one), 0, "no rule lets d reach b");
+    let rule = [
+        "policy",
+        "add",
+        "--from",
+        "site:beijing",
+        "--to",
+        "site:shenzhen",
+    ];
+    scene.run(&[&rule[..], &["--comment", "call back"]].concat());
+    within(LONG, "d reaches b", || ping(other, one) == 1);
+    meet(&scene.offices);
+    // Everybody else is served as ever, by connections of the node.
+    let line = [
+        "policy",
+        "add",
+        "--from",
+        "role:admin",
+        "--to",
+        "site:beijing",
+    ];
+    scene.run(&line);
+    within(LONG, "a person reaches d", || {
+        let line = ["ping", "192-168-200-244.beijing.site", "-c", "1"];
+        finish(scene.command(&line)).status.success()
+    });
+    // Without its rule the site is closed again, for conversations that stand too.
+    let rules = scene.run(&["policy", "list", "--json"]);
+    let rules: serde_json::Value = serde_json::from_str(&rules).expect("JSON");
+    let rules = rules.as_array().expect("a list");
+    let rule = rules.iter().find(|rule| rule["comment"] == "call back");
+    let id = rule.expect("the rule")["id"].to_string();
+    scene.run(&["policy", "remove", &id]);
+    within(LONG, "d is refused", || ping(other, one) == 0);
+    within(LONG, "b still reaches d", || ping(one, other) == 1);
+}
+
+#[test]
+fn a_prefix_that_is_routed_elsewhere_is_named_and_left_alone() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let route = "192.168.201.0/24 dev ginnel0";
+    let routed = |scene: &Scene| scene.offices[1].routes().contains(route);
+    within(LONG, "the route is there", || routed(&scene));
+    drop(scene.running.pop());
+    within(LONG, "it goes with the program", || !routed(&scene));
+    // Another network of that machine has some of the addresses.
+    let taken = ["route", "add", "192.168.201.128/25", "via", "192.168.200.1"];
+    scene.offices[1].node.0.ip(&taken);
+    let up = scene.up(1);
+    within(LONG, "the conflict is named", || {
+        up.said().contains(
+            "192.168.201.0/24 of a site is routed elsewhere on this machine: 192.168.201.128/25",
+        )
+    });
+    assert!(!routed(&scene));
+    scene.running.push(up);
+}

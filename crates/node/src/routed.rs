@@ -1,0 +1,148 @@
+//! Sites in routed mode: whose IPv4 addresses this machine and the network know as they are.
+//!
+//! ```text
+//!   host ── LAN ── kernel │ here │ tunnel ══ gateway ══ tunnel │ there │ kernel ── LAN ── host
+//!   192.168.1.10          fd..:192.168.1.10   to   fd..:192.168.2.10          192.168.2.10
+//! ```
+//! Both ends translate statelessly, so each host sees the other's own address. That works where an
+//! IPv4 address means one host: a site that shares addresses with one behind this node, or with
+//! another, is reached by the stack alone.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use model::{
+    map::{NetworkMap, Org, Role},
+    site::{Ipv4Prefix, Mode, SitePrefix},
+};
+use packet::{
+    ip,
+    translate::{self, Mapping},
+};
+
+/// The LANs whose addresses are known as they are.
+#[derive(Debug, Default)]
+pub(crate) struct Routed {
+    /// Behind this node.
+    own: Vec<Lan>,
+    /// Behind other nodes.
+    others: Vec<Lan>,
+    /// Which of the others' prefixes the machine routes into the interface.
+    routes: BTreeSet<Ipv4Prefix>,
+}
+
+/// One prefix of a site.
+#[derive(Clone, Copy, Debug)]
+struct Lan {
+    prefix: Ipv4Prefix,
+    site: SitePrefix,
+}
+
+impl Routed {
+    /// Takes over the sites of `map`.
+    pub(crate) fn apply(&mut self, map: &NetworkMap) {
+        self.own.clear();
+        self.others.clear();
+        let org = match map.own.role {
+            Role::Client => map.own_org(),
+            Role::Gateway => None,
+        };
+        let Some(org) = org else {
+            return;
+        };
+        let own = |site: &model::map::Site| site.node == map.own.id;
+        let routed = |site: &model::map::Site| own(site) && site.mode == Mode::Routed;
+        self.own.extend(lans(org, routed));
+        let all: Vec<_> = lans(org, |_| true).collect();
+        let is_alone = |lan: &Lan| {
+            let shares = |other: &&Lan| other.prefix.overlaps(lan.prefix);
+            all.iter().filter(shares).count() == 1
+        };
+        if !self.own.is_empty() {
+            let others = lans(org, |site| !own(site));
+            self.others.extend(others.filter(is_alone));
+        }
+    }
+
+    /// Lists the addresses that the machine shall route into the interface.
+    pub(crate) fn wanted(&self) -> BTreeSet<Ipv4Prefix> {
+        self.others.iter().map(|lan| lan.prefix).collect()
+    }
+
+    pub(crate) fn set_routes(&mut self, routes: BTreeSet<Ipv4Prefix>) {
+        self.routes = routes;
+    }
+
+    /// Writes what a host behind this node sends to one behind another as the network carries it,
+    /// and returns its length; `None` for everything else. Errors of a router without an address
+    /// in the site come from `router`.
+    pub(crate) fn departing(
+        &self,
+        packet: &[u8],
+        router: Ipv6Addr,
+        out: &mut [u8],
+    ) -> Option<usize> {
+        let addresses = ip::addresses(packet).ok()?;
+        let (IpAddr::V4(source), IpAddr::V4(destination)) =
+            (addresses.source, addresses.destination)
+        else {
+            return None;
+        };
+        // Nobody here speaks for a host elsewhere.
+        let leaves = self.other(destination).is_some() && self.other(source).is_none();
+        leaves.then(|| translate::to_v6(packet, self, router, out))?
+    }
+
+    /// Writes what the network brings to a host behind this node, from one behind another, as the
+    /// kernel takes it, and returns its length; `None` for everything else.
+    pub(crate) fn arriving(&self, packet: &[u8], out: &mut [u8]) -> Option<usize> {
+        if self.own.is_empty() {
+            return None;
+        }
+        let addresses = ip::addresses(packet).ok()?;
+        let IpAddr::V6(destination) = addresses.destination else {
+            return None;
+        };
+        self.own(self.extract(destination)?)?;
+        translate::to_v4(packet, self, out)
+    }
+
+    fn own(&self, address: Ipv4Addr) -> Option<SitePrefix> {
+        let lan = self.own.iter().find(|lan| lan.prefix.contains(address))?;
+        Some(lan.site)
+    }
+
+    fn other(&self, address: Ipv4Addr) -> Option<SitePrefix> {
+        let holds = |lan: &&Lan| lan.prefix.contains(address) && self.routes.contains(&lan.prefix);
+        Some(self.others.iter().find(holds)?.site)
+    }
+}
+
+impl Mapping for Routed {
+    fn embed(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        let site = self.own(address).or_else(|| self.other(address))?;
+        Some(site.embed(address))
+    }
+
+    fn extract(&self, address: Ipv6Addr) -> Option<Ipv4Addr> {
+        let (_, host) = SitePrefix::of(address)?;
+        (self.embed(host)? == address).then_some(host)
+    }
+}
+
+/// Lists the prefixes of some sites.
+fn lans(org: &Org, wanted: impl Fn(&model::map::Site) -> bool) -> impl Iterator<Item = Lan> {
+    let sites = org.sites.iter().filter(move |(_, site)| wanted(site));
+    sites.flat_map(|(&id, site)| {
+        let network = SitePrefix::new(org.prefix, id);
+        let prefixes = site.prefixes.iter();
+        prefixes.filter_map(move |&prefix| {
+            Some(Lan {
+                prefix,
+                site: network?,
+            })
+        })
+    })
+}

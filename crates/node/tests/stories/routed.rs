@@ -1,0 +1,177 @@
+//! Stories of two offices in routed mode: hosts that know each other by their own addresses.
+//!
+//! ```text
+//!   192.168.1.10 ── 12 ══ gateway ══ 13 ── 192.168.2.20
+//! ```
+
+use std::{net::IpAddr, time::Duration};
+
+use model::{
+    id::{NodeId, RuleId, SiteId},
+    map,
+    policy::{Rule, SiteReach},
+    site::{Ipv4Prefix, Mode},
+};
+use node::{Attachment, Discard, Reason};
+use packet::{
+    icmp::{self, Cause, Message, Unreachable},
+    ip, translate, udp,
+};
+
+use crate::world::{GATEWAY, Installation, World, label, netstack, raw};
+
+const HERE: [u8; 4] = [192, 168, 1, 10];
+const THERE: [u8; 4] = [192, 168, 2, 20];
+
+/// Two offices with these addresses; hosts of the first may ask names of those of the second.
+fn installation(prefixes: [&str; 2]) -> Installation {
+    let mut installation = Installation::new();
+    let org = installation.org(1);
+    let reach = SiteReach {
+        rule: RuleId(1),
+        hosts: None,
+    };
+    for (id, node, prefix) in [(1, 12, prefixes[0]), (2, 13, prefixes[1])] {
+        let site = map::Site {
+            name: label(&format!("office{id}")),
+            node: NodeId(node),
+            prefixes: vec![prefix.parse().expect("a prefix")],
+            mode: Mode::Routed,
+            may_reach: if id == 1 { vec![reach] } else { Vec::new() },
+            reached_by: if id == 2 { vec![reach] } else { Vec::new() },
+        };
+        org.sites.insert(SiteId(id), site);
+    }
+    let rule = Rule {
+        traffic: vec!["53/udp".parse().expect("traffic")],
+    };
+    org.rules = Some([(RuleId(1), rule)].into());
+    installation
+}
+
+/// The gateway and both nodes with interfaces, which have every route that they want.
+fn world(installation: &Installation) -> World {
+    let mut world = World::new();
+    world.add(GATEWAY, netstack(GATEWAY));
+    for node in [12, 13] {
+        world.add(node, Attachment::Tun);
+    }
+    world.publish(installation);
+    for node in [12, 13] {
+        let routes = world.node(node).site_routes();
+        world.node(node).set_site_routes(routes);
+    }
+    world.run(Duration::from_secs(1));
+    world
+}
+
+/// A datagram between two hosts.
+fn datagram(from: ([u8; 4], u16), to: ([u8; 4], u16)) -> Vec<u8> {
+    let (source, destination) = (IpAddr::from(from.0), IpAddr::from(to.0));
+    let datagram = udp::Datagram {
+        source_port: from.1,
+        destination_port: to.1,
+        payload: b"a name",
+    };
+    let mut body = [0; udp::HEADER + 6];
+    udp::emit(source, destination, &datagram, &mut body);
+    raw(source, destination, ip::UDP, &body)
+}
+
+/// Lets a node's machine send a packet, and returns what the other node's machine got.
+fn carry(world: &mut World, from: u8, packet: &[u8], to: u8) -> Vec<Vec<u8>> {
+    world.send_packet(from, packet);
+    world.run(Duration::from_millis(200));
+    std::mem::take(&mut world.hosts.get_mut(&to).expect("a host").packets)
+}
+
+fn prefix(text: &str) -> Ipv4Prefix {
+    text.parse().expect("a prefix")
+}
+
+#[test]
+fn a_host_sees_the_other_ones_own_address_and_answers_it() {
+    let installation = installation(["192.168.1.0/24", "192.168.2.0/24"]);
+    let mut world = world(&installation);
+    let wanted = world.node(12).site_routes();
+    assert_eq!(wanted, [prefix("192.168.2.0/24")].into());
+    let (question, answer) = ((HERE, 1000), (THERE, 53));
+    for (from, sent, to) in [
+        (12, datagram(question, answer), 13),
+        (13, datagram(answer, question), 12),
+    ] {
+        let arrived = carry(&mut world, from, &sent, to);
+        let [arrived] = &arrived[..] else {
+            panic!("{arrived:?}");
+        };
+        // The gateway is one hop; the kernels at both ends count themselves.
+        let mut expected = ip::parse(&sent).expect("well-formed");
+        expected.header.hop_limit -= 1;
+        assert_eq!(ip::parse(arrived), Ok(expected));
+        assert!(ip::v4_checksum_holds(arrived));
+    }
+}
+
+#[test]
+fn what_no_rule_allows_is_refused_to_the_host_itself() {
+    let installation = installation(["192.168.1.0/24", "192.168.2.0/24"]);
+    let mut world = world(&installation);
+    let sent = datagram((THERE, 1000), (HERE, 53));
+    let told = carry(&mut world, 13, &sent, 13);
+    let [error] = &told[..] else {
+        panic!("{told:?}");
+    };
+    let parsed = ip::parse(error).expect("well-formed");
+    let (source, destination) = (parsed.header.source, parsed.header.destination);
+    assert_eq!(source, IpAddr::from(translate::DUMMY_V4));
+    assert_eq!(destination, IpAddr::from(THERE));
+    match icmp::parse(source, destination, parsed.payload) {
+        Ok(Message::Error { cause, quote }) => {
+            // Communication with the host is administratively prohibited (RFC 7915, 5.2).
+            assert_eq!(cause, Cause::Unreachable(Unreachable::Other(10)));
+            let quoted = ip::parse_quote(quote).expect("well-formed").header;
+            assert_eq!(quoted.source, IpAddr::from(THERE));
+            assert_eq!(quoted.destination, IpAddr::from(HERE));
+        }
+        other => panic!("{other:?}"),
+    }
+    let counters = world.node(GATEWAY).counters();
+    assert_eq!(counters.count(Discard::Node(Reason::Policy)), 1);
+    assert_eq!(world.hosts[&12].packets, Vec::<Vec<u8>>::new());
+}
+
+#[test]
+fn without_the_route_a_site_is_not_routed() {
+    let installation = installation(["192.168.1.0/24", "192.168.2.0/24"]);
+    let mut world = world(&installation);
+    let sent = datagram((HERE, 1000), (THERE, 53));
+    // The machine of the second node routes the first one's addresses elsewhere.
+    world.node(13).set_site_routes([].into());
+    assert_eq!(carry(&mut world, 12, &sent, 13), Vec::<Vec<u8>>::new());
+    world.node(12).set_site_routes([].into());
+    carry(&mut world, 12, &sent, 13);
+    let counters = world.node(12).counters();
+    assert_eq!(counters.count(Discard::Node(Reason::NoPeer)), 1);
+}
+
+#[test]
+fn sites_that_share_addresses_are_not_routed_to_each_other() {
+    for prefixes in [
+        ["192.168.1.0/24", "192.168.1.0/24"],
+        ["192.168.0.0/16", "192.168.2.0/24"],
+    ] {
+        let mut world = world(&installation(prefixes));
+        assert_eq!(world.node(12).site_routes(), [].into());
+        assert_eq!(world.node(13).site_routes(), [].into());
+    }
+}
+
+#[test]
+fn a_host_cannot_speak_for_one_of_another_site() {
+    let installation = installation(["192.168.1.0/24", "192.168.2.0/24"]);
+    let mut world = world(&installation);
+    let forged = datagram(([192, 168, 2, 99], 1000), (THERE, 53));
+    assert_eq!(carry(&mut world, 12, &forged, 13), Vec::<Vec<u8>>::new());
+    let counters = world.node(12).counters();
+    assert_eq!(counters.count(Discard::Node(Reason::NoPeer)), 1);
+}
