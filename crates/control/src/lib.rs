@@ -26,6 +26,7 @@ use model::{
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
+    time::sleep,
 };
 use zeroize::Zeroizing;
 
@@ -181,6 +182,9 @@ const BOOTSTRAP_SECONDS: i64 = 24 * 60 * 60;
 
 /// Requests that work at once; more would only wait for the database.
 const BUSY_MAX: usize = 256;
+
+/// How soon the map of the server's own gateway is built again when the database did not answer.
+const MAP_RETRY: Duration = Duration::from_secs(1);
 
 /// How often providers are asked by default: whoever was disabled is out within a minute.
 pub const REVALIDATION_INTERVAL: Duration = Duration::from_secs(60);
@@ -381,22 +385,29 @@ impl Server {
         let server = self.clone();
         let mut stopping = self.inner.stopping.subscribe();
         tokio::spawn(async move {
+            let mut failed = false;
             loop {
                 tokio::select! {
                     changed = changes.changed() => if changed.is_err() { return },
+                    () = sleep(MAP_RETRY), if failed => {}
                     () = sender.closed() => return,
                     _ = stopping.wait_for(|stopping| *stopping) => return,
                 }
                 match server.map(node).await {
-                    Ok(Some(map)) if map.serial != sender.borrow().serial => {
-                        sender.send_replace(Arc::new(map));
+                    Ok(Some(map)) => {
+                        failed = false;
+                        if map.serial != sender.borrow().serial {
+                            sender.send_replace(Arc::new(map));
+                        }
                     }
-                    Ok(Some(_)) => {}
                     Ok(None) => return,
                     Err(error) => {
-                        // The reader keeps its last map and gets the next one.
-                        let error = format!("{error:#}");
-                        tracing::error!(error, "the map of the server's own gateway failed");
+                        // The reader keeps its last map until the database answers again.
+                        if !failed {
+                            let error = format!("{error:#}");
+                            tracing::error!(error, "the map of the server's own gateway failed");
+                        }
+                        failed = true;
                     }
                 }
             }
@@ -486,7 +497,14 @@ impl Server {
     async fn commit(&self, change: Change, entry: Entry, touched: Touched) -> Result<(), ApiError> {
         let action = entry.action;
         let subject = entry.subject.clone();
-        let committed = change.commit(entry, touched).await?;
+        let committed = match change.commit(entry, touched).await {
+            Ok(committed) => committed,
+            Err(error) => {
+                // A database that went away at the end may have made the change durable.
+                self.inner.publisher.wake(touched);
+                return Err(error.into());
+            }
+        };
         self.inner.publisher.publish(committed);
         tracing::info!(action, subject, serial = committed.serial, "changed");
         Ok(())

@@ -13,6 +13,8 @@ mod agent;
 mod capture;
 #[path = "network/clipboard.rs"]
 mod clipboard;
+#[path = "network/crash.rs"]
+mod crash;
 #[path = "network/demo.rs"]
 mod demo;
 #[path = "network/doctor.rs"]

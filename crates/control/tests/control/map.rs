@@ -9,12 +9,18 @@ use model::{
     map::{NetworkMap, Role},
     token::Token,
 };
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 
-use crate::world::{Reply, World, label};
+use crate::world::{Reply, World, label, log};
 
 /// How soon a change must have woken everybody who waits; the bound for people is 2 seconds.
 const WAKE_MAX: Duration = Duration::from_millis(500);
+
+/// Guards against waiting for ever, and measures nothing.
+const HANG_MAX: Duration = Duration::from_secs(60);
 
 /// Within this time a request that has nothing to wait for would have been answered.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -209,6 +215,49 @@ async fn removing_a_node_wakes_everybody_who_waits() {
             .values()
             .all(|org| !org.nodes.contains_key(&web.id))
     );
+}
+
+/// As when the database goes away just after it acknowledged a change.
+#[tokio::test]
+async fn the_servers_own_gateway_hears_of_a_change_though_its_map_could_not_be_read_at_first() {
+    let world = World::new().await;
+    let admin = world.login().await.session_token;
+    let web = world.join(&admin, None, "web", 1).await;
+    let own = PublicKey([7; 32]);
+    let own = world
+        .server
+        .register_builtin_gateway(own, "vpn.example:51820")
+        .await
+        .unwrap();
+    let mut maps = world.server.maps(own).await.unwrap();
+    maps.borrow_and_update();
+
+    // Only maps need this table.
+    let mut database = crate::disk::database(&world).await;
+    let hide = sqlx::query("ALTER TABLE ssh_cut RENAME TO hidden");
+    hide.execute(&mut database).await.unwrap();
+    let added = world
+        .post("/v1/services", &web.node_token, &service("shop", 80))
+        .await;
+    assert_eq!(added.status, StatusCode::CREATED);
+    let failed = async {
+        while !log().contains("the map of the server's own gateway failed") {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(HANG_MAX, failed).await.unwrap();
+    assert!(!maps.has_changed().unwrap());
+
+    let show = sqlx::query("ALTER TABLE hidden RENAME TO ssh_cut");
+    show.execute(&mut database).await.unwrap();
+    timeout(HANG_MAX, maps.changed()).await.unwrap().unwrap();
+    let map = maps.borrow().clone();
+    let services = map
+        .orgs
+        .values()
+        .map(|org| org.services.len())
+        .sum::<usize>();
+    assert_eq!(services, 1);
 }
 
 #[tokio::test]

@@ -123,17 +123,17 @@ fn a_gateway_that_lost_every_session_is_asked_for_a_new_one_before_a_command_giv
 }
 
 /// An open connection to an echo.
-struct Connection(std::net::TcpStream);
+pub(crate) struct Connection(std::net::TcpStream);
 
 impl Connection {
-    fn open(local: std::net::SocketAddr) -> Self {
+    pub(crate) fn open(local: std::net::SocketAddr) -> Self {
         let stream = std::net::TcpStream::connect(local).expect("the forward listens");
         let patience = Some(crate::world::WAIT_MAX);
         stream.set_read_timeout(patience).expect("not zero");
         Self(stream)
     }
 
-    fn goes_on(&self) {
+    pub(crate) fn goes_on(&self) {
         use std::io::{Read as _, Write as _};
         let mut back = [0; 5];
         (&self.0).write_all(b"still").expect("it is open");

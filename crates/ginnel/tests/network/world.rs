@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
+        Mutex,
         atomic::{AtomicU32, Ordering},
         mpsc,
     },
@@ -38,7 +39,8 @@ pub(crate) struct World {
 /// A process that stays; it ends when this is dropped.
 pub(crate) struct Process {
     child: Child,
-    lines: mpsc::Receiver<String>,
+    /// Behind a lock only so that several threads may run commands of one world.
+    lines: Mutex<mpsc::Receiver<String>>,
     errors: PathBuf,
 }
 
@@ -339,7 +341,7 @@ impl Process {
         });
         Self {
             child,
-            lines,
+            lines: Mutex::new(lines),
             errors,
         }
     }
@@ -348,7 +350,7 @@ impl Process {
     #[track_caller]
     pub(crate) fn until(&mut self, sign: &str) -> String {
         loop {
-            match self.lines.recv_timeout(WAIT_MAX) {
+            match self.lines().recv_timeout(WAIT_MAX) {
                 Ok(line) if line.contains(sign) => return line,
                 Ok(_) => {}
                 Err(_) => panic!("no line with `{sign}`: {}", self.stderr()),
@@ -356,9 +358,13 @@ impl Process {
         }
     }
 
+    fn lines(&mut self) -> &mut mpsc::Receiver<String> {
+        self.lines.get_mut().expect("nobody panicked with the lock")
+    }
+
     /// Forgets the lines that were printed so far.
     pub(crate) fn forget_lines(&mut self) {
-        while self.lines.try_recv().is_ok() {}
+        while self.lines().try_recv().is_ok() {}
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -386,7 +392,7 @@ impl Process {
         });
         Ended {
             code: status.and_then(|status| status.code()),
-            stdout: self.lines.iter().collect::<Vec<_>>().join("\n"),
+            stdout: self.lines().iter().collect::<Vec<_>>().join("\n"),
             stderr: self.stderr(),
         }
     }
