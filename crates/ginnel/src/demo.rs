@@ -242,7 +242,9 @@ impl Demo {
     }
 
     async fn clean_up(&mut self) {
-        for process in &mut self.processes {
+        // The last started first: a command whose agent is gone would start another one, which
+        // stays behind.
+        for process in self.processes.iter_mut().rev() {
             // It may have ended by itself; then there is nothing to end.
             drop(process.kill().await);
         }
