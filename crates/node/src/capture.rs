@@ -23,7 +23,7 @@ use packet::{
 use wireguard::{HEADER, INITIATION, KeyLog, RESPONSE};
 use zeroize::Zeroizing;
 
-use crate::discard::Discard;
+use crate::discard::{Counters, Discard};
 
 /// What is wanted.
 #[derive(Clone, Debug)]
@@ -67,6 +67,8 @@ pub struct Capture {
     complete: bool,
     /// At most [`NOTES_MAX`]; further ones are not told.
     notes: Vec<String>,
+    /// What was discarded since the last packet, after its own had been written.
+    late: Option<Counters>,
 }
 
 /// Blocks of a capture file.
@@ -164,6 +166,7 @@ impl Capture {
             bytes_max: settings.bytes_max.unwrap_or(u64::MAX),
             complete: false,
             notes: Vec::new(),
+            late: None,
         }
     }
 
@@ -221,6 +224,13 @@ impl Capture {
         if self.notes.len() < NOTES_MAX {
             self.notes.push(text);
         }
+    }
+
+    /// Tells in the comment of the next packet that packets were discarded which had been written
+    /// as taken, or which nobody saw.
+    pub(crate) fn discarded(&mut self, discard: Discard, count: u64) {
+        let late = self.late.get_or_insert_default();
+        late.add(discard, count);
     }
 
     /// Writes a packet inside the tunnel.
@@ -378,6 +388,10 @@ impl Capture {
     fn comment(&mut self, discard: Option<Discard>) -> String {
         let discard = discard.map(|discard| format!("discarded: {}", discard.name()));
         let mut notes = std::mem::take(&mut self.notes);
+        if let Some(late) = self.late.take() {
+            let late = late.occurred().into_iter();
+            notes.extend(late.map(|(name, count)| format!("{count} discarded since: {name}")));
+        }
         notes.extend(discard);
         notes.join("; ")
     }

@@ -504,7 +504,7 @@ impl Node {
                 self.count_attempt(&transmit);
                 let length = transmit.datagram.len();
                 let Some(room) = buffer.get_mut(..length) else {
-                    self.counters.add(Reason::NoRoom, 1);
+                    self.discard_late(Reason::NoRoom, 1);
                     continue;
                 };
                 room.copy_from_slice(&transmit.datagram);
@@ -704,7 +704,7 @@ impl Node {
 
     /// Counts a datagram of the node's that the caller could not send on.
     pub fn discard(&mut self, reason: Reason) {
-        self.counters.add(reason, 1);
+        self.discard_late(reason, 1);
     }
 
     /// Anchors the time of day anew.

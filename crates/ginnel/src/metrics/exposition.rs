@@ -373,6 +373,20 @@ mod tests {
     }
 
     #[test]
+    fn every_discard_of_the_status_has_its_own_line() {
+        let mut snapshot = snapshot(1);
+        let discards: BTreeMap<_, _> = Discard::all().map(Discard::name).zip(1..).collect();
+        snapshot.node.discards.clone_from(&discards);
+        let text = snapshot.text();
+        for (name, count) in discards {
+            let (layer, reason) = name.split_once('.').expect("LAYER.REASON");
+            let line =
+                format!("ginnel_discards_total{{layer=\"{layer}\",reason=\"{reason}\"}} {count}");
+            assert!(text.lines().any(|other| other == line), "{line}: {text}");
+        }
+    }
+
+    #[test]
     fn peers_beyond_the_bound_are_told_as_sums() {
         let most = u8::try_from(PEERS_MAX).expect("small");
         assert!(snapshot(most).text().contains("ginnel_peer_up{"));

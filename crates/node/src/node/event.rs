@@ -67,7 +67,7 @@ impl Node {
                     capture.write_keys(&log);
                 }
             }
-            wireguard::Event::Discarded { discard, count } => self.counters.add(discard, count),
+            wireguard::Event::Discarded { discard, count } => self.discard_late(discard, count),
         }
     }
 

@@ -196,7 +196,9 @@ impl Node {
             return None;
         };
         if self.is_own(addresses.destination) {
-            self.deliver(now, packet);
+            if let Some(discard) = self.deliver(now, packet) {
+                self.tap_refused(now, packet, discard);
+            }
             return None;
         }
         let within = self.stays_within(addresses);
@@ -268,6 +270,7 @@ impl Node {
     ) -> Option<(SocketAddr, usize)> {
         if buffer.len() < OVERHEAD + padded(packet.len()) {
             self.counters.add(Reason::NoRoom, 1);
+            self.tap_refused(now, packet, Reason::NoRoom.into());
             return None;
         }
         buffer[HEADER..HEADER + packet.len()].copy_from_slice(packet);
@@ -278,7 +281,7 @@ impl Node {
     pub(super) fn deliver(&mut self, now: Instant, packet: &[u8]) -> Option<Discard> {
         let for_site = self.is_for_site(packet);
         let taken = match &mut self.attachment {
-            Link::Tun(_) if !for_site => return self.push_incoming(packet.to_vec()),
+            Link::Tun(_) if !for_site => self.push_incoming(packet.to_vec()).map_err(Discard::from),
             Link::Tun(stack) | Link::Netstack(stack) => {
                 stack.handle_packet(now, packet).map_err(Discard::from)
             }
@@ -289,14 +292,12 @@ impl Node {
         Some(discard)
     }
 
-    fn push_incoming(&mut self, packet: Vec<u8>) -> Option<Discard> {
-        if self.incoming.len() < QUEUE_MAX {
-            self.incoming.push_back(packet);
-            None
-        } else {
-            self.counters.add(Reason::QueueFull, 1);
-            Some(Reason::QueueFull.into())
+    fn push_incoming(&mut self, packet: Vec<u8>) -> Result<(), Reason> {
+        if self.incoming.len() >= QUEUE_MAX {
+            return Err(Reason::QueueFull);
         }
+        self.incoming.push_back(packet);
+        Ok(())
     }
 
     /// Tells the peer `from` why its packet was refused, in the name of its resolver.
@@ -333,7 +334,9 @@ impl Node {
                     Some(length) => translated[..length].to_vec(),
                     None => error,
                 };
-                self.push_incoming(error);
+                if let Err(reason) = self.push_incoming(error) {
+                    self.discard_late(reason, 1);
+                }
             }
             Link::Netstack(stack) => {
                 // An error that the stack cannot use was ours: it is no packet of anybody.

@@ -104,6 +104,16 @@ impl Node {
         }
     }
 
+    /// Counts packets that were discarded after a capture saw them as taken, or whose bytes are
+    /// gone.
+    pub(super) fn discard_late(&mut self, discard: impl Into<Discard>, count: u64) {
+        let discard = discard.into();
+        self.counters.add(discard, count);
+        if let Some(capture) = &mut self.capture {
+            capture.discarded(discard, count);
+        }
+    }
+
     /// Tells an event of the tunnel in the comment of the next packet.
     pub(super) fn tell(&mut self, what: &str, peer: PeerId) {
         if let Some(capture) = &mut self.capture {

@@ -2,6 +2,7 @@
 
 mod capture;
 mod congestion;
+mod discard;
 mod isolation;
 mod map_change;
 mod names;
