@@ -151,7 +151,9 @@ impl Pair {
         for slot in &mut slots {
             match self.nodes[0].handle_packet(self.now, slot, length) {
                 Outcome::Send { datagram, .. } => lengths.push(datagram.len()),
-                Outcome::Nothing | Outcome::Packet(_) => panic!("the session is gone"),
+                Outcome::Nothing | Outcome::Refused | Outcome::Packet(_) => {
+                    panic!("the session is gone")
+                }
             }
         }
         self.take(0);

@@ -60,6 +60,8 @@ pub enum Attachment {
 pub enum Outcome<'a> {
     /// Nothing to do at once; drain the `poll_` functions.
     Nothing,
+    /// The tunnel discarded the datagram: whoever sent it need not be a peer.
+    Refused,
     /// An IP packet for the TUN interface.
     Packet(&'a mut [u8]),
     /// A datagram to send.
@@ -394,7 +396,7 @@ impl Node {
             Received::Discarded(discard) => {
                 self.counters.add(discard, 1);
                 self.release_received(now, Some(discard.into()));
-                return Outcome::Nothing;
+                return Outcome::Refused;
             }
         };
         let packet = &mut datagram[HEADER..HEADER + length];

@@ -4,6 +4,7 @@ mod control;
 mod probe;
 mod receive;
 mod send;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ pub(crate) use control::set_option;
 pub use probe::{Runs, probe};
 pub use receive::{Arrival, Batch, Datagram};
 pub use send::{Envelope, Parcel, SendError};
+pub use source::Sources;
 
 /// How to set a socket up.
 #[derive(Clone, Copy, Debug, Default)]

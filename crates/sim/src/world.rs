@@ -656,7 +656,7 @@ impl World {
         let mut delivered = None;
         let mut forwarded = None;
         match node.handle_datagram(clock, source, Ecn::NotEct, &mut payload) {
-            Outcome::Nothing => (),
+            Outcome::Nothing | Outcome::Refused => (),
             Outcome::Packet(packet) => delivered = Some(packet.to_vec()),
             Outcome::Send {
                 destination,

@@ -59,7 +59,8 @@ pub(super) struct After {
 }
 
 impl Core {
-    pub(super) fn new(node: Node, events: mpsc::Sender<node::Event>) -> Self {
+    /// Answers leave from where peers called if the sockets are `fixed`, see [`Outbox::new`].
+    pub(super) fn new(node: Node, events: mpsc::Sender<node::Event>, fixed: bool) -> Self {
         Self {
             node,
             events,
@@ -70,7 +71,7 @@ impl Core {
             datagrams: BTreeMap::new(),
             echoes: BTreeMap::new(),
             armed: None,
-            outbox: Outbox::new(),
+            outbox: Outbox::new(fixed),
         }
     }
 
@@ -93,9 +94,21 @@ impl Core {
             self.outbox.send(sockets);
         }
         let Datagram {
-            source, ecn, bytes, ..
+            source,
+            local,
+            ecn,
+            bytes,
         } = datagram;
-        let taken = match self.node.handle_datagram(now, source, ecn, bytes) {
+        let outcome = self.node.handle_datagram(now, source, ecn, bytes);
+        match outcome {
+            Outcome::Send { .. } | Outcome::Packet(_) => {
+                self.outbox.note_source(source, local, true);
+            }
+            // Often a handshake message, which may be one of a flood.
+            Outcome::Nothing => self.outbox.note_source(source, local, false),
+            Outcome::Refused => {}
+        }
+        let taken = match outcome {
             // A gateway forwards.
             Outcome::Send {
                 destination,
@@ -104,7 +117,7 @@ impl Core {
             } if self.outbox.copy(destination, ecn, datagram) => Ok(()),
             Outcome::Send { .. } => Err(Reason::QueueFull),
             Outcome::Packet(packet) => interface.map_or(Ok(()), |own| own.write(packet)),
-            Outcome::Nothing => Ok(()),
+            Outcome::Nothing | Outcome::Refused => Ok(()),
         };
         if let Err(reason) = taken {
             self.node.discard(reason);
@@ -129,7 +142,7 @@ impl Core {
                     Ok(())
                 }
                 Outcome::Packet(packet) => interface.write(packet),
-                Outcome::Nothing => Ok(()),
+                Outcome::Nothing | Outcome::Refused => Ok(()),
             };
             if let Err(reason) = taken {
                 self.node.discard(reason);

@@ -106,8 +106,9 @@ impl Tunnel {
         mark: Option<u32>,
     ) -> anyhow::Result<(Self, mpsc::Receiver<node::Event>)> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let fixed = listen.ip().is_unspecified() && listen.port() != 0;
         let shared = Arc::new(Shared {
-            core: Mutex::new(Core::new(node, sender)),
+            core: Mutex::new(Core::new(node, sender, fixed)),
             sockets: Sockets::bind(listen, mark)?,
             attachment,
             resolver: Mutex::new(Arc::new(resolver)),

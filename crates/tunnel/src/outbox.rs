@@ -1,9 +1,13 @@
 //! Sealed datagrams on their way to the kernel, gathered by destination, so that few calls send
 //! them.
 
-use std::{collections::BTreeMap, io::IoSlice, net::SocketAddr};
+use std::{
+    collections::BTreeMap,
+    io::IoSlice,
+    net::{IpAddr, SocketAddr},
+};
 
-use os::udp::{self, Envelope, SendError, Socket};
+use os::udp::{self, Envelope, SendError, Socket, Sources};
 use packet::ecn::Ecn;
 
 use super::socket::Sockets;
@@ -24,6 +28,9 @@ pub(super) struct Outbox {
     latest: BTreeMap<SocketAddr, usize>,
     /// The socket towards it has no room: the driver waits until there is some.
     pub(super) blocked: Option<SocketAddr>,
+    /// Our address that each peer last wrote to, from which answers go; `None` where routing
+    /// always chooses.
+    sources: Option<Sources>,
 }
 
 /// Where a datagram lies, and the place of its parcel.
@@ -48,11 +55,16 @@ struct Parcel {
 
 const BUFFER: usize = 256 * 1024;
 
+/// What an initiation begins with (whitepaper 5.4.2).
+const INITIATION_TYPE: u8 = 1;
+
 /// No datagram is longer.
 const DATAGRAM_MAX: usize = 65_535;
 
 impl Outbox {
-    pub(super) fn new() -> Self {
+    /// Sends from where peers called if the sockets are `fixed`: bound to all addresses, and to a
+    /// port that is known. Whoever draws a port calls others, and may move to another network.
+    pub(super) fn new(fixed: bool) -> Self {
         Self {
             buffer: vec![0; BUFFER].into_boxed_slice(),
             used: 0,
@@ -61,6 +73,14 @@ impl Outbox {
             sent: 0,
             latest: BTreeMap::new(),
             blocked: None,
+            sources: fixed.then(Sources::default),
+        }
+    }
+
+    /// Remembers that `peer` wrote to our address `local`, see [`Sources::note`].
+    pub(super) fn note_source(&mut self, peer: SocketAddr, local: Option<IpAddr>, proven: bool) {
+        if let Some(sources) = &mut self.sources {
+            sources.note(peer, local, proven);
         }
     }
 
@@ -95,6 +115,11 @@ impl Outbox {
 
     /// Takes the datagram of `length` bytes that was written to `room`.
     pub(super) fn push(&mut self, destination: SocketAddr, ecn: Ecn, length: usize) {
+        if self.buffer.get(self.used) == Some(&INITIATION_TYPE)
+            && let Some(sources) = &mut self.sources
+        {
+            sources.begin_handshake(destination);
+        }
         let parcel = self.parcel_for(destination, ecn, length);
         self.datagrams.push(Datagram {
             parcel,
@@ -137,35 +162,44 @@ impl Outbox {
             .map(|one| IoSlice::new(&self.buffer[one.start..one.start + one.length]))
             .collect();
         let mut rest = &slices[..];
+        let sources = self.sources.as_ref();
         let parcels = self.parcels[sent..].iter().map(|parcel| {
             let (datagrams, others) = rest.split_at(parcel.count);
             rest = others;
             udp::Parcel {
                 envelope: Envelope {
+                    to: parcel.destination,
+                    from: sources.and_then(|all| all.source(parcel.destination)),
                     ecn: parcel.ecn,
-                    ..Envelope::to(parcel.destination)
                 },
                 datagrams,
             }
         });
-        let parcels: Vec<_> = parcels.collect();
-        let mut rest = &parcels[..];
-        while let Some(first) = rest.first() {
-            let sent = match sockets.send(rest) {
+        let mut parcels: Vec<_> = parcels.collect();
+        let mut place = 0;
+        while let Some(first) = parcels.get(place) {
+            let destination = first.envelope.to;
+            place += match sockets.send(&parcels[place..]) {
                 Ok(sent) => sent,
                 Err(SendError::WouldBlock) => {
-                    self.blocked = Some(first.envelope.to);
-                    self.sent += parcels.len() - rest.len();
+                    self.blocked = Some(destination);
+                    self.sent += place;
                     return;
+                }
+                Err(SendError::SourceGone) if first.envelope.from.is_some() => {
+                    if let Some(sources) = &mut self.sources {
+                        sources.forget(destination);
+                    }
+                    parcels[place].envelope.from = None;
+                    0
                 }
                 // The network is away for now, or a datagram is too long for it: as good as lost
                 // on the way, and repaired as any loss is.
                 Err(error) => {
-                    tracing::debug!(%error, destination = %first.envelope.to, "send");
+                    tracing::debug!(%error, %destination, "send");
                     1
                 }
             };
-            rest = &rest[sent..];
         }
         self.clear();
     }
@@ -197,12 +231,14 @@ impl Parcel {
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
+
     use super::*;
 
     #[track_caller]
     fn check(datagrams: &[(u16, usize)], parcels: &[(u16, usize, usize)]) {
         let address = |port| SocketAddr::from(([192, 0, 2, 1], port));
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(true);
         for (port, length) in datagrams {
             assert!(outbox.has_room());
             outbox.push(address(*port), Ecn::NotEct, *length);
@@ -234,14 +270,14 @@ mod tests {
     /// Sends numbered datagrams to two receivers in turn, and sees that each gets its own in order.
     #[tokio::test]
     async fn datagrams_of_one_destination_arrive_in_their_order() {
-        let bind = || std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        let bind = || UdpSocket::bind("127.0.0.1:0").expect("a free port");
         let receivers = [bind(), bind()];
         let to = receivers
             .each_ref()
             .map(|receiver| receiver.local_addr().expect("bound"));
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let sockets = Sockets::bind(any, None).expect("a free port");
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(true);
         let datagram = |number: u8| vec![number; if number % 5 == 4 { 60 } else { 100 }];
         for number in 0..100 {
             for destination in to {
@@ -264,9 +300,66 @@ mod tests {
         }
     }
 
+    /// Sends one datagram, and returns which of our addresses it came from.
+    async fn source(outbox: &mut Outbox, sockets: &Sockets, first: u8, peer: &UdpSocket) -> IpAddr {
+        let to = peer.local_addr().expect("bound");
+        assert!(outbox.copy(to, Ecn::NotEct, &[first; 148]));
+        outbox.send(sockets);
+        while outbox.blocked.is_some() {
+            sockets.writable(outbox.blocked.take()).await;
+            outbox.send(sockets);
+        }
+        let (_, from) = peer.recv_from(&mut [0; 148]).expect("it was sent");
+        from.ip()
+    }
+
+    #[tokio::test]
+    async fn a_peer_hears_from_the_address_that_it_called() {
+        let peer = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        let patience = Some(std::time::Duration::from_secs(60));
+        peer.set_read_timeout(patience).expect("not zero");
+        let sockets = Sockets::bind(([0, 0, 0, 0], 0).into(), None).expect("a free port");
+        let [chosen, called] = [1, 2].map(|last| IpAddr::from([127, 0, 0, last]));
+        let mut outbox = Outbox::new(true);
+        let data = 4;
+        assert_eq!(source(&mut outbox, &sockets, data, &peer).await, chosen);
+
+        let call = peer.send_to(&[data], (called, sockets.port()));
+        assert_eq!(call.expect("it leaves"), 1);
+        sockets.readable().await;
+        let mut calls = Vec::new();
+        let take = |batch: &mut udp::Batch| {
+            calls.extend(batch.datagrams().map(|one| (one.source, one.local)));
+        };
+        assert!(
+            sockets
+                .receive(&mut udp::Batch::default(), take)
+                .expect("it came")
+        );
+        let [(caller, local)] = calls[..] else {
+            panic!("{calls:?}");
+        };
+        outbox.note_source(caller, local, false);
+        for first in [data, INITIATION_TYPE, data] {
+            assert_eq!(source(&mut outbox, &sockets, first, &peer).await, called);
+        }
+        // Nobody has answered the first initiation.
+        let second = source(&mut outbox, &sockets, INITIATION_TYPE, &peer).await;
+        assert_eq!(second, chosen);
+
+        let gone = IpAddr::from([192, 0, 2, 77]);
+        outbox.note_source(caller, Some(gone), false);
+        for _ in 0..2 {
+            assert_eq!(source(&mut outbox, &sockets, data, &peer).await, chosen);
+        }
+        let mut roaming = Outbox::new(false);
+        roaming.note_source(caller, local, true);
+        assert_eq!(source(&mut roaming, &sockets, data, &peer).await, chosen);
+    }
+
     #[test]
     fn a_full_outbox_says_that_it_takes_no_more() {
-        let mut outbox = Outbox::new();
+        let mut outbox = Outbox::new(true);
         let destination = SocketAddr::from(([192, 0, 2, 1], 1));
         let datagram = [0; DATAGRAM_MAX];
         let taken = (0..6).filter(|_| outbox.copy(destination, Ecn::NotEct, &datagram));

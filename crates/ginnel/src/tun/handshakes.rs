@@ -94,7 +94,7 @@ impl Handshakes {
                 } in few
                 {
                     match state.device.handle_datagram(now, *source, bytes) {
-                        Received::Handled => state.wire.note_source(*source, *local, false),
+                        Received::Handled => state.wire.sources.note(*source, *local, false),
                         Received::Discarded(discard) => state.count(discard, 1),
                         // Data comes here only where the kernel mistakes it for a handshake.
                         Received::Packet { .. } => state.count(Discard::MessageType, 1),

@@ -229,7 +229,7 @@ impl Opener {
                         }
                     }
                     None => match state.device.handle_datagram(now, source, datagram) {
-                        Received::Handled => state.wire.note_source(source, local, false),
+                        Received::Handled => state.wire.sources.note(source, local, false),
                         Received::Discarded(discard) => state.count(discard, 1),
                         Received::Packet { .. } => unreachable!("only transport data has packets"),
                     },
@@ -301,7 +301,7 @@ impl Opener {
                 }
             }
             if report.flush(state, now) {
-                state.wire.note_source(arrival.source, arrival.local, true);
+                state.wire.sources.note(arrival.source, arrival.local, true);
             }
         }
         for entry in &self.entries {

@@ -284,7 +284,7 @@ impl Sealer {
     fn note_trouble(&self, run: &Run<'_>, moved: bool, lost: Option<(SendError, usize)>) {
         self.tunnel.with(|state, _| {
             if moved {
-                state.wire.forget_source(run.destination);
+                state.wire.sources.forget(run.destination);
             }
             if let Some((error, datagrams)) = lost {
                 state.wire.count_lost(error, run.destination, datagrams);

@@ -355,7 +355,7 @@ impl Tunnel {
     pub(crate) fn follow_link(&self) {
         let mtu = self.queue(0).mtu();
         self.with(|state, _| {
-            state.wire.forget_sources();
+            state.wire.sources.forget_all();
             if let Ok(mtu) = mtu {
                 state.device.set_mtu(mtu);
                 self.mtu.store(mtu, Ordering::Relaxed);
@@ -438,7 +438,7 @@ impl State {
         Some(Path {
             sealing: self.device.sealing(now, peer)?,
             endpoint,
-            from: self.wire.source(endpoint),
+            from: self.wire.sources.source(endpoint),
         })
     }
 
@@ -462,15 +462,14 @@ impl State {
             if transmit.peer.is_none() {
                 self.answers.push(Unproven {
                     destination: transmit.destination,
-                    from: self.wire.source(transmit.destination),
+                    from: self.wire.sources.source(transmit.destination),
                     bytes: transmit.datagram,
                 });
                 continue;
             }
             let bytes = &transmit.datagram[..];
             if is_initiation(bytes) {
-                // A handshake looks for a way anew, in case the old one leads nowhere.
-                self.wire.forget_source(transmit.destination);
+                self.wire.sources.begin_handshake(transmit.destination);
             }
             let run = Run {
                 destination: transmit.destination,

@@ -13,7 +13,7 @@ use std::{
 
 use os::{
     poll::{self, Interest},
-    udp::{Envelope, Options, Pair, SendError, Socket},
+    udp::{Envelope, Options, Pair, SendError, Socket, Sources},
 };
 
 use super::{outbound::Run, uapi::Errno};
@@ -44,10 +44,8 @@ pub(crate) struct Wire {
     fwmark: u32,
     /// Runs may leave as one.
     offload: bool,
-    /// Our address that each peer last wrote to, from which answers go. At most `SOURCES_MAX`;
-    /// all are forgotten then, and routing chooses.
-    sources: BTreeMap<SocketAddr, IpAddr>,
-    latest: Option<(SocketAddr, IpAddr)>,
+    /// Our address that each peer last wrote to, from which answers go.
+    pub(crate) sources: Sources,
     lost: BTreeMap<&'static str, u64>,
 }
 
@@ -78,8 +76,7 @@ impl Wire {
             former: None,
             fwmark: 0,
             offload,
-            sources: BTreeMap::new(),
-            latest: None,
+            sources: Sources::default(),
             lost: BTreeMap::new(),
         })
     }
@@ -108,7 +105,7 @@ impl Wire {
         }
         self.fwmark = fwmark;
         // Routing may choose otherwise now.
-        self.forget_sources();
+        self.sources.forget_all();
         Ok(())
     }
 
@@ -126,54 +123,17 @@ impl Wire {
         &self.sockets
     }
 
-    /// Returns our address towards `peer`, if it must be a certain one.
-    pub(crate) fn source(&self, peer: SocketAddr) -> Option<IpAddr> {
-        match self.latest {
-            Some((latest, local)) if latest == peer => Some(local),
-            _ => self.sources.get(&peer).copied(),
-        }
-    }
-
     pub(crate) fn fwmark(&self) -> u32 {
         self.fwmark
     }
 
-    /// Remembers that `peer` wrote to our address `local`. Who is not `proven` to be a peer may be
-    /// one of a flood, and makes no room for itself.
-    pub(crate) fn note_source(&mut self, peer: SocketAddr, local: Option<IpAddr>, proven: bool) {
-        let Some(local) = local else { return };
-        if self.latest == Some((peer, local)) {
-            return;
-        }
-        if self.sources.len() >= SOURCES_MAX {
-            if !proven {
-                return;
-            }
-            self.sources.clear();
-        }
-        self.sources.insert(peer, local);
-        self.latest = Some((peer, local));
-    }
-
-    /// Lets routing choose our address towards `peer` anew.
-    pub(crate) fn forget_source(&mut self, peer: SocketAddr) {
-        self.sources.remove(&peer);
-        self.latest = None;
-    }
-
-    /// Lets routing choose our address towards everyone anew.
-    pub(crate) fn forget_sources(&mut self) {
-        self.sources.clear();
-        self.latest = None;
-    }
-
     /// Sends a run; what cannot be sent is counted and lost, as on any network.
     pub(crate) fn send(&mut self, run: &Run<'_>) {
-        let mut from = self.source(run.destination);
+        let mut from = self.sources.source(run.destination);
         let had = from;
         let result = send(&self.sockets.data, &mut from, run);
         if had != from {
-            self.forget_source(run.destination);
+            self.sources.forget(run.destination);
         }
         if let Err((error, datagrams)) = result {
             self.count_lost(error, run.destination, datagrams);
@@ -300,7 +260,6 @@ fn bind(
 
 /// The message type that all datagrams but those of a handshake begin with (whitepaper 5.4.6).
 const TRANSPORT_DATA: u8 = 4;
-const SOURCES_MAX: usize = 65_536;
 /// As wireguard-go: enough for 40 ms at 1.4 Gb/s.
 const BUFFER_BYTES: usize = 7 << 20;
 /// About 500 messages, of which the kernel counts more than the payload; the rest of a flood is

@@ -1,5 +1,7 @@
 //! Two offices whose plain devices reach each other through one node each, with their own
-//! addresses; behind routers that translate addresses to the outside and have one static route.
+//! addresses; behind routers that translate addresses to the outside and have one static route. The
+//! hub is called at the address that its routing would not choose, and the routers let answers in
+//! from nowhere else.
 //!
 //! ```text
 //!   b .55 ─┐                                              ┌─ d .244
@@ -21,7 +23,8 @@ use super::{
     world::{Apart, GINNEL, LONG, Space, World, find, lacks, text, unique, within},
 };
 
-const HUB: Ipv4Addr = Ipv4Addr::new(10, 97, 0, 1);
+/// The address that routing chooses at the hub, and the one that is its public address.
+const HUB: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 97, 0, 1), Ipv4Addr::new(10, 97, 0, 9)];
 
 /// A LAN, its router and NAT, the node in it and a device that has nothing installed.
 struct Office {
@@ -142,7 +145,8 @@ impl Scene {
                 Office::new("beijing", 200, 244),
             ],
         };
-        switch(&scene.hub.0, HUB);
+        switch(&scene.hub.0, HUB[0]);
+        scene.hub.0.add_address("switch", HUB[1].into());
         let [one, other] = &scene.offices;
         for (office, far) in [(one, other), (other, one)] {
             office.lay(&scene.hub.0);
@@ -155,8 +159,8 @@ impl Scene {
 
     fn enrol(&mut self) {
         let mut server = self.hub.0.command(GINNEL);
-        server.args(["server", "--listen", "10.97.0.1:8443"]);
-        server.args(["--wireguard", "10.97.0.1:51820"]);
+        server.args(["server", "--listen", "0.0.0.0:8443"]);
+        server.args(["--wireguard", "0.0.0.0:51820", "--public", "10.97.0.9:8443"]);
         server.arg("--data").arg(self.path("data"));
         let server = self.start(server, "ginnel-login-");
         let url = word(&server.said(), "https://");

@@ -321,7 +321,7 @@ impl World {
             .node
             .handle_datagram(now, endpoint(from), ecn, &mut datagram)
         {
-            Outcome::Nothing => {}
+            Outcome::Nothing | Outcome::Refused => {}
             Outcome::Packet(packet) => host.packets.push(packet.to_vec()),
             Outcome::Send {
                 destination,
