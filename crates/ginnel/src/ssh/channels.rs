@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use russh::{ChannelId, ChannelMsg, ChannelWriteHalf};
+use russh::{Channel, ChannelId, ChannelMsg, ChannelWriteHalf};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     sync::{Notify, mpsc, watch},
@@ -45,15 +45,26 @@ const BYTES_MAX: usize = 64 * 1024 * 1024;
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
+/// Channels of one connection, whoever opens them.
+pub(super) const CHANNELS_MAX: usize = 1_024;
+
 /// Bytes that are read at a time from a program or a socket.
 const BUFFER: usize = 32 * 1024;
 
 /// The channels of one connection.
 #[derive(Clone, Default)]
 pub(super) struct Channels {
-    /// Open channels; bounded by whoever opens them.
-    entries: Arc<Mutex<BTreeMap<u32, Entry>>>,
+    table: Arc<Mutex<Table>>,
     strain: Arc<Strain>,
+}
+
+/// Together bounded by `CHANNELS_MAX`.
+#[derive(Default)]
+struct Table {
+    /// Open channels.
+    entries: BTreeMap<u32, Entry>,
+    /// Channels that we have asked the peer to open.
+    asked: usize,
 }
 
 /// Both ends of the queue of one channel, as long as nobody has taken them.
@@ -112,7 +123,7 @@ pub(super) struct TooFarBehind;
 impl Channels {
     /// Returns the inbox of a channel, once; opens the channel if nobody has yet.
     pub(super) fn take(&self, id: ChannelId) -> Inbox {
-        let mut entries = self.entries();
+        let entries = &mut self.table().entries;
         let entry = entries.entry(id.number()).or_default();
         let fresh = entry.inbox.take();
         let inbox = fresh.unwrap_or_else(|| self.pair(entry));
@@ -122,21 +133,25 @@ impl Channels {
         inbox
     }
 
+    /// Opens a channel that the peer asks for and whose reader will come; false at the bound.
+    pub(super) fn admit(&self, id: ChannelId) -> bool {
+        let mut table = self.table();
+        let has_room = table.has_room();
+        if has_room {
+            self.insert(&mut table, id);
+        }
+        has_room
+    }
+
     /// Opens a channel whose reader will come.
     pub(super) fn open(&self, id: ChannelId) {
-        let mut entries = self.entries();
-        let entry = entries.entry(id.number()).or_default();
-        if entry.feed.is_none() && entry.inbox.is_none() {
-            entry.inbox = Some(self.pair(entry));
-        }
+        self.insert(&mut self.table(), id);
     }
 
     /// Queues what came, holding the peer up if the reader is far behind.
     pub(super) async fn push(&self, id: ChannelId, data: &[u8]) -> Result<(), TooFarBehind> {
-        let feed = self
-            .entries()
-            .get(&id.number())
-            .and_then(|e| e.feed.clone());
+        let entry = |table: &Table| table.entries.get(&id.number())?.feed.clone();
+        let feed = entry(&self.table());
         match feed {
             Some(feed) => feed.push(data).await,
             // Nobody reads this channel.
@@ -146,10 +161,8 @@ impl Channels {
 
     /// Queues the end of a channel's data.
     pub(super) fn end(&self, id: ChannelId) {
-        if let Some(feed) = self
-            .entries()
-            .get(&id.number())
-            .and_then(|e| e.feed.as_ref())
+        if let Some(entry) = self.table().entries.get(&id.number())
+            && let Some(feed) = &entry.feed
         {
             // The reader may have gone.
             drop(feed.items.send(Item::End));
@@ -158,7 +171,7 @@ impl Channels {
 
     /// Closes a channel: its reader sees what came, then nothing.
     pub(super) fn close(&self, id: ChannelId) {
-        let mut entries = self.entries();
+        let entries = &mut self.table().entries;
         if let Some(entry) = entries.get_mut(&id.number()) {
             entry.feed = None;
             if entry.inbox.is_none() {
@@ -169,12 +182,7 @@ impl Channels {
 
     /// Closes every channel: the connection has ended, and no message does so any more.
     pub(super) fn close_all(&self) {
-        self.entries().clear();
-    }
-
-    /// Returns how many channels are open.
-    pub(super) fn count(&self) -> usize {
-        self.entries().len()
+        self.table().entries.clear();
     }
 
     /// Returns a number that changes whenever something moves.
@@ -235,6 +243,28 @@ impl Channels {
         }
     }
 
+    /// Asks the peer by `opening` for a channel and moves bytes between it and `stream`; at the
+    /// bound the stream is closed.
+    pub(super) async fn lead<M>(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        opening: impl Future<Output = Result<Channel<M>, russh::Error>>,
+    ) where
+        M: From<(ChannelId, ChannelMsg)> + Send + Sync + 'static,
+    {
+        let Some(asked) = Asked::new(&self.table) else {
+            tracing::debug!("ssh: {CHANNELS_MAX} channels are open");
+            return;
+        };
+        let opened = opening.await;
+        drop(asked);
+        if let Ok(channel) = opened {
+            let (_, write) = channel.split();
+            let inbox = self.take(write.id());
+            self.splice(stream, write, inbox).await;
+        }
+    }
+
     /// Moves bytes between a channel and `stream` until both directions have ended.
     pub(super) async fn splice<M>(
         &self,
@@ -267,6 +297,13 @@ impl Channels {
         drop(write.close().await);
     }
 
+    fn insert(&self, table: &mut Table, id: ChannelId) {
+        let entry = table.entries.entry(id.number()).or_default();
+        if entry.feed.is_none() && entry.inbox.is_none() {
+            entry.inbox = Some(self.pair(entry));
+        }
+    }
+
     fn pair(&self, entry: &mut Entry) -> Inbox {
         let (items, receiver) = mpsc::unbounded_channel();
         let (open, watch) = watch::channel(());
@@ -287,8 +324,38 @@ impl Channels {
         }
     }
 
-    fn entries(&self) -> MutexGuard<'_, BTreeMap<u32, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn table(&self) -> MutexGuard<'_, Table> {
+        lock(&self.table)
+    }
+}
+
+fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
+    table.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Table {
+    fn has_room(&self) -> bool {
+        self.entries.len() + self.asked < CHANNELS_MAX
+    }
+}
+
+/// Counts a channel from our question to the peer's answer.
+struct Asked<'a>(&'a Mutex<Table>);
+
+impl<'a> Asked<'a> {
+    fn new(table: &'a Mutex<Table>) -> Option<Self> {
+        let mut locked = lock(table);
+        if !locked.has_room() {
+            return None;
+        }
+        locked.asked += 1;
+        Some(Self(table))
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        lock(self.0).asked -= 1;
     }
 }
 

@@ -58,20 +58,28 @@ const CONNECTIONS_MAX: usize = 1_024;
 /// Keys and certificates that one connection may try.
 const ATTEMPTS_MAX: usize = 6;
 
-/// From the first byte to an accepted certificate.
-const LOGIN_GRACE: Duration = Duration::from_secs(60);
-
 /// A peer that does not answer for this long, asked at a quarter of it, is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
 
 /// A refusal takes this long, so that its time tells nothing about its reason.
 const REFUSAL_TIME: Duration = Duration::from_millis(50);
 
-/// A connection over which nothing has moved for this long ends.
-const IDLE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long a connection may take, and do nothing.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// From the first byte to an accepted certificate.
+    login_grace: Duration,
+    /// A connection over which nothing has moved for this long ends.
+    idle_max: Duration,
+    /// How often it is looked whether an open connection may stay.
+    look_again: Duration,
+}
 
-/// How often it is looked whether an open connection may stay.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
+const PATIENCE: Patience = Patience {
+    login_grace: Duration::from_secs(60),
+    idle_max: Duration::from_secs(24 * 60 * 60),
+    look_again: Duration::from_secs(5),
+};
 
 /// Asks whom the organisation trusts now, as the peer with this address meets it; an error says why
 /// nobody knows, and nobody comes in.
@@ -98,6 +106,7 @@ struct Shared {
     organisation: Organisation,
     places: Arc<Semaphore>,
     waiting: Waiting,
+    patience: Patience,
     /// The account of this process.
     own: Account,
 }
@@ -132,6 +141,7 @@ impl Server {
             organisation,
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             waiting: Waiting::default(),
+            patience: PATIENCE,
             own,
         };
         let shared = Arc::new(shared);
@@ -212,29 +222,27 @@ impl Shared {
         accepted: oneshot::Receiver<Login>,
         channels: &Channels,
     ) -> String {
+        let Patience {
+            login_grace,
+            idle_max,
+            look_again,
+        } = self.patience;
         let accepted = tokio::select! {
-            accepted = time::timeout(LOGIN_GRACE, accepted) => accepted,
+            accepted = time::timeout(login_grace, accepted) => accepted,
             () = place.displaced() => return "others wait to log in, and it is one of many".into(),
         };
         let login = match accepted {
             Ok(Ok(login)) => login,
             // It has ended.
             Ok(Err(_)) => return std::future::pending().await,
-            Err(_) => return format!("no accepted certificate within {} s", LOGIN_GRACE.as_secs()),
+            Err(_) => return format!("no accepted certificate within {} s", login_grace.as_secs()),
         };
         drop(place);
-        let mut moved = channels.moved();
-        let mut quiet = Duration::ZERO;
+        let mut quiet = Quiet::default();
         loop {
-            time::sleep(LOOK_AGAIN).await;
-            let before = std::mem::replace(&mut moved, channels.moved());
-            quiet = if before == moved {
-                quiet + LOOK_AGAIN
-            } else {
-                Duration::ZERO
-            };
-            if quiet >= IDLE_MAX {
-                return format!("nothing has moved for {} hours", IDLE_MAX.as_secs() / 3_600);
+            time::sleep(look_again).await;
+            if quiet.look(channels.moved(), look_again) >= idle_max {
+                return format!("nothing has moved for {} hours", idle_max.as_secs() / 3_600);
             }
             // Who came in stays while nobody can say that he must go.
             if let Ok(authority) = (self.organisation.authority)(peer).await
@@ -243,6 +251,25 @@ impl Shared {
                 return refusal.to_string();
             }
         }
+    }
+}
+
+/// For how long nothing has moved on a connection.
+#[derive(Default)]
+struct Quiet {
+    moved: usize,
+    time: Duration,
+}
+
+impl Quiet {
+    /// Returns it at a look that is `passed` after the one before; `moved` changes with what moves.
+    fn look(&mut self, moved: usize, passed: Duration) -> Duration {
+        let before = std::mem::replace(&mut self.moved, moved);
+        self.time = match before == moved {
+            true => self.time + passed,
+            false => Duration::ZERO,
+        };
+        self.time
     }
 }
 

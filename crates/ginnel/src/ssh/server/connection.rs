@@ -28,14 +28,11 @@ use crate::ssh::{
     channels::{Channels, Inbox, WINDOW, WINDOW_OPENSSH},
 };
 
-/// Channels of one connection.
-const CHANNELS_MAX: usize = 1_024;
-
 /// Sessions of one connection.
 pub(super) const SESSIONS_MAX: usize = 64;
 
 /// Listeners of one connection.
-const LISTENERS_MAX: usize = 64;
+pub(super) const LISTENERS_MAX: usize = 64;
 
 /// Variables of one session, and bytes of each.
 const VARIABLES_MAX: usize = 64;
@@ -323,15 +320,6 @@ impl Connection {
         });
         Ok(())
     }
-
-    /// Takes a channel that leads elsewhere; `None` refuses it.
-    fn room(&self, channel: &Channel<Msg>) -> bool {
-        let room = self.channels.count() < CHANNELS_MAX;
-        if room {
-            self.channels.open(channel.id());
-        }
-        room
-    }
 }
 
 impl Handler for Connection {
@@ -395,7 +383,7 @@ impl Handler for Connection {
         reply: ChannelOpenHandle,
         _: &mut Session,
     ) -> Result<(), Self::Error> {
-        if self.sessions.len() >= SESSIONS_MAX || !self.room(&channel) {
+        if self.sessions.len() >= SESSIONS_MAX || !self.channels.admit(channel.id()) {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         }
@@ -434,7 +422,7 @@ impl Handler for Connection {
         if !self.permits(|permit| permit.port_forwarding) {
             let reason = ChannelOpenFailure::AdministrativelyProhibited;
             reply.reject(reason).await;
-        } else if !self.room(&channel) {
+        } else if !self.channels.admit(channel.id()) {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
         } else {
             forward::connect(self.channels.clone(), channel, reply, host.to_owned(), port);
@@ -454,7 +442,7 @@ impl Handler for Connection {
         if !own || !self.permits(|permit| permit.port_forwarding) {
             let reason = ChannelOpenFailure::AdministrativelyProhibited;
             reply.reject(reason).await;
-        } else if !self.room(&channel) {
+        } else if !self.channels.admit(channel.id()) {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
         } else {
             forward::connect_unix(self.channels.clone(), channel, reply, path.to_owned());

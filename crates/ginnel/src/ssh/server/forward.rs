@@ -147,11 +147,7 @@ async fn serve(
             let from = (from.ip().to_string(), u32::from(from.port()));
             let opened =
                 handle.channel_open_forwarded_tcpip(address, u32::from(port), from.0, from.1);
-            if let Ok(channel) = opened.await {
-                let (_, write) = channel.split();
-                let inbox = channels.take(write.id());
-                channels.splice(stream, write, inbox).await;
-            }
+            channels.lead(stream, opened).await;
         });
     }
 }

@@ -42,11 +42,7 @@ impl AgentSocket {
             while let Ok((stream, _)) = listener.accept().await {
                 let (handle, channels) = (handle.clone(), channels.clone());
                 tokio::spawn(async move {
-                    if let Ok(channel) = handle.channel_open_agent().await {
-                        let (_, write) = channel.split();
-                        let inbox = channels.take(write.id());
-                        channels.splice(stream, write, inbox).await;
-                    }
+                    channels.lead(stream, handle.channel_open_agent()).await;
                 });
             }
         });

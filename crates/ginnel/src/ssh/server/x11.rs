@@ -63,11 +63,7 @@ impl Display {
                 let (handle, channels) = (handle.clone(), channels.clone());
                 tokio::spawn(async move {
                     let opened = handle.channel_open_x11(from.ip().to_string(), from.port().into());
-                    if let Ok(channel) = opened.await {
-                        let (_, write) = channel.split();
-                        let inbox = channels.take(write.id());
-                        channels.splice(stream, write, inbox).await;
-                    }
+                    channels.lead(stream, opened).await;
                 });
                 if single {
                     return;
