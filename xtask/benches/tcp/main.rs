@@ -15,6 +15,7 @@ mod kernel;
 mod ours;
 mod plan;
 mod relay;
+mod smoltcp;
 mod soak;
 
 use std::{
@@ -57,7 +58,7 @@ const IDLE_EACH: usize = 20_000;
 struct Measured {
     /// Mbit/s of payload, from the first SYN on.
     goodput: f64,
-    /// Seconds of CPU in user mode per GB; ours only.
+    /// Seconds of CPU in user mode per GB; not the kernel's.
     user_per_gb: Option<f64>,
     /// What the rivals have had of their fair share.
     rivals: Option<f64>,
@@ -94,6 +95,7 @@ fn run(case: &Case, contestant: Contestant, seed: u64, seconds: u64) -> Result<M
     let (server, far) = Host::new("s", SERVER, case.large)?;
     let down = match contestant {
         Contestant::Ours(algorithm) | Contestant::Kernel(algorithm) => algorithm,
+        Contestant::Smoltcp => "cubic",
     };
     if case.exchanges {
         server.answer(EXCHANGE_PORT, &stop)?;
@@ -106,11 +108,11 @@ fn run(case: &Case, contestant: Contestant, seed: u64, seconds: u64) -> Result<M
             let (host, near) = Host::new("c", CLIENT, false)?;
             (Some(host), Some(near), None)
         }
-        Contestant::Ours(_) if case.path.is_some() => {
+        Contestant::Ours(_) | Contestant::Smoltcp if case.path.is_some() => {
             let (near, inner) = pair()?;
             (None, Some(near), Some(inner))
         }
-        Contestant::Ours(_) => (None, None, None),
+        Contestant::Ours(_) | Contestant::Smoltcp => (None, None, None),
     };
     let rival = (case.rivals > 0)
         .then(|| Host::new("r", RIVAL, false))
@@ -145,10 +147,10 @@ fn run(case: &Case, contestant: Contestant, seed: u64, seconds: u64) -> Result<M
                 };
                 count(counted, rivals.as_deref(), case, seconds)
             }
-            (None, _) | (Some(_), Contestant::Ours(_)) => {
+            (None, _) | (Some(_), Contestant::Ours(_) | Contestant::Smoltcp) => {
                 let link = inner.as_ref().unwrap_or(&far);
                 let sinks = (&*sunk, rivals.as_deref());
-                measure_ours(case, contestant, link, sinks, seconds, &stop)
+                measure_here(case, contestant, link, sinks, seconds, &stop)
             }
         };
         stop.store(true, Ordering::Relaxed);
@@ -170,7 +172,8 @@ fn idle_ports(idle: usize) -> impl Iterator<Item = u16> {
     (IDLE_PORT..).take(idle.div_ceil(IDLE_EACH))
 }
 
-fn measure_ours(
+/// Measures a stack that runs in this process.
+fn measure_here(
     case: &Case,
     contestant: Contestant,
     link: &File,
@@ -190,7 +193,12 @@ fn measure_ours(
     };
     let (ready, got) = (AtomicBool::new(false), Arc::new(AtomicU64::new(0)));
     thread::scope(|scope| {
-        let running = scope.spawn(|| ours::run(link, &client, &ready, stop, &got));
+        let running = scope.spawn(|| match contestant {
+            Contestant::Smoltcp => smoltcp::run(link, &client, &ready, stop, &got),
+            Contestant::Ours(_) | Contestant::Kernel(_) => {
+                ours::run(link, &client, &ready, stop, &got)
+            }
+        });
         while !ready.load(Ordering::Relaxed) && !running.is_finished() {
             thread::sleep(Duration::from_millis(1));
         }
@@ -234,7 +242,9 @@ fn exchange(
     let took = thread::scope(|scope| {
         let running = scope.spawn(|| match (host, contestant) {
             (Some(host), Contestant::Kernel(algorithm)) => host.exchange(server, algorithm, &done),
-            (None, _) | (Some(_), Contestant::Ours(_)) => ours::exchange(link, &client, &done),
+            (None, _) | (Some(_), Contestant::Ours(_) | Contestant::Smoltcp) => {
+                ours::exchange(link, &client, &done)
+            }
         });
         thread::sleep(Duration::from_secs(seconds));
         done.store(true, Ordering::Relaxed);
@@ -255,7 +265,9 @@ fn exchange(
 fn control(contestant: Contestant) -> CongestionControl {
     match contestant {
         Contestant::Ours("bbr") => CongestionControl::Bbr,
-        Contestant::Ours(_) | Contestant::Kernel(_) => CongestionControl::Cubic,
+        Contestant::Ours(_) | Contestant::Kernel(_) | Contestant::Smoltcp => {
+            CongestionControl::Cubic
+        }
     }
 }
 

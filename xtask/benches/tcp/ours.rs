@@ -26,7 +26,7 @@ use packet::vnet;
 use crate::{IDLE_EACH, MTU, kernel::Direction, relay};
 
 /// Bytes that one call moves.
-const CHUNK: usize = 64 << 10;
+pub(crate) const CHUNK: usize = 64 << 10;
 
 /// Octets of a request and of its response, and how many are under way at once.
 pub(crate) const EXCHANGED: usize = 10_000;
@@ -332,7 +332,7 @@ fn hold(large: &Large<'_>, out: &mut [u8]) -> usize {
 }
 
 /// Returns the seconds of CPU that this thread has used in user mode.
-fn user_seconds() -> Result<f64> {
+pub(crate) fn user_seconds() -> Result<f64> {
     let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
     Ok(usage.user_time().num_microseconds() as f64 / 1e6)
 }

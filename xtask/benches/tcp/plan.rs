@@ -22,6 +22,8 @@ pub(crate) struct Case {
     pub(crate) rivals: usize,
     /// Small exchanges, each over a connection of its own, instead of streams.
     pub(crate) exchanges: bool,
+    /// smoltcp takes part.
+    smoltcp: bool,
     algorithms: &'static [&'static str],
 }
 
@@ -30,6 +32,8 @@ pub(crate) struct Case {
 pub(crate) enum Contestant {
     Ours(&'static str),
     Kernel(&'static str),
+    /// With CUBIC.
+    Smoltcp,
 }
 
 /// What the arguments ask for.
@@ -57,6 +61,7 @@ impl Contestant {
         match self {
             Self::Ours(algorithm) => format!("ginnel {algorithm}"),
             Self::Kernel(algorithm) => format!("kernel {algorithm}"),
+            Self::Smoltcp => "smoltcp cubic".to_owned(),
         }
     }
 }
@@ -67,7 +72,9 @@ impl Case {
         let ours = self.algorithms.iter().map(|name| Contestant::Ours(name));
         let kernels = self.algorithms.iter().map(|name| Contestant::Kernel(name));
         // Nothing compares with a kernel that has no other kernel behind the TUN.
-        ours.chain(kernels.filter(|_| self.path.is_some()))
+        let kernels = kernels.filter(|_| self.path.is_some());
+        let smoltcp = self.smoltcp.then_some(Contestant::Smoltcp);
+        ours.chain(kernels).chain(smoltcp)
     }
 
     fn over(name: String, path: Option<Path>, direction: Direction) -> Self {
@@ -80,6 +87,7 @@ impl Case {
             idle: 0,
             rivals: 0,
             exchanges: false,
+            smoltcp: false,
             algorithms: &["cubic"],
         }
     }
@@ -99,7 +107,9 @@ fn path(round_trip: u64, loss: f64) -> Path {
 fn all() -> Vec<Case> {
     let mut cases = Vec::new();
     for (name, direction) in [("send", Direction::Up), ("receive", Direction::Down)] {
-        cases.push(Case::over(format!("direct-{name}"), None, direction));
+        let mut direct = Case::over(format!("direct-{name}"), None, direction);
+        direct.smoltcp = true;
+        cases.push(direct);
         for (count, idle) in [("10,000", 10_000), ("100,000", 100_000)] {
             let mut beside = Case::over(format!("idle-{count}-{name}"), None, direction);
             beside.idle = idle;
@@ -122,6 +132,7 @@ fn all() -> Vec<Case> {
             let path = Some(path(round_trip, loss));
             let mut case = Case::over(name, path, Direction::Up);
             case.algorithms = &["cubic", "bbr"];
+            case.smoltcp = true;
             cases.push(case);
         }
     }
@@ -207,16 +218,15 @@ impl Table {
             let (case, contestant) = key;
             let values = &self.values[key];
             let (low, goodput, high) = spread(values.iter().map(|value| value.goodput));
-            let (ratio, user) = match *contestant {
-                Contestant::Ours(_) => {
-                    let user = spread(values.iter().filter_map(|value| value.user_per_gb)).1;
-                    (String::new(), format!("{user:.2}"))
-                }
-                Contestant::Kernel(algorithm) => {
-                    let ours = (case.clone(), Contestant::Ours(algorithm));
-                    let ours = spread(self.values[&ours].iter().map(|value| value.goodput)).1;
-                    (format!("{:.2}", ours / goodput), String::new())
-                }
+            let ratio = |algorithm| {
+                let ours = (case.clone(), Contestant::Ours(algorithm));
+                let ours = spread(self.values[&ours].iter().map(|value| value.goodput)).1;
+                format!("{:.2}", ours / goodput)
+            };
+            let ratio = match *contestant {
+                Contestant::Ours(_) => String::new(),
+                Contestant::Kernel(algorithm) => ratio(algorithm),
+                Contestant::Smoltcp => ratio("cubic"),
             };
             let some = |value: f64, digits| match value.is_nan() {
                 true => String::new(),
@@ -231,6 +241,8 @@ impl Table {
                 some(spread(waits).1, 0)
             });
             let waits = waits.join(" ");
+            let user = spread(values.iter().filter_map(|value| value.user_per_gb)).1;
+            let user = some(user, 2);
             let name = contestant.name();
             writeln!(
                 text,
