@@ -557,8 +557,9 @@ fn the_clipboard_of_the_person_s_display_is_reached() {
         xauth
     });
     let mut server = Command::new("Xvfb");
+    // It would start anew, and cut who is just connecting, whenever the last program leaves.
     server
-        .args([&display, "-auth"])
+        .args([&display, "-noreset", "-auth"])
         .arg(&authority)
         .stderr(Stdio::null());
     let _server = Staying::start(server);
@@ -570,7 +571,8 @@ fn the_clipboard_of_the_person_s_display_is_reached() {
             .env("XAUTHORITY", &authority);
         command
     };
-    let line = "printf remote | xclip -selection clipboard -i -loops 1 >/dev/null 2>&1 & sleep 1";
+    // It stays until somebody has pasted.
+    let line = "printf remote | xclip -selection clipboard -i -quiet -loops 1 >/dev/null 2>&1";
     let mut copy = on_display(world.ssh(&["-X", "host", line]));
     let mut copy = copy.spawn().unwrap();
     let pasted = || {

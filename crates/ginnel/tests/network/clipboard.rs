@@ -43,7 +43,8 @@ impl Display {
         // Any entry lets in; which number the server takes is not known yet.
         add(":0");
         let mut server = Command::new("Xvfb");
-        server.args(["-displayfd", "1", "-nolisten", "tcp", "-auth"]);
+        // It would start anew, and cut who is just connecting, whenever the last program leaves.
+        server.args(["-noreset", "-displayfd", "1", "-nolisten", "tcp", "-auth"]);
         let mut server = world.spawn(server.arg(&authority));
         let name = format!(":{}", server.until("").trim());
         add(&name);
