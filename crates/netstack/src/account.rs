@@ -10,7 +10,7 @@ use crate::{
     prefix::{Prefix, Prefixes},
     secret::TableKey,
     slab::{AccountId, Slab},
-    tcp::buffer::Budget,
+    tcp::buffer::{Budget, Spare},
 };
 
 /// Whose connection it is.
@@ -40,6 +40,7 @@ pub(crate) struct Accounts {
     bytes: usize,
     bytes_max: usize,
     half_open: usize,
+    spare: Spare,
 }
 
 impl Accounts {
@@ -51,6 +52,7 @@ impl Accounts {
             bytes: 0,
             bytes_max,
             half_open: 0,
+            spare: Spare::default(),
         }
     }
 
@@ -133,14 +135,17 @@ impl Accounts {
         Budget {
             used,
             max: used + room,
+            spare: Spare::default(),
         }
     }
 
     /// Lets `act` take memory of the peer's or give it back.
     pub(crate) fn charge<R>(&mut self, id: AccountId, act: impl FnOnce(&mut Budget) -> R) -> R {
         let mut budget = self.budget(id);
+        budget.spare = std::mem::take(&mut self.spare);
         let before = budget.used;
         let result = act(&mut budget);
+        self.spare = budget.spare;
         self.account(id).bytes = budget.used;
         self.bytes = self.bytes - before + budget.used;
         result

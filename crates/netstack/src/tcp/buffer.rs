@@ -18,17 +18,41 @@ const CHUNK_RANGES_MAX: usize = 4;
 
 const CHUNK: usize = 4096;
 
+type Chunk = Box<[u8; CHUNK]>;
+
+/// So many chunks a stack keeps for the next bytes: what is acknowledged and what is sent take
+/// turns, and the allocator costs more than they do.
+const SPARE_MAX: usize = 256;
+
 /// How many insertions are remembered: all that one batch of packets makes.
 const RECENT: usize = 64;
 
+/// Chunks that no buffer holds, the last one given back first, which the cache still has.
+#[derive(Debug, Default)]
+pub(crate) struct Spare(Vec<Chunk>);
+
 /// Bytes that all buffers of a stack hold together.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Budget {
     pub(crate) used: usize,
     pub(crate) max: usize,
+    pub(crate) spare: Spare,
 }
 
 impl Budget {
+    fn take(&mut self) -> Chunk {
+        self.used += CHUNK;
+        let spare = self.spare.0.pop();
+        spare.unwrap_or_else(|| Box::new([0; CHUNK]))
+    }
+
+    fn give_back(&mut self, chunk: Chunk) {
+        self.used -= CHUNK;
+        if self.spare.0.len() < SPARE_MAX {
+            self.spare.0.push(chunk);
+        }
+    }
+
     pub(crate) fn room(&self) -> usize {
         self.max.saturating_sub(self.used)
     }
@@ -37,7 +61,7 @@ impl Budget {
 /// A sparse byte sequence that is consumed from its front.
 #[derive(Debug, Default)]
 struct Chunks {
-    chunks: VecDeque<Option<Box<[u8]>>>,
+    chunks: VecDeque<Option<Chunk>>,
     /// Where in the first chunk the sequence begins.
     head: usize,
 }
@@ -50,10 +74,7 @@ impl Chunks {
             if index >= self.chunks.len() {
                 self.chunks.resize_with(index + 1, || None);
             }
-            let chunk = self.chunks[index].get_or_insert_with(|| {
-                budget.used += CHUNK;
-                vec![0; CHUNK].into_boxed_slice()
-            });
+            let chunk = self.chunks[index].get_or_insert_with(|| budget.take());
             let length = bytes.len().min(CHUNK - start);
             chunk[start..start + length].copy_from_slice(&bytes[..length]);
             bytes = &bytes[length..];
@@ -87,8 +108,8 @@ impl Chunks {
         self.head += length;
         while self.head >= CHUNK {
             self.head -= CHUNK;
-            if self.chunks.pop_front().flatten().is_some() {
-                budget.used -= CHUNK;
+            if let Some(chunk) = self.chunks.pop_front().flatten() {
+                budget.give_back(chunk);
             }
         }
     }
@@ -99,15 +120,18 @@ impl Chunks {
     }
 
     fn clear(&mut self, budget: &mut Budget) {
-        budget.used -= CHUNK * self.held();
-        *self = Self::default();
+        let chunks = std::mem::take(self).chunks;
+        chunks
+            .into_iter()
+            .flatten()
+            .for_each(|chunk| budget.give_back(chunk));
     }
 }
 
 /// Bytes of a buffer, in the pieces in which they lie there.
 #[derive(Clone, Debug)]
 pub(crate) struct Pieces<'a> {
-    chunks: &'a VecDeque<Option<Box<[u8]>>>,
+    chunks: &'a VecDeque<Option<Chunk>>,
     at: usize,
     left: usize,
 }
@@ -394,8 +418,8 @@ mod tests {
 
     fn budget() -> Budget {
         Budget {
-            used: 0,
             max: 1 << 20,
+            ..Budget::default()
         }
     }
 
@@ -413,7 +437,7 @@ mod tests {
 
     #[test]
     fn at_the_budget_a_buffer_still_has_its_floor() {
-        let mut budget = Budget { used: 0, max: 0 };
+        let mut budget = Budget::default();
         let mut send = SendBuffer::default();
         assert_eq!(send.push(&[7; 10_000], 1 << 20, &mut budget), FLOOR);
         let mut receive = ReceiveBuffer::default();
@@ -459,8 +483,8 @@ mod tests {
     #[test]
     fn ranges_are_bounded_by_what_they_hold() {
         let mut budget = Budget {
-            used: 0,
             max: 16 << 20,
+            ..Budget::default()
         };
         let mut buffer = ReceiveBuffer::default();
         let segment = [1; 1_368];

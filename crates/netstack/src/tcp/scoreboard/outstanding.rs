@@ -235,9 +235,7 @@ impl Outstanding {
         if !left.before(right) {
             return;
         }
-        let mut index = self
-            .records
-            .partition_point(|record| !record.end.after(left));
+        let mut index = self.first_after(left);
         while let Some(&record) = self.records.get(index) {
             if !record.start.before(right) {
                 break;
@@ -403,9 +401,7 @@ impl Outstanding {
     }
 
     fn mark_lost(&mut self, sent_at: Instant, start: Seq, end: Seq, history: &mut History) -> bool {
-        let mut index = self
-            .records
-            .partition_point(|record| !record.end.after(start));
+        let mut index = self.first_after(start);
         let mut found = false;
         while let Some(record) = self.records.get_mut(index) {
             if !record.start.before(end) {
@@ -426,12 +422,20 @@ impl Outstanding {
     }
 
     fn is_current(&self, sent_at: Instant, start: Seq, end: Seq) -> bool {
-        let index = self
-            .records
-            .partition_point(|record| !record.end.after(start));
+        let index = self.first_after(start);
         let records = self.records.range(index..);
         let mut records = records.take_while(|record| record.start.before(end));
         records.any(|record| record.sent_at == sent_at && record.in_flight() > 0)
+    }
+
+    /// Returns the index of the first record that ends after `at`: while nothing is lost that is
+    /// the oldest one.
+    fn first_after(&self, at: Seq) -> usize {
+        let oldest = self.records.front();
+        if oldest.is_none_or(|record| record.end.after(at)) {
+            return 0;
+        }
+        self.records.partition_point(|record| !record.end.after(at))
     }
 
     /// Splits the record at `index` so that the second half begins at `at`.
