@@ -1,7 +1,7 @@
 //! The local agent: one process for each profile holds the tunnel and serves every command.
 //!
 //! ```text
-//!   dial, forward, proxy, ping, resolve, status, metrics, peer, events, capture
+//!   dial, forward, proxy, ping, trace, resolve, status, metrics, peer, events, capture
 //!      | one connection, one request (protocol)
 //!   Unix socket 0600 --> server --> Tunnel --> UDP
 //! ```
@@ -20,6 +20,7 @@ pub(crate) mod protocol;
 mod relay;
 mod request;
 mod server;
+mod trace;
 pub(crate) mod wire;
 
 use std::{io::Write as _, process::ExitCode, time::Duration};

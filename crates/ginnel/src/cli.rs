@@ -11,7 +11,7 @@ use clap::{
 use crate::{
     admin, agent, capture, cert, completions, demo, dial, doctor, events, forward, gateway, join,
     login, logout, manual, metrics, ping, proxy, replay, resolve, server, ssh, ssh_config,
-    ssh_server, status, tun, up, whoami,
+    ssh_server, status, trace, tun, up, whoami,
 };
 
 /// A private network that a team runs itself.
@@ -77,6 +77,7 @@ pub(crate) enum Command {
     Forward(forward::Args),
     Proxy(proxy::Args),
     Ping(ping::Args),
+    Trace(trace::Args),
     Resolve(resolve::Args),
     Status(status::Args),
     Doctor(doctor::Args),
@@ -129,6 +130,7 @@ impl Command {
             Self::Forward(args) => block_on(forward::run(args, global)),
             Self::Proxy(args) => block_on(proxy::run(args, global)),
             Self::Ping(args) => block_on(ping::run(args, global)),
+            Self::Trace(args) => block_on(trace::run(args, global)),
             Self::Resolve(args) => block_on(resolve::run(args, global)),
             Self::Status(args) => block_on(status::run(args, global)),
             Self::Events(args) => block_on(events::run(args, global)),

@@ -19,6 +19,7 @@ mod forward;
 mod gateway;
 mod join;
 mod local_port;
+mod log;
 mod login;
 mod logout;
 mod manual;
@@ -52,7 +53,7 @@ use crate::cli::Cli;
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(cli::arguments());
-    trace::start(&cli.global);
+    log::start(&cli.global);
     match cli.command.run(&cli.global) {
         Ok(code) => code,
         Err(error) => terminal::report(&error, cli.global.json),

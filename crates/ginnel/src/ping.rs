@@ -71,11 +71,11 @@ struct Report {
 
 /// Statistics over all answers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-struct RoundTrip {
-    min: f64,
-    avg: f64,
-    max: f64,
-    mdev: f64,
+pub(crate) struct RoundTrip {
+    pub(crate) min: f64,
+    pub(crate) avg: f64,
+    pub(crate) max: f64,
+    pub(crate) mdev: f64,
 }
 
 /// Answers that the statistics remember; further ones are only counted.
@@ -169,6 +169,8 @@ async fn receive(
             | Answer::Peer(_)
             | Answer::Following
             | Answer::Pinging(_)
+            | Answer::Tracing(_)
+            | Answer::Traced(_)
             | Answer::Status(_)
             | Answer::Draining { .. }
             | Answer::Retired
@@ -187,10 +189,7 @@ impl Report {
     }
 
     fn finish(&mut self) {
-        if self.transmitted > 0 {
-            let lost = self.transmitted - self.received;
-            self.loss_percent = ratio(lost, self.transmitted) * 100.0;
-        }
+        self.loss_percent = loss_percent(self.transmitted, self.received);
         self.round_trip_ms = statistics(&self.times_ms);
     }
 
@@ -213,7 +212,7 @@ impl Report {
     }
 }
 
-fn statistics(times: &[f64]) -> Option<RoundTrip> {
+pub(crate) fn statistics(times: &[f64]) -> Option<RoundTrip> {
     if times.is_empty() {
         return None;
     }
@@ -230,15 +229,20 @@ fn statistics(times: &[f64]) -> Option<RoundTrip> {
     })
 }
 
-fn milliseconds(microseconds: u64) -> f64 {
+pub(crate) fn milliseconds(microseconds: u64) -> f64 {
     Duration::from_micros(microseconds).as_secs_f64() * 1_000.0
 }
 
-fn ratio(part: u64, whole: u64) -> f64 {
-    Duration::from_nanos(part).as_secs_f64() / Duration::from_nanos(whole).as_secs_f64()
+/// Tells how many of a hundred requests had no answer; zero when there was none.
+pub(crate) fn loss_percent(requests: u64, answers: u64) -> f64 {
+    if requests == 0 {
+        return 0.0;
+    }
+    let lost = requests.saturating_sub(answers);
+    Duration::from_nanos(lost).as_secs_f64() / Duration::from_nanos(requests).as_secs_f64() * 100.0
 }
 
-fn parse_interval(text: &str) -> Result<f64, String> {
+pub(crate) fn parse_interval(text: &str) -> Result<f64, String> {
     let seconds: Option<f64> = text.parse().ok();
     let seconds = seconds.filter(|seconds| (0.01..=3_600.0).contains(seconds));
     seconds.ok_or_else(|| "give from 0.01 to 3600 seconds".to_owned())

@@ -85,18 +85,17 @@ pub(crate) fn list<T: Serialize>(
     if as_json {
         return json(&items);
     }
-    let mut rows = vec![
-        columns
-            .iter()
-            .map(|(title, _)| (*title).to_owned())
-            .collect(),
-    ];
-    rows.extend(items.iter().map(|item| {
-        let cells = columns.iter().map(|(_, cell)| cell(item));
-        cells.collect::<Vec<String>>()
-    }));
-    rows.iter()
-        .try_for_each(|row| line(padded(row, &widths(&rows))))
+    let titles: Vec<_> = columns.iter().map(|(title, _)| *title).collect();
+    let cells = |item| columns.iter().map(|(_, cell)| cell(item)).collect();
+    table(&titles, items.iter().map(cells).collect())
+}
+
+/// Prints rows of cells below their titles.
+pub(crate) fn table(titles: &[&str], rows: Vec<Vec<String>>) -> io::Result<()> {
+    let mut all = vec![titles.iter().map(|title| (*title).to_owned()).collect()];
+    all.extend(rows);
+    all.iter()
+        .try_for_each(|row| line(padded(row, &widths(&all))))
 }
 
 /// Prints one item: a field a line for people, or a JSON object.

@@ -51,5 +51,7 @@ mod secrecy;
 mod session;
 #[path = "network/ssh.rs"]
 mod ssh;
+#[path = "network/trace.rs"]
+mod trace;
 #[path = "network/world.rs"]
 mod world;

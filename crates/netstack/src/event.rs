@@ -54,6 +54,8 @@ pub enum Event {
         sequence: u16,
         /// Who said so; the destination when nobody did.
         from: IpAddr,
+        /// From the request until it failed.
+        elapsed: Duration,
         /// Why.
         failure: EchoFailure,
     },

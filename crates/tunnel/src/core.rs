@@ -6,14 +6,14 @@ use model::{
     event::{Event as Told, Who},
     key::PublicKey,
 };
-use netstack::{ConnectionId, EchoId, Event, ListenerId, Stack, UdpId};
+use netstack::{ConnectionId, EchoFailure, EchoId, Event, ListenerId, Stack, UdpId};
 use node::{Node, Outcome, Reason};
 use os::udp::{Datagram, Socket};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use wireguard::HEADER;
 
 use super::{
-    Attachment, Echo, following::FOLLOWED_MAX, interface::Interface, outbox::Outbox,
+    Attachment, Probed, following::FOLLOWED_MAX, interface::Interface, outbox::Outbox,
     socket::Sockets,
 };
 
@@ -28,7 +28,7 @@ pub(super) struct Core {
     /// Tasks that wait for a datagram; bounded by the sockets of the stack.
     pub(super) datagrams: BTreeMap<UdpId, Option<Waker>>,
     /// Tasks that wait for an echo reply; bounded by the echoes of the stack.
-    pub(super) echoes: BTreeMap<EchoId, oneshot::Sender<Echo>>,
+    pub(super) echoes: BTreeMap<EchoId, oneshot::Sender<Option<Probed>>>,
     /// What is not for sockets; bounded, and what nobody takes in time is dropped.
     events: mpsc::Sender<node::Event>,
     /// The same for those who only want to know; nothing is told when there are none.
@@ -232,8 +232,37 @@ impl Core {
             Event::UdpReadable(id) | Event::UdpFailed(id, _) | Event::FlowExpired(id) => {
                 wakers.extend(self.datagrams.get_mut(&id).and_then(Option::take));
             }
-            Event::EchoReply { id, round_trip, .. } => self.answer(id, Ok(round_trip)),
-            Event::EchoFailed { id, failure, .. } => self.answer(id, Err(failure)),
+            Event::EchoReply {
+                id,
+                from,
+                round_trip,
+                ..
+            } => {
+                let probed = Probed {
+                    from,
+                    round_trip,
+                    cause: None,
+                };
+                self.answer(id, Some(probed));
+            }
+            Event::EchoFailed {
+                id,
+                from,
+                elapsed: round_trip,
+                failure,
+                ..
+            } => {
+                let cause = match failure {
+                    EchoFailure::TimedOut => None,
+                    EchoFailure::Icmp(cause) => Some(cause),
+                };
+                let probed = cause.map(|_| Probed {
+                    from,
+                    round_trip,
+                    cause,
+                });
+                self.answer(id, probed);
+            }
         }
     }
 
@@ -276,10 +305,10 @@ impl Core {
         }
     }
 
-    fn answer(&mut self, id: EchoId, echo: Echo) {
+    fn answer(&mut self, id: EchoId, probed: Option<Probed>) {
         if let Some(sender) = self.echoes.remove(&id) {
             // Nobody waits when the command has gone away.
-            let _unheard = sender.send(echo);
+            let _unheard = sender.send(probed);
         }
     }
 

@@ -40,6 +40,7 @@ use std::{
 
 use netstack::{EchoFailure, ListenerId};
 use node::Node;
+use packet::icmp::Cause;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 pub use netstack::CongestionControl;
@@ -91,6 +92,20 @@ const EVENTS_MAX: usize = 1_024;
 
 /// The result of one echo request.
 pub type Echo = Result<Duration, EchoFailure>;
+
+/// What came back for one echo request.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Probed {
+    /// Who answered.
+    pub from: IpAddr,
+    /// From the request to the answer.
+    pub round_trip: Duration,
+    /// Why the request went no further; `None` when this is the reply to it.
+    pub cause: Option<Cause>,
+}
+
+/// The hop limit of what the node's own stack sends.
+const HOP_LIMIT: u8 = 64;
 
 impl Tunnel {
     /// Begins to drive `node`, made for that attachment, over fresh UDP sockets; needs a tokio
@@ -167,13 +182,35 @@ impl Tunnel {
     /// Sends one echo request with `size` bytes and waits for its reply, at most
     /// `netstack::Limits::echo_timeout`.
     pub async fn ping(&self, remote: IpAddr, sequence: u16, size: u16) -> Result<Echo, Failure> {
+        let probed = self.probe(remote, sequence, size, HOP_LIMIT).await?;
+        Ok(match probed {
+            None => Err(EchoFailure::TimedOut),
+            Some(probed) => match probed.cause {
+                Some(cause) => Err(EchoFailure::Icmp(cause)),
+                None => Ok(probed.round_trip),
+            },
+        })
+    }
+
+    /// Does the same with a hop limit, so that a router on the way answers when it ends there;
+    /// `None` when nobody has answered.
+    pub async fn probe(
+        &self,
+        remote: IpAddr,
+        sequence: u16,
+        size: u16,
+        hop_limit: u8,
+    ) -> Result<Option<Probed>, Failure> {
         if self.interface().is_some() {
-            return system::ping(self, remote, sequence, size).await;
+            return system::probe(self, remote, sequence, size, hop_limit).await;
         }
         let reply = {
             let mut turn = self.turn();
             let now = turn.now;
-            let sent = turn.stack().ping(now, remote, sequence, usize::from(size));
+            let size = usize::from(size);
+            let sent = turn
+                .stack()
+                .ping_within(now, remote, sequence, size, hop_limit);
             let id = sent.map_err(|error| {
                 let remedy = "look at Address and MTU of the configuration and at --size";
                 Failure::new(Code::Unreachable, format!("{remote}: {error}"), remedy)
@@ -183,7 +220,7 @@ impl Tunnel {
             reply
         };
         // The sender goes away only with the tunnel.
-        Ok(reply.await.unwrap_or(Err(EchoFailure::TimedOut)))
+        Ok(reply.await.unwrap_or_default())
     }
 
     /// Returns the name of the interface; `None` in user mode.

@@ -8,12 +8,12 @@ use std::{
 };
 
 use model::zone::{Answer, Kind, Name, Question};
-use netstack::{CloseReason, EchoFailure};
+use netstack::CloseReason;
 use os::{echo, reactor::Watched};
 use packet::icmp::{Cause, Unreachable};
 use tokio::{net, time};
 
-use super::{Code, Echo, Failure, Record, RecordKind, TcpStream, Tunnel, stream::System};
+use super::{Code, Failure, Probed, Record, RecordKind, TcpStream, Tunnel, stream::System};
 
 /// As long as the node's own stack waits for a reply.
 const ECHO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,13 +53,14 @@ fn unreachable(error: &io::Error) -> Unreachable {
     known.map_or(Unreachable::Host, |(_, cause)| cause)
 }
 
-/// Sends one echo request and waits for its reply.
-pub(super) async fn ping(
+/// Sends one echo request and waits for what comes back.
+pub(super) async fn probe(
     clock: &Tunnel,
     remote: IpAddr,
     sequence: u16,
     size: u16,
-) -> Result<Echo, Failure> {
+    hop_limit: u8,
+) -> Result<Option<Probed>, Failure> {
     let IpAddr::V6(address) = remote else {
         let message = format!("{remote}: the network has IPv6 addresses only");
         let remedy = "ping the node by its name";
@@ -72,6 +73,7 @@ pub(super) async fn ping(
     };
     let socket = echo::Echo::connect(address.into()).and_then(Watched::new);
     let socket = socket.map_err(unsent)?;
+    socket.get().set_hop_limit(hop_limit).map_err(unsent)?;
     let begin = clock.now();
     let sent = socket.get().send(sequence, usize::from(size));
     let reply = match sent {
@@ -79,12 +81,30 @@ pub(super) async fn ping(
         Err(error) => return Err(unsent(error)),
     };
     let deadline = begin + ECHO_TIMEOUT;
-    Ok(match time::timeout_at(deadline.into(), reply).await {
-        Ok(Ok(())) => Ok(clock.now().saturating_duration_since(begin)),
-        Ok(Err(error)) => Err(EchoFailure::Icmp(Cause::Unreachable(unreachable(&error)))),
-        Err(_) => Err(EchoFailure::TimedOut),
-    })
+    let Ok(reply) = time::timeout_at(deadline.into(), reply).await else {
+        return Ok(None);
+    };
+    let round_trip = clock.now().saturating_duration_since(begin);
+    let (from, cause) = match reply {
+        Ok(None) => (remote, None),
+        Ok(Some(report)) if report.kind == TIME_EXCEEDED => {
+            (report.from, Some(Cause::TimeExceeded { code: report.code }))
+        }
+        Ok(Some(report)) => {
+            let cause = Cause::Unreachable(unreachable(&report.error()));
+            (report.from, Some(cause))
+        }
+        Err(error) => (remote, Some(Cause::Unreachable(unreachable(&error)))),
+    };
+    Ok(Some(Probed {
+        from,
+        round_trip,
+        cause,
+    }))
 }
+
+/// The type of the ICMPv6 message (RFC 4443, 3.3).
+const TIME_EXCEEDED: u8 = 3;
 
 /// Asks the node's own zone; `None` when there is no such name.
 pub(super) fn records(tunnel: &Tunnel, name: &str, kinds: &[RecordKind]) -> Option<Vec<Record>> {

@@ -119,6 +119,8 @@ impl Client {
             | Answer::Pinging(_)
             | Answer::Echo { .. }
             | Answer::Done
+            | Answer::Tracing(_)
+            | Answer::Traced(_)
             | Answer::Status(_)
             | Answer::Draining { .. }
             | Answer::Retired) => Err(unexpected(&other)),

@@ -3,7 +3,7 @@
 //! ```text
 //! one connection, one request:
 //!   command: u32 length (big endian) | JSON Envelope
-//!   agent:   u32 length              | JSON Answer        (Ping: one for each echo, then Done)
+//!   agent:   u32 length              | JSON Answer        (Ping, Trace: one each, then Done)
 //! after Dial     the connection is a byte pipe, closed in each direction by itself; Ending asks
 //!                whether that was a reset, which a Unix socket cannot tell
 //! after Capture  blocks of a pcapng file until the agent closes; the command closes its direction
@@ -71,6 +71,8 @@ pub(crate) enum Request {
         /// Payload in bytes.
         size: u16,
     },
+    /// Ask every hop on the way to a host.
+    Trace(Trace),
     /// Write what passes the tunnel as a capture file.
     Capture(Capture),
     /// Tell everything about one WireGuard peer.
@@ -89,6 +91,19 @@ pub(crate) enum Request {
     Status,
     /// Take no more requests, exit when the open connections have ended.
     Drain,
+}
+
+/// Whom to trace, and how often.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Trace {
+    /// Name or address.
+    pub(crate) host: String,
+    /// TCP port to open connections to.
+    pub(crate) port: Option<u16>,
+    /// How often each hop is asked.
+    pub(crate) count: u16,
+    /// Time between two rounds.
+    pub(crate) interval_ms: u64,
 }
 
 /// Which packets a capture shall have, and when it ends by itself.
@@ -157,7 +172,11 @@ pub(crate) enum Answer {
         #[serde(default)]
         prohibited: bool,
     },
-    /// To `Ping`: there will be no more.
+    /// To `Trace`: where the way leads.
+    Tracing(Way),
+    /// To `Trace`: what one request found.
+    Traced(Traced),
+    /// To `Ping` and `Trace`: there will be no more.
     Done,
     /// To `Status`.
     Status(Box<Status>),
@@ -170,6 +189,72 @@ pub(crate) enum Answer {
     Retired,
     /// The request failed.
     Failed(Failure),
+}
+
+/// Whom a traced name means, and who is on the way.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Way {
+    /// Whom the name means.
+    pub(crate) address: IpAddr,
+    /// Address of the gateway inside the network; `None` with a plain configuration.
+    pub(crate) gateway: Option<IpAddr>,
+    /// Name of the WireGuard peer through which packets go.
+    pub(crate) peer: Option<model::name::Label>,
+    /// Where it is.
+    pub(crate) endpoint: Option<SocketAddr>,
+}
+
+/// What was asked, and what came back.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Traced {
+    /// A hop inside the tunnel, by an echo request.
+    Hop(Probe),
+    /// The port, by a connection.
+    Port(Probe),
+}
+
+/// What one request found.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Probe {
+    /// Its hop limit; zero for a port.
+    pub(crate) hop: u8,
+    /// Of the round, from 1.
+    pub(crate) sequence: u16,
+    /// Who answered; `None` when nobody did in time.
+    pub(crate) from: Option<IpAddr>,
+    /// How long that took.
+    pub(crate) round_trip_us: Option<u64>,
+    /// What it said.
+    pub(crate) outcome: Outcome,
+}
+
+/// What an answer says.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Outcome {
+    /// The request had to go on, and its hop limit was reached.
+    TimeExceeded,
+    /// It is there; a port: it accepts connections.
+    Reply,
+    /// Nothing came in time.
+    Silent,
+    /// A rule of the network forbids it.
+    Prohibited,
+    /// There is nobody.
+    Unreachable,
+    /// Nothing listens at the port.
+    Refused,
+}
+
+impl Outcome {
+    /// Tells whether requests that may go further would find nothing else.
+    pub(crate) fn is_end(self) -> bool {
+        match self {
+            Self::Reply | Self::Prohibited | Self::Unreachable | Self::Refused => true,
+            Self::TimeExceeded | Self::Silent => false,
+        }
+    }
 }
 
 /// Something that happened, and when.

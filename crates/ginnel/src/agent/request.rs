@@ -15,7 +15,7 @@ use super::{
     protocol::{Answer, Capturing, Code, Envelope, Failure, PROTOCOL, Request, Status},
     relay,
     server::{Agent, Mode},
-    wire,
+    trace, wire,
 };
 
 use crate::enrolled::NodeKey;
@@ -23,11 +23,11 @@ use crate::enrolled::NodeKey;
 /// No request may ask to wait longer.
 const TIMEOUT_MAX: Duration = Duration::from_secs(300);
 
-/// How long a name may take in `Resolve` and `Ping`.
-const NAME_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a name may take in `Resolve`, `Ping` and `Trace`.
+pub(super) const NAME_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Echo requests do not follow each other faster.
-const INTERVAL_MIN: Duration = Duration::from_millis(10);
+pub(super) const INTERVAL_MIN: Duration = Duration::from_millis(10);
 
 /// Serves one request; an error means that the command has gone away.
 pub(super) async fn serve(
@@ -77,6 +77,7 @@ pub(super) async fn serve(
             let interval = Duration::from_millis(interval_ms).max(INTERVAL_MIN);
             ping(agent, stream, &host, count, interval, size).await
         }
+        Request::Trace(wanted) => trace::serve(agent, stream, wanted).await,
         Request::Capture(wanted) => capture::serve(agent, stream, wanted).await,
         Request::Peer { name } => {
             let answer = peer(agent, &name).await;
@@ -112,6 +113,7 @@ fn turn_away(agent: &Agent, envelope: &Envelope) -> Option<Answer> {
         | Request::Udp
         | Request::Resolve { .. }
         | Request::Ping { .. }
+        | Request::Trace(_)
         | Request::Capture(_)
         | Request::Peer { .. }
         | Request::Events => {}

@@ -224,7 +224,10 @@ async fn echo(tunnel: &Tunnel, request: EchoRequest) -> io::Result<()> {
         .get()
         .send(request.sequence, request.payload_length)?;
     let reply = socket.read(|socket| socket.recv(request.sequence));
-    time::timeout(ECHO_TIMEOUT, reply).await?
+    match time::timeout(ECHO_TIMEOUT, reply).await?? {
+        None => Ok(()),
+        Some(report) => Err(report.error()),
+    }
 }
 
 /// Returns the IPv4 address of a host of a site.

@@ -331,6 +331,7 @@ fn the_kernel_and_user_mode_reach_each_other_until_one_is_removed() {
     assert!(refused.contains("remote port"), "{refused}");
     for (at, host) in [(At::Alpha, "beta"), (At::Beta, "alpha")] {
         network.run(at, &["ping", host, "-c", "3", "-i", "0.1"]);
+        traces(&network, at, host);
     }
     let unknown = from(At::Alpha, "nobody", 1);
     assert!(unknown.contains("DNS"), "{unknown}");
@@ -343,6 +344,24 @@ fn the_kernel_and_user_mode_reach_each_other_until_one_is_removed() {
     assert!(said.contains("was removed"), "{said}");
     assert!(!network.has_interface("ginnel0"));
     assert_eq!(here.ping(beta_address, 2), 0);
+}
+
+/// Sees that a node finds the gateway and the other node, by its kernel or its own stack.
+fn traces(network: &Network, at: At, host: &str) {
+    within(LONG, "both hops", || {
+        let told = network.output(at, &["trace", host, "-c", "2", "--json"]);
+        let Ok(told) = serde_json::from_slice::<serde_json::Value>(&told.stdout) else {
+            return false;
+        };
+        let told = &told["hops"];
+        let [gateway, node] = [&told[0], &told[1]];
+        gateway["outcome"] == "time_exceeded"
+            && gateway["name"].is_string()
+            && gateway["address"] != node["address"]
+            && node["outcome"] == "reply"
+            && node["name"] == host
+            && told[2].is_null()
+    });
 }
 
 #[test]

@@ -10,7 +10,7 @@ use packet::{
     ip, tcp, udp,
 };
 
-use super::{Due, Pending, Stack, is_unicast};
+use super::{Due, HOP_LIMIT, Pending, Stack, is_unicast};
 use crate::{
     Discard, EchoFailure, EchoId, Event, PingError,
     slab::Id,
@@ -64,6 +64,19 @@ impl Stack {
         sequence: u16,
         payload_length: usize,
     ) -> Result<EchoId, PingError> {
+        self.ping_within(now, remote, sequence, payload_length, HOP_LIMIT)
+    }
+
+    /// The same with a hop limit: the router at which it ends says so, and
+    /// [`Event::EchoFailed`] names it with [`Cause::TimeExceeded`] (RFC 8200, 3; RFC 4443, 3.3).
+    pub fn ping_within(
+        &mut self,
+        now: Instant,
+        remote: IpAddr,
+        sequence: u16,
+        payload_length: usize,
+        hop_limit: u8,
+    ) -> Result<EchoId, PingError> {
         if !is_unicast(remote) {
             return Err(PingError::Address);
         }
@@ -93,7 +106,7 @@ impl Stack {
             sequence,
             payload: &vec![0x5a; payload_length],
         };
-        self.answer_icmp(source, remote, &Message::EchoRequest(echo));
+        self.send_icmp(source, remote, &Message::EchoRequest(echo), hop_limit);
         Ok(id)
     }
 
@@ -187,6 +200,7 @@ impl Stack {
             return;
         }
         let (sequence, from) = (request.sequence, request.remote);
+        let elapsed = now.saturating_duration_since(request.sent_at);
         let failure = EchoFailure::TimedOut;
         self.finish_echo(
             now,
@@ -195,6 +209,7 @@ impl Stack {
                 id,
                 sequence,
                 from,
+                elapsed,
                 failure,
             },
         );
@@ -238,6 +253,7 @@ impl Stack {
                 if !is_request || !ours {
                     return Err(Discard::IcmpUnrelated);
                 }
+                let elapsed = now.saturating_duration_since(request.sent_at);
                 let failure = EchoFailure::Icmp(cause);
                 self.finish_echo(
                     now,
@@ -246,6 +262,7 @@ impl Stack {
                         id,
                         sequence,
                         from,
+                        elapsed,
                         failure,
                     },
                 );
@@ -322,6 +339,16 @@ impl Stack {
         destination: IpAddr,
         message: &Message<'_>,
     ) {
+        self.send_icmp(source, destination, message, HOP_LIMIT);
+    }
+
+    fn send_icmp(
+        &mut self,
+        source: IpAddr,
+        destination: IpAddr,
+        message: &Message<'_>,
+        hop_limit: u8,
+    ) {
         let next_header = if source.is_ipv4() {
             ip::ICMP
         } else {
@@ -330,7 +357,10 @@ impl Stack {
         let at = ip::header_length(destination);
         let mut packet = vec![0; usize::from(u16::MAX)];
         let length = icmp::emit(source, destination, message, &mut packet[at..]);
-        let header = super::header(source, destination, next_header);
+        let header = ip::Header {
+            hop_limit,
+            ..super::header(source, destination, next_header)
+        };
         ip::emit_header(&header, length, &mut packet);
         packet.truncate(at + length);
         packet.shrink_to_fit();

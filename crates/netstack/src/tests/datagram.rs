@@ -124,13 +124,14 @@ fn an_echo_is_answered_and_timed_and_its_failure_is_told() {
         pair.link.loss = 1_000;
         let id = pair.stacks[A].ping(pair.now, from, 8, 0).unwrap();
         pair.run_for(Duration::from_secs(11));
-        let failure = EchoFailure::TimedOut;
+        let (elapsed, failure) = (Duration::from_secs(10), EchoFailure::TimedOut);
         assert_eq!(
             pair.events(A),
             [Event::EchoFailed {
                 id,
                 sequence: 8,
                 from,
+                elapsed,
                 failure
             }]
         );

@@ -1,14 +1,18 @@
 //! Stories of nodes that reach each other through a gateway.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use model::{
     key::PublicKey,
     status::{Hop, Tunnel},
 };
-use netstack::{CloseReason, ConnectionId, Received};
+use netstack::{CloseReason, ConnectionId, EchoFailure, Received};
 use node::{Discard, Event, Reason};
-use packet::icmp::Unreachable;
+use packet::icmp::{Cause, Unreachable};
 
 use crate::world::{GATEWAY, Installation, World, endpoint, ip, netstack, public_key};
 
@@ -165,9 +169,49 @@ fn a_destination_that_nobody_has_is_answered_at_once_and_counted() {
         }
     };
     let resolver = crate::world::prefix(1).resolver();
-    assert_eq!(world.take(11, failed), [std::net::IpAddr::V6(resolver)]);
+    assert_eq!(world.take(11, failed), [IpAddr::V6(resolver)]);
     let counters = world.node(GATEWAY).counters();
     assert_eq!(counters.count(Discard::Node(Reason::NoPeer)), 1);
+}
+
+/// Sends an echo request that may go over so many hops; returns who answered, and why it went no
+/// further.
+fn probe(world: &mut World, to: u8, hop_limit: u8) -> (IpAddr, Option<EchoFailure>) {
+    let now = world.now;
+    world.take(11, |_| None::<()>);
+    let stack = world.stack(11);
+    let sent = stack.ping_within(now, ip(to), 1, 32, hop_limit);
+    sent.expect("room for a request");
+    world.run(Duration::from_secs(2));
+    let answer = |event: &Event| {
+        if let Event::Stack(netstack::Event::EchoReply { from, .. }) = event {
+            Some((*from, None))
+        } else if let Event::Stack(netstack::Event::EchoFailed { from, failure, .. }) = event {
+            Some((*from, Some(*failure)))
+        } else {
+            None
+        }
+    };
+    let answers = world.take(11, answer);
+    *answers.first().expect("an answer")
+}
+
+#[test]
+fn the_gateway_tells_that_a_hop_limit_ends_there_whatever_is_behind_it() {
+    let mut installation = Installation::new();
+    let mut world = World::standing(&installation, &[11, 12]);
+    let gateway = IpAddr::V6(crate::world::prefix(1).resolver());
+    let ends = |cause| (gateway, Some(EchoFailure::Icmp(cause)));
+    let exceeded = ends(Cause::TimeExceeded { code: 0 });
+    assert_eq!(probe(&mut world, 12, 1), exceeded);
+    assert_eq!(probe(&mut world, 12, 2), (ip(12), None));
+    assert_eq!(probe(&mut world, 13, 1), exceeded);
+    // Whoever may not reach a node learns no more about it than that.
+    installation.org(1).rules = Some(BTreeMap::new());
+    world.publish(&installation);
+    assert_eq!(probe(&mut world, 12, 1), exceeded);
+    let prohibited = ends(Cause::Unreachable(Unreachable::Prohibited));
+    assert_eq!(probe(&mut world, 12, 2), prohibited);
 }
 
 #[test]
