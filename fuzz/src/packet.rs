@@ -132,7 +132,31 @@ pub fn translate(data: &[u8]) {
     translate_one(&data);
 }
 
+/// A SYN that a router passes on with a smaller segment size has changed in nothing else.
+fn clamp(data: &[u8]) {
+    let mut packet = data.to_vec();
+    tcp::clamp_mss(&mut packet, MSS);
+    let read = |packet| {
+        let parsed = ip::parse(packet).ok()?;
+        let header = parsed.header;
+        let segment = tcp::parse(header.source, header.destination, parsed.payload).ok()?;
+        let first = header.next_header == ip::TCP && header.fragment.is_none();
+        first.then_some((header, segment))
+    };
+    let Some((header, mut sent)) = read(data) else {
+        return;
+    };
+    if sent.header.flags.has(tcp::Flags::SYN) {
+        let size = &mut sent.header.options.maximum_segment_size;
+        *size = size.map(|size| size.min(MSS));
+    }
+    assert_eq!(read(&packet), Some((header, sent)));
+}
+
+const MSS: u16 = 1212;
+
 fn translate_one(data: &[u8]) {
+    clamp(data);
     let mut out = vec![0; data.len() + translate::GROWTH];
     let lengths = [
         translate::to_v6(data, &Everything, Ipv6Addr::LOCALHOST, &mut out),

@@ -28,4 +28,5 @@ mod status;
 
 pub use discard::{Counters, Discard, Reason};
 pub use node::{Attachment, Event, Node, Outcome, Run};
+pub use routed::SITE_MTU_V4;
 pub use service::Published;

@@ -18,9 +18,17 @@ use model::{
     site::{Ipv4Prefix, Mode, SitePrefix},
 };
 use packet::{
-    ip,
+    ip, tcp,
     translate::{self, Mapping},
 };
+
+/// The largest IPv4 packet in bytes that a host of a routed site gets through: translated, its
+/// header is 20 bytes longer, and a fragment header takes 8, of the least MTU of IPv6.
+pub const SITE_MTU_V4: u16 = 1280 - 20 - 8;
+
+/// The largest segment that a host of another site is told to send to one here: it may hear of no
+/// MTU but that of its LAN. The node there does the same (RFC 9293, 3.7.1).
+const MSS_MAX: u16 = SITE_MTU_V4 - 40;
 
 /// The LANs whose addresses are known as they are.
 #[derive(Debug, Default)]
@@ -92,7 +100,9 @@ impl Routed {
         };
         // Nobody here speaks for a host elsewhere.
         let leaves = self.other(destination).is_some() && self.other(source).is_none();
-        leaves.then(|| translate::to_v6(packet, self, router, out))?
+        let length = leaves.then(|| translate::to_v6(packet, self, router, out))??;
+        tcp::clamp_mss(&mut out[..length], MSS_MAX);
+        Some(length)
     }
 
     /// Writes what the network brings to a host behind this node, from one behind another, as the

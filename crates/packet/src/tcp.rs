@@ -1,8 +1,12 @@
 //! TCP segments: header, options and checksum (RFC 9293, 3.1).
 
+mod mss;
+
 use std::{fmt, net::IpAddr};
 
 use crate::{checksum::Sum, ip};
+
+pub use self::mss::clamp_mss;
 
 /// Length of a TCP header without options.
 pub const HEADER: usize = 20;

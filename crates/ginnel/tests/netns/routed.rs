@@ -31,6 +31,8 @@ struct Office {
     name: &'static str,
     net: u8,
     device_host: u8,
+    /// The router's interface to the outside.
+    uplink: String,
     router: Apart,
     node: Apart,
     device: Apart,
@@ -51,6 +53,7 @@ impl Office {
             name,
             net,
             device_host,
+            uplink: unique("v"),
             router,
             node,
             device,
@@ -78,16 +81,12 @@ impl Office {
             let gateway = self.host(1).to_string();
             space.ip(&["route", "add", "default", "via", &gateway]);
         }
-        plug(hub, router, &unique("v"), [10, 97, 0, self.net]);
+        plug(hub, router, &self.uplink, [10, 97, 0, self.net]);
         forward(router);
         let rules = "add table ip nat; \
                      add chain ip nat out { type nat hook postrouting priority srcnat; }; \
                      add rule ip nat out ip daddr 10.97.0.0/24 masquerade";
-        let mut nft = router.command("nft");
-        succeeded(&finish({
-            nft.arg(rules);
-            nft
-        }));
+        nft(router, rules);
     }
 
     /// The one static route of the LAN's router.
@@ -101,6 +100,12 @@ impl Office {
         ip.args(["-4", "route"]);
         succeeded(&finish(ip))
     }
+}
+
+fn nft(space: &Space, rules: &str) {
+    let mut nft = space.command("nft");
+    nft.arg(rules);
+    succeeded(&finish(nft));
 }
 
 /// Gives a machine a switch of its own.
@@ -336,6 +341,46 @@ fn plain_devices_of_two_offices_reach_each_other_and_see_true_addresses() {
     scene.run(&["policy", "remove", &id]);
     within(LONG, "d is refused", || ping(other, one) == 0);
     within(LONG, "b still reaches d", || ping(one, other) == 1);
+}
+
+#[test]
+fn a_path_whose_mtu_nobody_is_told_carries_a_transfer() {
+    let Some(scene) = Scene::new() else {
+        return;
+    };
+    let [one, other] = &scene.offices;
+    for (from, to) in [("shenzhen", "beijing"), ("beijing", "shenzhen")] {
+        let (from, to) = (format!("site:{from}"), format!("site:{to}"));
+        scene.run(&["policy", "add", "--from", &from, "--to", &to]);
+    }
+    for office in &scene.offices {
+        let Office { router, node, .. } = office;
+        router.0.ip(&["link", "set", &office.uplink, "mtu", "1400"]);
+        // Nor does anybody hear that the tunnel carries less than the LAN.
+        for space in [&router.0, &node.0, &office.device.0] {
+            nft(
+                space,
+                "add table ip deaf; \
+                 add chain ip deaf in { type filter hook input priority 0; }; \
+                 add rule ip deaf in icmp type destination-unreachable drop; \
+                 add chain ip deaf out { type filter hook output priority 0; }; \
+                 add rule ip deaf out icmp type destination-unreachable drop",
+            );
+        }
+    }
+    for (near, far) in [(one, other), (other, one)] {
+        let (from, to) = (&near.device.0, &far.device.0);
+        within(LONG, "the far device is reached", || {
+            from.ping(far.address(), 1) == 1
+        });
+        let mut ping = from.command("ping");
+        ping.args(["-n", "-M", "do", "-s", "1400", "-c", "1", "-W", "1"]);
+        ping.arg(far.address().to_string());
+        let lost = text(&finish(ping));
+        assert!(lost.contains("100% packet loss"), "{lost}");
+        assert!(!lost.contains("rror"), "nobody says why: {lost}");
+        from.transfer(to, far.address(), 10_000_000);
+    }
 }
 
 #[test]

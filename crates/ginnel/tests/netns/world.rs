@@ -260,6 +260,7 @@ impl Space {
         let stream = self.enter(|| TcpStream::connect_timeout(&address, LONG));
         let mut stream = stream.expect("the tunnel carries TCP");
         stream.set_read_timeout(Some(LONG)).expect("a bound");
+        stream.set_write_timeout(Some(LONG)).expect("a bound");
         let sent: Vec<u8> = (0..length).map(|n| n.to_le_bytes()[n % 3]).collect();
         stream.write_all(&sent).expect("all leaves");
         stream.shutdown(Shutdown::Write).expect("half-close");

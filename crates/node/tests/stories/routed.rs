@@ -15,7 +15,7 @@ use model::{
 use node::{Attachment, Discard, Reason};
 use packet::{
     icmp::{self, Cause, Message, Unreachable},
-    ip, translate, udp,
+    ip, tcp, translate, udp,
 };
 
 use crate::world::{GATEWAY, Installation, World, label, netstack, raw};
@@ -43,7 +43,9 @@ fn installation(prefixes: [&str; 2]) -> Installation {
         org.sites.insert(SiteId(id), site);
     }
     let rule = Rule {
-        traffic: vec!["53/udp".parse().expect("traffic")],
+        traffic: ["53/udp", "53/tcp"]
+            .map(|traffic| traffic.parse().expect("traffic"))
+            .into(),
     };
     org.rules = Some([(RuleId(1), rule)].into());
     installation
@@ -78,6 +80,28 @@ fn datagram(from: ([u8; 4], u16), to: ([u8; 4], u16)) -> Vec<u8> {
     raw(source, destination, ip::UDP, &body)
 }
 
+/// The first segment of a connection between two hosts of Ethernets.
+fn syn(from: ([u8; 4], u16), to: ([u8; 4], u16), flags: tcp::Flags) -> Vec<u8> {
+    let (source, destination) = (IpAddr::from(from.0), IpAddr::from(to.0));
+    let header = tcp::Header {
+        source_port: from.1,
+        destination_port: to.1,
+        flags,
+        options: tcp::Options {
+            maximum_segment_size: Some(1460),
+            ..tcp::Options::default()
+        },
+        ..tcp::Header::default()
+    };
+    let mut body = [0; tcp::HEADER + 4];
+    let segment = tcp::Segment {
+        header,
+        payload: &[],
+    };
+    tcp::emit(source, destination, &segment, &mut body);
+    raw(source, destination, ip::TCP, &body)
+}
+
 /// Lets a node's machine send a packet, and returns what the other node's machine got.
 fn carry(world: &mut World, from: u8, packet: &[u8], to: u8) -> Vec<Vec<u8>> {
     world.send_packet(from, packet);
@@ -109,6 +133,28 @@ fn a_host_sees_the_other_ones_own_address_and_answers_it() {
         expected.header.hop_limit -= 1;
         assert_eq!(ip::parse(arrived), Ok(expected));
         assert!(ip::v4_checksum_holds(arrived));
+    }
+}
+
+#[test]
+fn both_hosts_are_told_what_segments_the_network_carries() {
+    let mut world = world(&installation(["192.168.1.0/24", "192.168.2.0/24"]));
+    let (client, server) = ((HERE, 1000), (THERE, 53));
+    let both = tcp::Flags::SYN.with(tcp::Flags::ACK);
+    for (from, sent, to) in [
+        (12, syn(client, server, tcp::Flags::SYN), 13),
+        (13, syn(server, client, both), 12),
+    ] {
+        let arrived = carry(&mut world, from, &sent, to);
+        let [arrived] = &arrived[..] else {
+            panic!("{arrived:?}");
+        };
+        let packet = ip::parse(arrived).expect("well-formed");
+        let (source, destination) = (packet.header.source, packet.header.destination);
+        let segment = tcp::parse(source, destination, packet.payload);
+        let options = segment.expect("its checksum holds").header.options;
+        // IPv4 with 1,252 bytes, less both headers.
+        assert_eq!(options.maximum_segment_size, Some(1212));
     }
 }
 

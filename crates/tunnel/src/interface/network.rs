@@ -72,10 +72,6 @@ pub(super) struct SiteRoutes {
     pub(super) conflicts: BTreeMap<Ipv4Prefix, String>,
 }
 
-/// So much of IPv4 fits the MTU inside the network once it is translated: the header of IPv6 is 20
-/// bytes longer, and a fragment header takes 8.
-const SITE_MTU: u32 = 1280 - 20 - 8;
-
 /// Routes `wanted` into the interface `name`, and what of `former` cannot stay no more. What holds
 /// an endpoint, or is routed elsewhere before it is routed here, is left alone.
 pub(super) async fn route(
@@ -98,7 +94,8 @@ pub(super) async fn route(
             conflicts.insert(prefix, elsewhere(route, &what));
             continue;
         }
-        let added = netlink.add_route(name, site(prefix), Some(SITE_MTU)).await;
+        let mtu = Some(node::SITE_MTU_V4.into());
+        let added = netlink.add_route(name, site(prefix), mtu).await;
         added.with_context(|| format!("TUN: route {prefix}"))?;
         routed.insert(prefix);
     }
