@@ -32,6 +32,11 @@ pub(crate) struct Args {
     #[arg(long, default_value = INTERFACE, value_name = "NAME", conflicts_with = "user")]
     interface: String,
 
+    /// Where a network of this machine lies inside a site's prefix, reach the rest of the site; the
+    /// network keeps its own addresses. Without it the whole prefix is left alone
+    #[arg(long, conflicts_with = "user")]
+    except_lan: bool,
+
     /// Serve SSH at this node's address to holders of the organisation's certificates, as root for
     /// every account that they name, else for your own only
     #[arg(long)]
@@ -55,6 +60,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     let interface = (!args.user).then_some(Wanted {
         name: args.interface,
         required: args.tun,
+        except_lan: args.except_lan,
     });
     let profile = Profile::of(global)?;
     let name = match &global.config {

@@ -38,6 +38,8 @@ pub struct Wanted {
     pub name: String,
     /// Without the right to make one it is an error; else the node goes on in user mode.
     pub required: bool,
+    /// A site's prefix is routed even if a narrower route of this machine keeps a part of it.
+    pub except_lan: bool,
 }
 
 /// An address of the node and the prefix of its organisation.
@@ -54,6 +56,7 @@ pub struct Interface {
     name: String,
     tun: Watched<Tun>,
     memberships: Vec<Membership>,
+    except_lan: bool,
     sites: Mutex<Sites>,
     /// Turns true when the interface was deleted.
     gone: watch::Sender<bool>,
@@ -106,6 +109,7 @@ impl Attachment {
             name: wanted.name.clone(),
             tun: Watched::new(tun).context("TUN: register the interface")?,
             memberships,
+            except_lan: wanted.except_lan,
             sites: Mutex::default(),
             gone: watch::Sender::new(false),
         };
@@ -218,8 +222,8 @@ impl Interface {
     }
 
     /// Routes the IPv4 addresses that are `wanted` into the interface, and no others any more; none
-    /// by which a peer is reached, and none that something else on this machine has a route for.
-    /// Returns which are routed.
+    /// by which a peer is reached, and none that something else on this machine has a route for,
+    /// unless that one is narrower and excepted. Returns which are routed.
     pub(super) async fn route(
         &self,
         wanted: BTreeSet<Ipv4Prefix>,
@@ -232,7 +236,12 @@ impl Interface {
         if former.wanted.is_empty() {
             network::forward(&self.name);
         }
-        let routes = network::route(&self.name, &former.routed, &wanted, &endpoints).await?;
+        let ways = network::Ways {
+            name: &self.name,
+            except_lan: self.except_lan,
+            endpoints: &endpoints,
+        };
+        let routes = network::route(&ways, &former.routed, &wanted).await?;
         for (prefix, conflict) in &routes.conflicts {
             if former.conflicts.get(prefix) != Some(conflict) {
                 tracing::warn!("site: {conflict}; its devices are not reached by IPv4");

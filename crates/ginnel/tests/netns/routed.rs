@@ -197,6 +197,11 @@ impl Scene {
         self.start(self.at_office(number, &["up", "--tun"]), "is ready")
     }
 
+    fn up_except_lan(&self, number: usize) -> Running {
+        let line = ["up", "--tun", "--except-lan"];
+        self.start(self.at_office(number, &line), "is ready")
+    }
+
     /// A command of the administrator, who is somewhere else.
     fn command(&self, line: &[&str]) -> Command {
         ginnel(self.hub.0.command(GINNEL), &self.path("laptop"), line)
@@ -402,6 +407,31 @@ fn a_prefix_that_is_routed_elsewhere_is_named_and_left_alone() {
             "192.168.201.0/24 of a site is routed elsewhere on this machine: 192.168.201.128/25",
         )
     });
+    assert!(up.said().contains("--except-lan"), "{}", up.said());
     assert!(!routed(&scene));
+    drop(up);
+    let up = scene.up_except_lan(1);
+    within(LONG, "the rest is routed", || routed(&scene));
     scene.running.push(up);
+    let way = |host: &str| {
+        let mut ip = scene.offices[1].node.0.command("ip");
+        ip.args(["route", "get", host]);
+        succeeded(&finish(ip))
+    };
+    let (rest, kept) = (way("192.168.201.55"), way("192.168.201.200"));
+    assert!(rest.contains("dev ginnel0"), "{rest}");
+    assert!(kept.contains("via 192.168.200.1"), "{kept}");
+    let line = [
+        "policy",
+        "add",
+        "--from",
+        "site:beijing",
+        "--to",
+        "site:shenzhen",
+    ];
+    scene.run(&line);
+    let [one, other] = &scene.offices;
+    within(LONG, "d reaches b, which has one of the rest", || {
+        other.device.0.ping(one.address(), 1) == 1
+    });
 }

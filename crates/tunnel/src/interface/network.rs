@@ -66,20 +66,32 @@ pub async fn routes_are_free(name: &str, prefix: OrgPrefix) -> anyhow::Result<()
     }
 }
 
+/// Into which interface sites are routed, and what else on this machine has addresses.
+pub(super) struct Ways<'a> {
+    pub(super) name: &'a str,
+    /// What a narrower route holds stays with it, and the rest is routed.
+    pub(super) except_lan: bool,
+    pub(super) endpoints: &'a [Ipv4Addr],
+}
+
 /// Which IPv4 addresses of sites are routed into an interface, and why others are not.
 pub(super) struct SiteRoutes {
     pub(super) routed: BTreeSet<Ipv4Prefix>,
     pub(super) conflicts: BTreeMap<Ipv4Prefix, String>,
 }
 
-/// Routes `wanted` into the interface `name`, and what of `former` cannot stay no more. What holds
-/// an endpoint, or is routed elsewhere before it is routed here, is left alone.
+/// Routes `wanted` into the interface, and what of `former` cannot stay no more. What holds an
+/// endpoint, or is routed elsewhere before it is routed here, is left alone.
 pub(super) async fn route(
-    name: &str,
+    ways: &Ways<'_>,
     former: &BTreeSet<Ipv4Prefix>,
     wanted: &BTreeSet<Ipv4Prefix>,
-    endpoints: &[Ipv4Addr],
 ) -> anyhow::Result<SiteRoutes> {
+    let &Ways {
+        name,
+        except_lan,
+        endpoints,
+    } = ways;
     let netlink = Netlink::open().context("TUN: open netlink")?;
     let routes = netlink.routes().await.context("TUN: list the routes")?;
     let (mut routed, mut conflicts) = (BTreeSet::new(), BTreeMap::new());
@@ -89,9 +101,13 @@ pub(super) async fn route(
             conflicts.insert(prefix, format!("{what} holds the gateway's own {endpoint}"));
             continue;
         }
-        let elsewhere_first = site_conflict(&routes, name, prefix);
+        let elsewhere_first = site_conflict(&routes, name, prefix, except_lan);
         if let Some(route) = elsewhere_first.filter(|_| !former.contains(&prefix)) {
-            conflicts.insert(prefix, elsewhere(route, &what));
+            let mut conflict = elsewhere(route, &what);
+            if site_conflict(&routes, name, prefix, true).is_none() {
+                conflict.push_str("; `ginnel up --except-lan` reaches the rest");
+            }
+            conflicts.insert(prefix, conflict);
             continue;
         }
         let mtu = Some(node::SITE_MTU_V4.into());
@@ -167,8 +183,13 @@ fn conflict<'r>(routes: &'r [Route], name: &str, prefix: OrgPrefix) -> Option<&'
 }
 
 /// Finds a route of another interface that shares addresses with a site's prefix; a default route
-/// does not count.
-fn site_conflict<'r>(routes: &'r [Route], name: &str, prefix: Ipv4Prefix) -> Option<&'r Route> {
+/// does not count, nor a narrower one where it is excepted: the kernel prefers it.
+fn site_conflict<'r>(
+    routes: &'r [Route],
+    name: &str,
+    prefix: Ipv4Prefix,
+    except_lan: bool,
+) -> Option<&'r Route> {
     routes.iter().find(|route| {
         let Network { address, bits } = route.destination;
         let IpAddr::V4(address) = address else {
@@ -176,7 +197,11 @@ fn site_conflict<'r>(routes: &'r [Route], name: &str, prefix: Ipv4Prefix) -> Opt
         };
         let shared = bits.min(prefix.length());
         let first_bits = |address: Ipv4Addr| address.to_bits() >> (32 - u32::from(shared));
-        bits > 0 && route.interface != name && first_bits(address) == first_bits(prefix.address())
+        let is_excepted = except_lan && bits > prefix.length();
+        bits > 0
+            && !is_excepted
+            && route.interface != name
+            && first_bits(address) == first_bits(prefix.address())
     })
 }
 
@@ -248,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_route_that_shares_addresses_with_a_site_is_named() {
-        let conflict = |destination: &str, bits, interface: &str| {
+        let conflict_but = |except_lan, destination: &str, bits, interface: &str| {
             let route = Route {
                 destination: Network {
                     address: destination.parse().unwrap(),
@@ -259,9 +284,11 @@ mod tests {
                 metric: 600,
             };
             let prefix = "192.168.200.0/24".parse().unwrap();
-            let found = site_conflict(std::slice::from_ref(&route), "ginnel0", prefix);
+            let routes = std::slice::from_ref(&route);
+            let found = site_conflict(routes, "ginnel0", prefix, except_lan);
             found.map(|route| elsewhere(route, "it"))
         };
+        let conflict = |destination, bits, name| conflict_but(false, destination, bits, name);
         let said = "it is routed elsewhere on this machine: 192.168.200.0/24 through `eth0` by \
                     10.0.0.1";
         assert_eq!(conflict("192.168.200.0", 24, "eth0").as_deref(), Some(said));
@@ -270,6 +297,11 @@ mod tests {
         assert!(conflict("192.168.200.0", 24, "ginnel0").is_none());
         assert!(conflict("192.168.201.0", 24, "eth0").is_none());
         assert!(conflict("0.0.0.0", 0, "eth0").is_none());
+        // Only a narrower one leaves something to reach, and is preferred by the kernel.
+        assert!(conflict_but(true, "192.168.200.0", 25, "eth0").is_none());
+        assert!(conflict_but(true, "192.168.200.7", 32, "docker0").is_none());
+        assert!(conflict_but(true, "192.168.200.0", 24, "eth0").is_some());
+        assert!(conflict_but(true, "192.168.0.0", 16, "wg0").is_some());
     }
 
     #[test]
