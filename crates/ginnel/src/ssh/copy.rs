@@ -114,10 +114,8 @@ async fn copy(direction: &Direction, files: &Files, transfer: &Transfer<'_>) -> 
                     Some(name) => name.to_owned(),
                     None => real_name(files, from).await?,
                 };
-                let to = transfer::within(to, &name);
-                transfer
-                    .download(from, &to.context("look at the destination")?)
-                    .await?;
+                let to = transfer::within(to, &name)?;
+                transfer.download(from, &to).await?;
             }
         }
     }

@@ -5,13 +5,14 @@ pub(super) mod transfer;
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use russh_sftp::{
     client::{Config, RawSftpSession, error::Error},
     protocol::{FileAttributes, Packet, StatusCode},
 };
 
 use super::client::Connection;
+use crate::remedy::advise;
 
 /// Names of one directory; one with more is refused rather than copied in part.
 const NAMES_MAX: usize = 1_000_000;
@@ -62,7 +63,7 @@ impl Files {
         match self.sftp.stat(path).await {
             Ok(found) => Ok(Some(found.attrs)),
             Err(error) if is(&error, StatusCode::NoSuchFile) => Ok(None),
-            Err(error) => Err(error).with_context(|| there(path)),
+            Err(error) => Err(refused(error)).with_context(|| there(path)),
         }
     }
 
@@ -75,21 +76,21 @@ impl Files {
     /// Returns `path` without links and dots.
     pub(super) async fn real(&self, path: &str) -> Result<String> {
         let answer = self.sftp.realpath(path).await;
-        let answer = answer.with_context(|| there(path))?;
+        let answer = answer.map_err(refused).with_context(|| there(path))?;
         let first = answer.files.into_iter().next();
         Ok(first.with_context(|| there(path))?.filename)
     }
 
     /// Lists a directory by name, without itself and its parent.
     pub(super) async fn list(&self, path: &str) -> Result<Vec<Entry>> {
-        let handle = self.sftp.opendir(path).await;
-        let handle = handle.with_context(|| there(path))?.handle;
+        let opened = self.sftp.opendir(path).await.map_err(refused);
+        let handle = opened.with_context(|| there(path))?.handle;
         let mut entries = Vec::new();
         loop {
             let names = match self.sftp.readdir(handle.as_str()).await {
                 Ok(names) => names.files,
                 Err(error) if is(&error, StatusCode::Eof) => break,
-                Err(error) => return Err(error).with_context(|| there(path)),
+                Err(error) => return Err(refused(error)).with_context(|| there(path)),
             };
             // Some servers say so instead of "end of file".
             if names.is_empty() {
@@ -107,57 +108,67 @@ impl Files {
                 });
             }
         }
-        self.sftp.close(handle).await.with_context(|| there(path))?;
+        let closed = self.sftp.close(handle).await.map_err(refused);
+        closed.with_context(|| there(path))?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
     }
 
     /// Makes a directory.
     pub(super) async fn make_directory(&self, path: &str) -> Result<()> {
-        let made = self.sftp.mkdir(path, FileAttributes::empty()).await;
-        made.with_context(|| there(path))?;
-        Ok(())
+        match self.sftp.mkdir(path, FileAttributes::empty()).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(not_made(error, path)),
+        }
     }
 
     /// Removes an empty directory.
     pub(super) async fn remove_directory(&self, path: &str) -> Result<()> {
-        self.sftp.rmdir(path).await.with_context(|| there(path))?;
+        let removed = self.sftp.rmdir(path).await.map_err(refused);
+        removed.with_context(|| there(path))?;
         Ok(())
     }
 
     /// Removes a file.
     pub(super) async fn remove(&self, path: &str) -> Result<()> {
-        self.sftp.remove(path).await.with_context(|| there(path))?;
+        let removed = self.sftp.remove(path).await.map_err(refused);
+        removed.with_context(|| there(path))?;
         Ok(())
     }
 
     /// Renames a file, which takes the place of one that has that name.
     pub(super) async fn rename(&self, from: &str, to: &str) -> Result<()> {
+        let renamed = self.replace(from, to).await.map_err(refused);
+        renamed.with_context(|| format!("rename {} to `{}`", there(from), to.escape_debug()))
+    }
+
+    /// The same, for whoever says what it is about.
+    async fn replace(&self, from: &str, to: &str) -> Result<(), Error> {
         if !self.replaces {
             // Version 3 renames to a free name only.
             match self.sftp.remove(to).await {
                 Ok(_) => {}
                 Err(error) if is(&error, StatusCode::NoSuchFile) => {}
-                Err(error) => return Err(error).with_context(|| there(to)),
+                Err(error) => return Err(error),
             }
-            let renamed = self.sftp.rename(from, to).await;
-            renamed.with_context(|| there(to))?;
+            self.sftp.rename(from, to).await?;
             return Ok(());
         }
         let mut names = Vec::new();
         for name in [from, to] {
-            let length = u32::try_from(name.len()).context("the name is too long")?;
+            let length = u32::try_from(name.len());
+            let length = length.map_err(|_| Error::Limited("the name is too long".to_owned()))?;
             names.extend(length.to_be_bytes());
             names.extend(name.bytes());
         }
-        let answer = self.sftp.extended(POSIX_RENAME, names).await;
-        let Packet::Status(status) = answer.with_context(|| there(to))? else {
-            bail!("{}: the server's answer is none", there(to));
+        let answer = self.sftp.extended(POSIX_RENAME, names).await?;
+        let Packet::Status(status) = answer else {
+            return Err(Error::UnexpectedPacket);
         };
-        if status.status_code != StatusCode::Ok {
-            return Err(Error::Status(status)).with_context(|| there(to));
+        match status.status_code == StatusCode::Ok {
+            true => Ok(()),
+            false => Err(status.into()),
         }
-        Ok(())
     }
 }
 
@@ -175,6 +186,51 @@ fn component(name: &str) -> Result<&str> {
 
 fn is(error: &Error, code: StatusCode) -> bool {
     matches!(error, Error::Status(status) if status.status_code == code)
+}
+
+/// What a server answered instead of what it was asked for; its code and its words often say the
+/// same, and both are its own.
+fn refused(error: Error) -> anyhow::Error {
+    let Error::Status(status) = &error else {
+        return error.into();
+    };
+    if is(&error, StatusCode::NoSuchFile) {
+        return anyhow!("no such file or directory");
+    }
+    if is(&error, StatusCode::PermissionDenied) {
+        return anyhow!("permission denied");
+    }
+    let code = status.status_code.to_string();
+    let words = status.error_message.escape_debug().to_string();
+    if words.is_empty() || words == code {
+        return anyhow!("the server refuses, and does not say why ({code})");
+    }
+    anyhow!("{words}")
+}
+
+/// Says why `path` could not be made: what is missing is the directory that it would be in.
+fn not_made(error: Error, path: &str) -> anyhow::Error {
+    match is(&error, StatusCode::NoSuchFile) {
+        true => missing(&there(parent(path))),
+        false => refused(error).context(there(path)),
+    }
+}
+
+/// Says that a directory is missing in which something was to be made.
+fn missing(directory: &str) -> anyhow::Error {
+    advise(
+        format!("the directory {directory} does not exist"),
+        "make it first, or name another place",
+    )
+}
+
+/// Returns the directory of `path`.
+fn parent(path: &str) -> &str {
+    match path.trim_end_matches('/').rsplit_once('/') {
+        Some(("", _)) => "/",
+        Some((parent, _)) => parent,
+        None => ".",
+    }
 }
 
 /// What an error is about.
@@ -199,6 +255,8 @@ pub(super) fn last_name(path: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use russh_sftp::protocol::Status;
+
     use super::*;
 
     #[test]
@@ -223,8 +281,45 @@ mod tests {
         ] {
             assert_eq!(last_name(path), name, "{path}");
         }
+        for (path, directory) in [("a", "."), ("/a", "/"), ("a/b", "a"), ("/a/b/", "/a")] {
+            assert_eq!(parent(path), directory, "{path}");
+        }
         assert_eq!(join("", "a"), "a");
         assert_eq!(join("/", "a"), "/a");
         assert_eq!(join("b", "a"), "b/a");
+    }
+
+    #[test]
+    fn a_refusal_says_once_what_it_is_and_nothing_to_the_terminal() {
+        let status = |status_code, message: &str| {
+            Error::Status(Status {
+                id: 1,
+                status_code,
+                error_message: message.to_owned(),
+                language_tag: String::new(),
+            })
+        };
+        for (code, message, said) in [
+            (
+                StatusCode::NoSuchFile,
+                "No such file",
+                "no such file or directory",
+            ),
+            (StatusCode::PermissionDenied, "Denied", "permission denied"),
+            (
+                StatusCode::Failure,
+                "Failure",
+                "the server refuses, and does not say why (Failure)",
+            ),
+            (StatusCode::Failure, "full\u{1b}[2J", "full\\u{1b}[2J"),
+        ] {
+            assert_eq!(refused(status(code, message)).to_string(), said);
+        }
+        let error = not_made(status(StatusCode::NoSuchFile, ""), "a/b/c");
+        assert!(
+            error
+                .to_string()
+                .contains("the directory `a/b` at the node")
+        );
     }
 }

@@ -224,7 +224,7 @@ impl Session<'_> {
     async fn get(&self, path: &str, to: &str, is_recursive: bool) -> Result<()> {
         let from = self.place(path);
         let name = last_name(&from).context("name the directory instead of `.` or `..`")?;
-        let to = transfer::within(&self.here.join(to), name).context("look at the destination")?;
+        let to = transfer::within(&self.here.join(to), name)?;
         let transfer = Transfer::new(self.files, is_recursive, self.quiet);
         interruptible(&transfer, transfer.download(&from, &to)).await
     }

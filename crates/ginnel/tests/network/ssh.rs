@@ -15,19 +15,30 @@ use crate::world::{
 /// A laptop, and a machine that serves SSH; `None` where no certificate names the account of this
 /// process.
 pub(crate) fn world() -> Option<(World, Process, Process)> {
-    let own = finish(Command::new("id").arg("-un")).stdout;
-    if own.trim() != "root" {
-        note("skipped: the first administrator may log in as `root` and `admin` only");
+    if !is_root() {
         return None;
     }
     let (world, laptop) = World::with_laptop();
     world.join("shed");
     let shed = world.up_with("shed", &["--ssh"]);
-    // Its certificate is asked for after it is ready.
-    wait_for("an SSH server", || {
-        log_in(&world, "root@shed", "true").code == Some(0)
-    });
+    wait_for_login(&world);
     Some((world, laptop, shed))
+}
+
+fn is_root() -> bool {
+    let own = finish(Command::new("id").arg("-un")).stdout;
+    let is_root = own.trim() == "root";
+    if !is_root {
+        note("skipped: the first administrator may log in as `root` and `admin` only");
+    }
+    is_root
+}
+
+/// The server's certificate is asked for after its node is ready.
+fn wait_for_login(world: &World) {
+    wait_for("an SSH server", || {
+        log_in(world, "root@shed", "true").code == Some(0)
+    });
 }
 
 pub(crate) fn log_in(world: &World, target: &str, command: &str) -> Ended {
@@ -273,7 +284,6 @@ fn files_and_trees_are_copied_both_ways_and_half_a_file_has_no_name() {
     for (line, sentence) in [
         (["cp", &there("far"), &path("x")], "by -r"),
         (["cp", &there("nothing"), &path("x")], "does not exist"),
-        (["cp", &path("small"), &there("nothing/x")], "No such file"),
     ] {
         let ended = world.try_run("laptop", &line);
         assert_eq!(ended.code, Some(1), "{line:?}: {ended:?}");
@@ -283,6 +293,113 @@ fn files_and_trees_are_copied_both_ways_and_half_a_file_has_no_name() {
     let partial = partial.chain(files_below(&world.path("back")));
     let partial: Vec<_> = partial.filter(|path| path.extension().is_some()).collect();
     assert_eq!(partial, Vec::<std::path::PathBuf>::new());
+}
+
+/// A refusal names the path and what is wrong with it; `%` is the directory of the test.
+#[test]
+fn a_copy_that_cannot_be_says_what_is_missing_and_leaves_nothing() {
+    let Some((world, _laptop, _shed)) = world() else {
+        return;
+    };
+    let directory = world.path("");
+    let directory = directory.to_str().expect("UTF-8").trim_end_matches('/');
+    let place = |text: &str| text.replace('%', directory);
+    let odd = "-odd\nname";
+    for name in ["far/taken", "near/taken"] {
+        std::fs::create_dir_all(world.path(name)).expect("a directory");
+    }
+    for name in ["taken", "file", odd] {
+        std::fs::write(world.path(name), b"text").expect("a file");
+    }
+    let there = "the directory `%/none` at the node does not exist";
+    let here = "the directory `%/none` does not exist";
+    for (from, to, sentence) in [
+        ("%/file", "root@shed:%/none/x", there),
+        ("%/file", "root@shed:%/none/", "the directory `%/none/` at"),
+        ("%/far", "root@shed:%/none/x", there),
+        ("root@shed:%/file", "%/none/x", here),
+        ("root@shed:%/file", "%/none/", "the directory `%/none/` "),
+        ("root@shed:%/far", "%/none/x", here),
+        ("%/none", "root@shed:%/far", "`%/none`: No such file"),
+        ("%/no\n", "root@shed:%/far", "`%/no\\n`: No such file"),
+        ("root@shed:%/none", "%/near", "`%/none` at the node does"),
+        ("%/taken", "root@shed:%/far", "`%/far/taken` at the node: "),
+        ("%/near", "root@shed:%/file", "`%/file` at the node: "),
+        ("root@shed:%/taken", "%/near", "`%/near/taken`: Is a dir"),
+    ] {
+        let ended = world.try_run("laptop", &["cp", "-r", &place(from), &place(to)]);
+        assert_eq!(ended.code, Some(1), "{from} {to}: {ended:?}");
+        let is_told = ended.stderr.contains(&place(sentence));
+        assert!(is_told, "{from} {to}: {ended:?}");
+    }
+    for name in ["far", "near"] {
+        let left = files_below(&world.path(name));
+        assert_eq!(left, Vec::<std::path::PathBuf>::new(), "{name}");
+    }
+    // No name is too odd to be copied.
+    for (from, to) in [("%/", "root@shed:%/far"), ("root@shed:%/far/", "%/near")] {
+        let from = place(from) + odd;
+        world.run("laptop", &["cp", &from, &place(to)]);
+    }
+    let back = std::fs::read(world.path("near").join(odd)).expect("a file");
+    assert_eq!(back, b"text");
+}
+
+/// A file that may not become longer stands for a disk that is full.
+#[test]
+fn a_copy_for_which_there_is_no_room_says_where_and_leaves_nothing() {
+    if !is_root() {
+        return;
+    }
+    let (world, _laptop) = World::with_laptop();
+    world.join("shed");
+    let mut node = world.ginnel("shed", &["up", "--user", "--ssh"]);
+    let mut node = world.spawn(&mut short_of_room(&mut node));
+    node.until("is ready");
+    wait_for_login(&world);
+    let path = |name: &str| world.path(name).to_str().expect("UTF-8").to_owned();
+    let there = |name: &str| format!("root@shed:{}", path(name));
+    for name in ["far", "near"] {
+        std::fs::create_dir(world.path(name)).expect("a directory");
+    }
+    std::fs::write(world.path("large"), vec![7; 9 << 20]).expect("a file");
+    for (from, to, sentence) in [
+        (
+            path("large"),
+            there("far"),
+            format!("`{}` at the node: ", path("far/large")),
+        ),
+        (
+            there("large"),
+            path("near"),
+            format!("`{}`: ", path("near/large")),
+        ),
+    ] {
+        let mut copy = world.ginnel("laptop", &["cp", &from, &to]);
+        let ended = finish(&mut short_of_room(&mut copy));
+        assert_eq!(ended.code, Some(1), "{from}: {ended:?}");
+        let sentence = format!("{sentence}File too large");
+        assert!(ended.stderr.contains(&sentence), "{from}: {ended:?}");
+    }
+    for name in ["far", "near"] {
+        let left = files_below(&world.path(name));
+        assert_eq!(left, Vec::<std::path::PathBuf>::new(), "{name}");
+    }
+}
+
+/// The command, whose files end at some MiB (at 4 or 8, as the shell counts).
+fn short_of_room(command: &mut Command) -> Command {
+    let script = "trap '' XFSZ; ulimit -f 8192; exec \"$0\" \"$@\"";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script]).arg(command.get_program());
+    shell.args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
 }
 
 #[test]
@@ -346,7 +463,9 @@ fn a_batch_of_sftp_does_what_it_says_and_ends_where_it_fails() {
     let back = std::fs::read(world.path("back")).expect("a file");
     assert_eq!(back, b"one");
     for (text, sentence) in [
-        ("rm nothing\nmkdir made\n", "No such file"),
+        ("rm nothing\nmkdir made\n", "no such file"),
+        ("mkdir a/b\nmkdir made\n", "the directory `"),
+        ("rename nothing else\nmkdir made\n", "rename `"),
         ("frobnicate\n", "is no command"),
         ("ls 'a\n", "has no end"),
     ] {

@@ -17,7 +17,7 @@ use russh_sftp::{
 };
 use tokio::task::JoinHandle;
 
-use super::{Files, is, join, progress::Progress, there};
+use super::{Files, is, join, missing, not_made, progress::Progress, refused, there};
 use crate::terminal;
 
 /// Bytes of one request: what every server takes (draft-ietf-secsh-filexfer-02, 3).
@@ -84,8 +84,7 @@ impl<'a> Transfer<'a> {
         while let Some((from, to, depth)) = open.pop() {
             ensure!(depth <= DEPTH_MAX, "{} is too deep", there(&from));
             if !to.is_dir() {
-                let made = fs::create_dir(&to);
-                made.with_context(|| format!("make the directory `{}`", to.display()))?;
+                fs::create_dir(&to).map_err(|error| not_made_here(error, &to))?;
             }
             for entry in self.files.list(&from).await? {
                 let (from, to) = (join(&from, &entry.name), to.join(&entry.name));
@@ -147,6 +146,10 @@ impl<'a> Transfer<'a> {
     }
 
     async fn download_file(&self, from: &str, to: &Path, found: &FileAttributes) -> Result<()> {
+        // A slash says that it is a directory.
+        if to.as_os_str().as_encoded_bytes().ends_with(b"/") {
+            return Err(missing(&here(to)));
+        }
         let mut partial = Partial {
             path: beside(to)?,
             kept: false,
@@ -157,18 +160,20 @@ impl<'a> Transfer<'a> {
             .create_new(true)
             .mode(mode | 0o200)
             .open(&partial.path);
-        let file = file.with_context(|| here(to))?;
+        let file = file.map_err(|error| not_made_here(error, to))?;
         let size = found.size.unwrap_or_default();
         let mut progress = Progress::begin(&to.display().to_string(), size, self.quiet);
         let opened = self
             .files
             .sftp
             .open(from, OpenFlags::READ, FileAttributes::empty());
-        let handle = opened.await.with_context(|| there(from))?.handle;
-        let received = self.receive(&handle, &file, size, &mut progress).await;
+        let opened = opened.await.map_err(refused);
+        let handle = opened.with_context(|| there(from))?.handle;
+        let received = self.receive((from, &handle), (to, &file), size, &mut progress);
+        let received = received.await;
         // What it has is here already.
         drop(self.files.sftp.close(handle).await);
-        received.with_context(|| format!("copy {}", there(from)))?;
+        received?;
         file.sync_all().with_context(|| here(to))?;
         fs::rename(&partial.path, to).with_context(|| here(to))?;
         partial.kept = true;
@@ -179,8 +184,8 @@ impl<'a> Transfer<'a> {
     /// Asks for many pieces at once and writes them in order.
     async fn receive(
         &self,
-        handle: &str,
-        mut file: &File,
+        (from, handle): (&str, &str),
+        (to, mut file): (&Path, &File),
         size: u64,
         progress: &mut Progress,
     ) -> Result<()> {
@@ -202,16 +207,18 @@ impl<'a> Transfer<'a> {
             let piece = match piece.await.context("a task has failed")? {
                 Ok(piece) => piece.data,
                 Err(error) if is(&error, StatusCode::Eof) => {
-                    ensure!(written >= size, "it became shorter meanwhile");
+                    let is_whole = written >= size;
+                    ensure!(is_whole, "{} became shorter meanwhile", there(from));
                     return Ok(());
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(refused(error)).with_context(|| there(from)),
             };
             ensure!(
                 offset == written && !piece.is_empty() && piece.len() <= CHUNK as usize,
-                "the server sent what was not asked for"
+                "{}: the server sent what was not asked for",
+                there(from)
             );
-            file.write_all(&piece)?;
+            file.write_all(&piece).with_context(|| here(to))?;
             progress.moved(piece.len());
             written += piece.len() as u64;
             if piece.len() < CHUNK as usize {
@@ -223,6 +230,9 @@ impl<'a> Transfer<'a> {
     }
 
     async fn upload_file(&self, from: &Path, to: &str) -> Result<()> {
+        if to.ends_with('/') {
+            return Err(missing(&there(to)));
+        }
         let file = File::open(from).with_context(|| here(from))?;
         let found = file.metadata().with_context(|| here(from))?;
         let partial = beside_there(to);
@@ -234,14 +244,19 @@ impl<'a> Transfer<'a> {
         // From the request on: an interruption may come before its answer.
         self.unfinished.set(Some(partial.clone()));
         let opened = self.files.sftp.open(partial.as_str(), flags, attributes);
-        let handle = opened.await.with_context(|| there(to))?.handle;
+        let handle = match opened.await {
+            Ok(opened) => opened.handle,
+            Err(error) => return Err(not_made(error, to)),
+        };
         let mut progress = Progress::begin(&from.display().to_string(), found.len(), self.quiet);
-        let sent = self.send(&handle, &file, &mut progress).await;
+        let sent = self.send((from, &file), (to, &handle), &mut progress);
+        let sent = sent.await;
         // The handle goes also where the bytes did not arrive.
         let closed = self.files.sftp.close(handle.as_str()).await;
-        sent.with_context(|| format!("copy {}", here(from)))?;
-        closed.with_context(|| there(to))?;
-        self.files.rename(&partial, to).await?;
+        sent?;
+        closed.map_err(refused).with_context(|| there(to))?;
+        let replaced = self.files.replace(&partial, to).await;
+        replaced.map_err(refused).with_context(|| there(to))?;
         self.unfinished.set(None);
         progress.end();
         Ok(())
@@ -256,18 +271,25 @@ impl<'a> Transfer<'a> {
     }
 
     /// Sends many pieces before the first answer.
-    async fn send(&self, handle: &str, file: &File, progress: &mut Progress) -> Result<()> {
+    async fn send(
+        &self,
+        (from, file): (&Path, &File),
+        (to, handle): (&str, &str),
+        progress: &mut Progress,
+    ) -> Result<()> {
         let mut pending: VecDeque<(usize, JoinHandle<SftpResult<Status>>)> = VecDeque::new();
         let mut offset = 0;
         loop {
             let mut piece = Vec::with_capacity(CHUNK as usize);
-            file.take(CHUNK.into()).read_to_end(&mut piece)?;
+            let read = file.take(CHUNK.into()).read_to_end(&mut piece);
+            read.with_context(|| here(from))?;
             let is_end = piece.is_empty();
             while pending.len() >= REQUESTS_MAX || (is_end && !pending.is_empty()) {
                 let Some((length, answer)) = pending.pop_front() else {
                     break;
                 };
-                answer.await.context("a task has failed")??;
+                let answer = answer.await.context("a task has failed")?;
+                answer.map_err(refused).with_context(|| there(to))?;
                 progress.moved(length);
             }
             if is_end {
@@ -291,7 +313,15 @@ fn left_out(what: &str) {
 
 /// What an error is about.
 fn here(path: &Path) -> String {
-    format!("`{}`", path.display())
+    format!("`{}`", path.to_string_lossy().escape_debug())
+}
+
+/// Says why `path` could not be made: what is missing is the directory that it would be in.
+fn not_made_here(error: io::Error, path: &Path) -> anyhow::Error {
+    match error.kind() == io::ErrorKind::NotFound {
+        true => missing(&here(path.parent().unwrap_or(path))),
+        false => anyhow::Error::from(error).context(here(path)),
+    }
 }
 
 /// A name in the same directory for what is not whole yet.
@@ -321,12 +351,12 @@ fn partial_name(name: &str) -> String {
 }
 
 /// Where `name` comes to be when it is copied to `to`: within it, if that is a directory.
-pub(in crate::ssh) fn within(to: &Path, name: &str) -> io::Result<PathBuf> {
+pub(in crate::ssh) fn within(to: &Path, name: &str) -> Result<PathBuf> {
     match fs::metadata(to) {
         Ok(found) if found.is_dir() => Ok(to.join(name)),
         Ok(_) => Ok(to.to_owned()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(to.to_owned()),
-        Err(error) => Err(error),
+        Err(error) => Err(error).with_context(|| here(to)),
     }
 }
 
