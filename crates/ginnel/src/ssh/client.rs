@@ -21,7 +21,7 @@ use russh::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::oneshot,
+    sync::{oneshot, watch},
     task::JoinSet,
     time,
 };
@@ -34,7 +34,7 @@ use crate::remedy::{Advise as _, advise};
 /// A server that does not answer for this long, asked at a quarter of it, is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
-/// How long keys may take to be exchanged and we to be let in.
+/// How long keys may take to be exchanged, and we to be let in.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What we prove ourselves with.
@@ -55,23 +55,27 @@ pub(super) struct Connection {
 
 /// What the connection tells us.
 struct Events {
-    trust: Trust,
+    trust: Trusted,
     /// Why the server was not believed.
     doubt: Arc<Mutex<Option<String>>>,
     offers: Arc<Offers>,
     _alive: oneshot::Sender<()>,
 }
 
-impl Connection {
-    /// Speaks SSH over `stream` until the server has let us in as `user`. It may open what is
-    /// offered.
-    pub(super) async fn open<S>(
-        stream: S,
-        user: &str,
-        credentials: Credentials,
-        trust: Trust,
-        offers: Offers,
-    ) -> Result<Self>
+/// Whom to trust, once that is known.
+pub(super) type Trusted = watch::Receiver<Option<Trust>>;
+
+/// A host that has proved who it is, before anybody has logged in (RFC 4253).
+pub(super) struct Transport {
+    handle: Handle<Events>,
+    offers: Arc<Offers>,
+    alive: oneshot::Receiver<()>,
+}
+
+impl Transport {
+    /// Exchanges keys over `stream`, and waits for `trust` where the host proves who it is. The
+    /// host may open what is offered.
+    pub(super) async fn open<S>(stream: S, mut trust: Trusted, offers: Offers) -> Result<Self>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -79,19 +83,20 @@ impl Connection {
         let offers = Arc::new(offers);
         let (sender, alive) = oneshot::channel();
         let events = Events {
-            trust,
+            trust: trust.clone(),
             doubt: Arc::clone(&doubt),
             offers: Arc::clone(&offers),
             _alive: sender,
         };
-        let opened = async {
-            let mut handle = client::connect_stream(Arc::new(config()), stream, events).await?;
-            let Credentials { key, certificate } = credentials;
-            let answer = handle.authenticate_openssh_cert(user, Arc::new(key), certificate);
-            let answer = answer.await?;
-            Ok::<_, russh::Error>((handle, answer))
+        let too_late = async {
+            // Whoever tells it has bounds of his own.
+            drop(trust.wait_for(Option::is_some).await);
+            time::sleep(LOGIN_TIMEOUT).await;
         };
-        let opened = time::timeout(LOGIN_TIMEOUT, opened).await;
+        let opened = tokio::select! {
+            opened = client::connect_stream(Arc::new(config()), stream, events) => Some(opened),
+            () = too_late => None,
+        };
         let doubt = doubt.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(doubt) = doubt {
             return Err(advise(
@@ -100,25 +105,50 @@ impl Connection {
                  server gets its certificate by `ginnel ssh-server install`",
             ));
         }
-        let (handle, answer) = opened
-            .context("SSH: no answer in time")
-            .remedy("see whether an SSH server runs there")?
-            .context("SSH: the connection ended before the login")
-            .remedy("see the log of the SSH server")?;
-        if !answer.success() {
+        Ok(Self {
+            handle: answer(opened)?,
+            offers,
+            alive,
+        })
+    }
+
+    /// Logs in as `user`.
+    pub(super) async fn log_in(
+        mut self,
+        user: &str,
+        credentials: Credentials,
+    ) -> Result<Connection> {
+        let Credentials { key, certificate } = credentials;
+        let asked = self
+            .handle
+            .authenticate_openssh_cert(user, Arc::new(key), certificate);
+        let asked = time::timeout(LOGIN_TIMEOUT, asked).await;
+        if !answer(asked.ok())?.success() {
             return Err(advise(
                 format!("SSH: the server does not let us in as `{user}`"),
                 "its log says why; your role has to permit that account, and it has to exist",
             ));
         }
-        Ok(Self {
-            handle: Arc::new(handle),
-            offers,
+        Ok(Connection {
+            handle: Arc::new(self.handle),
+            offers: self.offers,
             forwards: JoinSet::new(),
-            alive,
+            alive: self.alive,
         })
     }
+}
 
+/// Takes what the server answered; `None` if it did not in time.
+fn answer<T>(answer: Option<Result<T, russh::Error>>) -> Result<T> {
+    let answer = answer
+        .context("SSH: no answer in time")
+        .remedy("see whether an SSH server runs there")?;
+    answer
+        .context("SSH: the connection ended before the login")
+        .remedy("see the log of the SSH server")
+}
+
+impl Connection {
     /// Leads what comes to `listener` to the far end, until the connection is dropped.
     pub(super) fn forward(&mut self, listener: forward::Listener) {
         self.forwards
@@ -183,7 +213,11 @@ impl client::Handler for Events {
         &mut self,
         key: &PublicKeyOrCertificate,
     ) -> Result<bool, Self::Error> {
-        let believed = self.trust.believe(key);
+        let believed = match self.trust.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(trust)) => trust.believe(key),
+            // Nobody waits for this host any more.
+            Ok(None) | Err(_) => return Ok(false),
+        };
         let is_believed = believed.is_ok();
         if let Err(doubt) = believed {
             let mut place = self.doubt.lock().unwrap_or_else(PoisonError::into_inner);

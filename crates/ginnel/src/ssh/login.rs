@@ -7,8 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 use model::ssh::{Principal, UserCertificateRequest};
 use os::account::Account;
 use russh::keys::{Certificate, ssh_key::public::KeyData};
+use tokio::sync::watch;
 
-use super::client::{Connection, Credentials, Offers, Trust};
+use super::client::{Connection, Credentials, Offers, Transport, Trust};
 use crate::{
     admin,
     agent::{Client, client::Pipe, protocol::Failure},
@@ -62,10 +63,20 @@ pub(super) async fn log_in(
     let user = target.user.clone().map_or_else(own_name, Ok)?;
     let client = Client::of(global)?;
     let timeout = Duration::from_secs(way.timeout.into());
-    let (credentials, trust) = certify(&user, &target.host, global).await?;
-    let pipe = client.dial(&target.host, way.port, timeout).await?;
-    let Pipe { stream, .. } = pipe.map_err(Failure::into_error)?;
-    Connection::open(stream, user.as_str(), credentials, trust, offers).await
+    // The control plane and the node are asked at once, so that a login costs one round of each.
+    let (told, trust) = watch::channel(None);
+    let certified = async {
+        let (credentials, trust) = certify(&user, &target.host, global).await?;
+        told.send_replace(Some(trust));
+        Ok::<_, anyhow::Error>(credentials)
+    };
+    let opened = async {
+        let pipe = client.dial(&target.host, way.port, timeout).await?;
+        let Pipe { stream, .. } = pipe.map_err(Failure::into_error)?;
+        Transport::open(stream, trust, offers).await
+    };
+    let (credentials, transport) = tokio::try_join!(certified, opened)?;
+    transport.log_in(user.as_str(), credentials).await
 }
 
 /// Makes a key in memory and has it certified; also tells whom the organisation trusts.

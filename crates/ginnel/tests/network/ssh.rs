@@ -3,13 +3,19 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, Shutdown, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream},
     os::unix::fs::PermissionsExt as _,
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
 };
 
 use crate::world::{
-    Ended, Process, WAIT_MAX, World, echoes, files_below, finish, note, serve_echo, wait_for,
+    Ended, Process, WAIT_MAX, World, echoes, files_below, finish, note, now, pids_with, serve,
+    serve_echo, signal, wait_for,
 };
 
 /// A laptop, and a machine that serves SSH; `None` where no certificate names the account of this
@@ -63,6 +69,69 @@ fn a_command_runs_at_a_node_and_its_outputs_and_status_come_back() {
         assert_eq!(ended.code, Some(0), "{name}: {ended:?}");
         assert!(ended.stdout.ends_with(" 22"), "{ended:?}");
     }
+}
+
+/// Each request at the control plane is a connection of its own. A name costs nothing, because the
+/// map has it.
+#[test]
+fn a_login_costs_a_certificate_and_its_agent_a_handshake_and_the_map() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new();
+    let requests = Arc::new(AtomicUsize::new(0));
+    let server = world.url.trim_start_matches("https://").parse();
+    let relay = serve_relay(server.expect("an address"), Arc::clone(&requests));
+    let url = format!("https://{relay}");
+    let line = ["login", &url, "--token", &world.admin, "--name", "laptop"];
+    world.run("laptop", &line);
+    world.join("shed");
+    let _shed = world.up_with("shed", &["--ssh"]);
+    wait_for_login(&world);
+    let agent = || pids_with(&world.path("laptop"));
+    for pid in agent() {
+        signal(pid, "TERM");
+    }
+    wait_for("the end of the agent", || agent().is_empty());
+
+    let (begun, before) = (now(), requests.load(Ordering::Relaxed));
+    let made = || requests.load(Ordering::Relaxed) - before;
+    assert_eq!(log_in(&world, "root@shed", "true").code, Some(0));
+    // The certificate, the map, and the question for the next map, which waits.
+    wait_for("the agent to follow the map", || made() >= 3);
+    assert_eq!(log_in(&world, "root@shed", "true").code, Some(0));
+    assert_eq!(made(), 4, "a certificate more");
+    let metrics = world.run("laptop", &["metrics"]);
+    let handshakes = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("ginnel_handshakes_completed_total "));
+    // REKEY_AFTER_TIME (whitepaper, 6.1), which only a very slow machine reaches.
+    let due = 1 + (now() - begun).as_secs() / 120;
+    let handshakes: u64 = handshakes.and_then(|n| n.parse().ok()).expect("a count");
+    assert!((1..=due).contains(&handshakes), "{handshakes}");
+}
+
+/// Leads to `server` and counts the connections.
+fn serve_relay(server: SocketAddr, count: Arc<AtomicUsize>) -> SocketAddr {
+    serve(move |near| {
+        count.fetch_add(1, Ordering::Relaxed);
+        let Ok(far) = TcpStream::connect(server) else {
+            return;
+        };
+        let copy = |from: &TcpStream, to: &TcpStream| {
+            let ends = from
+                .try_clone()
+                .and_then(|from| Ok((from, to.try_clone()?)));
+            let (mut from, mut to) = ends.expect("a second handle");
+            thread::spawn(move || {
+                // Either side may go away at any time.
+                drop(std::io::copy(&mut from, &mut to));
+                drop(to.shutdown(Shutdown::Write));
+            });
+        };
+        copy(&near, &far);
+        copy(&far, &near);
+    })
 }
 
 #[test]

@@ -78,14 +78,9 @@ async fn log_in(host: &str, certificate: Option<Certificate>, user_ca: u8) -> Re
         key: key(5),
         certificate: certify(&key(5), CertType::User, &user, user_ca),
     };
-    Connection::open(
-        near,
-        &user,
-        credentials,
-        Trust::new(host, &keys()),
-        Offers::default(),
-    )
-    .await
+    let (_, trust) = watch::channel(Some(Trust::new(host, &keys())));
+    let transport = Transport::open(near, trust, Offers::default()).await?;
+    transport.log_in(&user, credentials).await
 }
 
 #[track_caller]
