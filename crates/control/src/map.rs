@@ -2,6 +2,9 @@
 //!
 //! A client sees its own organisation and nothing else. A gateway sees every organisation of the
 //! installation, so that nodes that still hold an older map pass through an older gateway.
+//!
+//! Whose device a node is stands in the maps of the organisation's own nodes. A guest's device is
+//! told of its owner alone and a gateway of nobody, because neither may read the list of people.
 
 use std::{
     collections::BTreeMap,
@@ -15,6 +18,7 @@ use crate::{
 use model::{
     id::{NodeId, OrgId, RuleId},
     map::{self, NetworkMap, Own},
+    policy::{Owner, Role},
 };
 
 /// Builds maps and keeps what the members of an organisation share.
@@ -137,8 +141,9 @@ async fn build(
     let mut nodes = BTreeMap::new();
     for node in storage::node::nodes_of(connection, org.id).await? {
         let offers = offers_of.get(&node.id).map_or(&[][..], Vec::as_slice);
-        let lists = policy::lists(&rules, &parties.party(&node), offers);
-        nodes.extend(for_others(&node, lists).map(|others| (node.id, others)));
+        let party = parties.party(&node);
+        let lists = policy::lists(&rules, &party, offers);
+        nodes.extend(for_others(&node, party.owner, lists).map(|others| (node.id, others)));
     }
     let mut services: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for service in offers {
@@ -180,7 +185,7 @@ async fn build(
     })
 }
 
-/// Builds the one client `node` as it stands in the maps of its organisation.
+/// Builds the one client `node` as it stands in the maps of gateways.
 pub(crate) async fn client(
     connection: &mut storage::Connection,
     node: &Node,
@@ -193,7 +198,7 @@ pub(crate) async fn client(
     let parties = Parties::of_node(connection, node).await?;
     let offers: Vec<_> = offers.iter().collect();
     let lists = policy::lists(&rules, &parties.party(node), &offers);
-    Ok(for_others(node, lists))
+    Ok(for_others(node, None, lists))
 }
 
 /// Returns how clients reach a gateway; `None` for a client.
@@ -215,12 +220,14 @@ fn numbered(rule: Rule) -> (RuleId, model::policy::Rule) {
 }
 
 /// Returns a client as others see it; a gateway has no place among them.
-fn for_others(node: &Node, lists: Lists) -> Option<map::Node> {
+fn for_others(node: &Node, owner: Option<Owner>, lists: Lists) -> Option<map::Node> {
+    let owner = owner.map(|Owner { name, role, .. }| map::User { name, role });
     match &node.part {
         Part::Client { address, .. } => Some(map::Node {
             name: node.name.clone(),
             public_key: node.public_key,
             address: *address,
+            owner,
             may_reach: lists.may_reach,
             reached_by: lists.reached_by,
         }),
@@ -228,13 +235,25 @@ fn for_others(node: &Node, lists: Lists) -> Option<map::Node> {
     }
 }
 
-/// Copies an organisation without the targets that are none of the node's business.
+/// Copies an organisation without the targets and people that are none of the node's business.
 fn for_node(org: &map::Org, node: NodeId) -> map::Org {
     let mut org = org.clone();
+    let own = org.nodes.get(&node).cloned();
+    for other in org.nodes.values_mut() {
+        other.owner.take_if(|user| !may_know(own.as_ref(), user));
+    }
     for service in org.services.values_mut().flatten() {
         if service.node != node {
             service.target = None;
         }
     }
     org
+}
+
+/// Tells whether the map of `own` names `user`; a gateway has no place among the nodes.
+fn may_know(own: Option<&map::Node>, user: &map::User) -> bool {
+    own.is_some_and(|own| match &own.owner {
+        Some(owner) => owner.role != Role::Guest || owner == user,
+        None => true,
+    })
 }

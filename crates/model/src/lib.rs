@@ -17,4 +17,5 @@ pub mod site;
 pub mod ssh;
 pub mod status;
 pub mod token;
+pub mod whois;
 pub mod zone;

@@ -9,7 +9,7 @@ use crate::{
     id::{NodeId, OrgId, RuleId, SiteId},
     key::PublicKey,
     name::Label,
-    policy::{Reach, Rule, SiteReach},
+    policy::{self, Reach, Rule, SiteReach},
     site::{self, Ipv4Prefix},
     ssh,
 };
@@ -102,12 +102,25 @@ pub struct Node {
     pub public_key: PublicKey,
     /// Its address, fixed for its life.
     pub address: Ipv6Addr,
+    /// The person whose device it is; `None` for a machine. Gateways are told of nobody, devices
+    /// of guests only of their owner, and an older control plane says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<User>,
     /// The rules by which it may reach others, in the order of their ids.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub may_reach: Vec<RuleId>,
     /// The rules by which others may reach it, in the order of their ids.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reached_by: Vec<Reach>,
+}
+
+/// A person as others see her.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct User {
+    /// Her name, unique in the organisation.
+    pub name: Label,
+    /// What she may be there.
+    pub role: policy::Role,
 }
 
 /// A port that a node publishes.

@@ -74,6 +74,7 @@ impl Control {
             name: label(&format!("node-{}", org.nodes.len())),
             public_key,
             address: org.prefix.address(Kind::Node, seed.number()),
+            owner: None,
             may_reach: Vec::new(),
             reached_by: Vec::new(),
         };

@@ -112,6 +112,7 @@ fn map(peers: u16) -> NetworkMap {
         name: label(&format!("node-{number}")),
         public_key: public(&secret(number)),
         address: address(number),
+        owner: None,
         may_reach: vec![rule],
         reached_by: vec![Reach { rule, port: None }],
     };

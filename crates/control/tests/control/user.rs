@@ -3,6 +3,8 @@
 use axum::http::{Method, StatusCode};
 use model::{
     api::{CreatedToken, ErrorCode, NewToken, User, WhoAmI},
+    key::PublicKey,
+    map::NetworkMap,
     policy::Role,
     token::{Kind, Token},
 };
@@ -229,6 +231,51 @@ async fn a_change_of_role_holds_at_once_for_open_sessions_and_rules() {
     assert_eq!(may().await, "allowed");
     let nodes = world.get("/v1/nodes", &alice.session_token).await;
     assert_eq!(nodes.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn maps_say_whose_device_a_node_is_and_guests_and_gateways_are_not_told() {
+    let world = World::new().await;
+    let admin = world.login().await.session_token;
+    world.add_org(&admin, "other").await;
+    world
+        .person(&admin, Some("other"), "eve", Role::Admin, 5)
+        .await;
+    let web = world.join(&admin, None, "web", 1).await;
+    let gateway = world.gateway(&admin, "edge", 9).await;
+    let alice = world
+        .person(&admin, None, "alice", Role::Developer, 7)
+        .await;
+    let bob = world.person(&admin, None, "bob", Role::Guest, 8).await;
+    let owners = async |token: &Token| {
+        let map: NetworkMap = world.get("/v1/map", token).await.parse();
+        let nodes = map
+            .orgs
+            .into_values()
+            .flat_map(|org| org.nodes.into_values());
+        let owners = nodes.filter_map(|node| node.owner);
+        owners
+            .map(|owner| format!("{} {}", owner.name, owner.role.name()))
+            .collect::<Vec<_>>()
+    };
+    let everybody = ["admin admin", "alice developer", "bob guest"];
+    assert_eq!(owners(&web.node_token).await, everybody);
+    assert_eq!(owners(&alice.device.node_token).await, everybody);
+    assert_eq!(owners(&bob.device.node_token).await, ["bob guest"]);
+    assert!(owners(&gateway.node_token).await.is_empty());
+    let key = PublicKey([7; 32]).to_string().replace('+', "%2B");
+    let key = key.replace('/', "%2F");
+    let path = format!("/v1/nodes/by-key/{key}");
+    let met = world.get(&path, &gateway.node_token).await;
+    assert_eq!(met.status, StatusCode::OK);
+    assert!(!met.text().contains("owner"), "{}", met.text());
+
+    let path = format!("/v1/users/{}", alice.user);
+    world.patch(&path, &admin, &json!({"role": "admin"})).await;
+    let changed = ["admin admin", "alice admin", "bob guest"];
+    assert_eq!(owners(&web.node_token).await, changed);
+    world.delete(&path, &admin).await;
+    assert_eq!(owners(&web.node_token).await, ["admin admin", "bob guest"]);
 }
 
 #[tokio::test]

@@ -31,6 +31,7 @@ fn organisation(org: u8, name: &str) -> Org {
                 name: label(name),
                 public_key: PublicKey([byte; 32]),
                 address: address(org, byte.into()),
+                owner: None,
                 may_reach: Vec::new(),
                 reached_by: Vec::new(),
             };
@@ -281,6 +282,7 @@ fn one_node_more_makes_the_same_zone_as_the_whole_anew() {
                 name: label(name),
                 public_key: PublicKey([9; 32]),
                 address: address(1, u64::from(id)),
+                owner: None,
                 may_reach: Vec::new(),
                 reached_by: Vec::new(),
             };

@@ -38,6 +38,7 @@ fn orgs(traffic: Option<&str>) -> Orgs {
         name: format!("node-{id}").parse().expect("a label"),
         public_key: PublicKey([u8::try_from(id).expect("small"); 32]),
         address: OrgPrefix::new([7; 5]).address(Kind::Node, id),
+        owner: None,
         may_reach: (id == A).then_some(RuleId(1)).into_iter().collect(),
         reached_by: (id == B)
             .then_some(Reach {

@@ -27,6 +27,7 @@ fn zone(nodes: u8) -> Zone {
         name: label(&format!("n{byte}")),
         public_key: PublicKey([byte; 32]),
         address: prefix.address(AddressKind::Node, u64::from(byte) + 1),
+        owner: None,
         may_reach: Vec::new(),
         reached_by: Vec::new(),
     };

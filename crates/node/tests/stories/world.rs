@@ -172,6 +172,7 @@ pub(crate) fn member(host: u8, name: &str) -> (NodeId, map::Node) {
         name: label(name),
         public_key: public_key(host),
         address: address(host),
+        owner: None,
         may_reach: Vec::new(),
         reached_by: Vec::new(),
     };
