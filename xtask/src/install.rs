@@ -33,6 +33,7 @@ const PACKAGES: &[&str] = &[
     "dnsutils",
     "faketime",
     "git",
+    "nginx-light",
     "nodejs",
     "npm",
     "openssh-client",

@@ -11,7 +11,7 @@ use clap::{
 use crate::{
     admin, agent, capture, cert, completions, demo, dial, doctor, events, forward, gateway, join,
     login, logout, manual, metrics, ping, proxy, replay, resolve, server, ssh, ssh_config,
-    ssh_server, status, trace, tun, up, whoami,
+    ssh_server, status, trace, tun, up, whoami, whois,
 };
 
 /// A private network that a team runs itself.
@@ -73,6 +73,7 @@ pub(crate) enum Command {
     Up(up::Args),
     Logout(logout::Args),
     Whoami(whoami::Args),
+    Whois(whois::Args),
     Dial(dial::Args),
     Forward(forward::Args),
     Proxy(proxy::Args),
@@ -126,6 +127,7 @@ impl Command {
             Self::Up(args) => serve_on(up::run(args, global)),
             Self::Logout(args) => block_on(logout::run(args, global)),
             Self::Whoami(args) => block_on(whoami::run(args, global)),
+            Self::Whois(args) => block_on(whois::run(args, global)),
             Self::Dial(args) => block_on(dial::run(args, global)),
             Self::Forward(args) => block_on(forward::run(args, global)),
             Self::Proxy(args) => block_on(proxy::run(args, global)),

@@ -10,6 +10,7 @@
 
 mod contact;
 mod key;
+mod led;
 mod publish;
 mod record;
 mod refusal;
@@ -30,6 +31,7 @@ use tokio::{sync::mpsc, time};
 pub(crate) use self::{
     contact::Contact,
     key::NodeKey,
+    led::Led,
     source::{Source, Update},
 };
 use self::{publish::Publisher, site::Way};
@@ -111,6 +113,11 @@ impl Enrolled {
     /// Returns how it stands with the server.
     pub(crate) fn contact(&self) -> Contact {
         self.contact.clone()
+    }
+
+    /// Returns the connections that are led from published ports to programs.
+    pub(crate) fn led(&self) -> Led {
+        self.publisher.led()
     }
 
     /// Lives as [`Self::run`] does and serves SSH at the node's address meanwhile.

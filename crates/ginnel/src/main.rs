@@ -18,6 +18,7 @@ mod events;
 mod forward;
 mod gateway;
 mod join;
+mod local_http;
 mod local_port;
 mod log;
 mod login;
@@ -44,6 +45,7 @@ mod trace;
 mod tun;
 mod up;
 mod whoami;
+mod whois;
 
 use std::process::ExitCode;
 

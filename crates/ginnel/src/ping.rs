@@ -167,6 +167,7 @@ async fn receive(
             | Answer::Records(_)
             | Answer::Capturing
             | Answer::Peer(_)
+            | Answer::Whois(_)
             | Answer::Following
             | Answer::Pinging(_)
             | Answer::Tracing(_)

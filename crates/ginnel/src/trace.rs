@@ -236,6 +236,7 @@ async fn receive(
             | Answer::Records(_)
             | Answer::Capturing
             | Answer::Peer(_)
+            | Answer::Whois(_)
             | Answer::Following
             | Answer::Pinging(_)
             | Answer::Echo { .. }

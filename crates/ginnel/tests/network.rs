@@ -53,5 +53,7 @@ mod session;
 mod ssh;
 #[path = "network/trace.rs"]
 mod trace;
+#[path = "network/whois.rs"]
+mod whois;
 #[path = "network/world.rs"]
 mod world;

@@ -115,6 +115,7 @@ impl Client {
             | Answer::Records(_)
             | Answer::Capturing
             | Answer::Peer(_)
+            | Answer::Whois(_)
             | Answer::Following
             | Answer::Pinging(_)
             | Answer::Echo { .. }

@@ -37,6 +37,7 @@ pub(super) async fn open(
         tunnel,
         key: Some(key),
         control: Some((enrolment.url, enrolled.contact())),
+        led: enrolled.led(),
         background: match ssh {
             true => Box::pin(enrolled.run_with_ssh(client)),
             false => Box::pin(enrolled.run()),

@@ -5,6 +5,7 @@ use tunnel::Network;
 use wireguard::StaticSecret;
 
 use super::profile::Opened;
+use crate::enrolled::Led;
 
 /// Returns the public half of the configuration's key.
 pub(super) fn public_key(config: &Config) -> PublicKey {
@@ -19,6 +20,7 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
         tunnel: network.tunnel().clone(),
         key: None,
         control: None,
+        led: Led::default(),
         background: Box::pin(async move {
             network.run().await;
             Ok(())

@@ -12,7 +12,7 @@ use model::config::Config;
 use super::{enrolled, plain};
 use crate::{
     cli::Global,
-    enrolled::{Contact, NodeKey},
+    enrolled::{Contact, Led, NodeKey},
     enrolment::State,
     remedy::{Advise as _, advise},
     state,
@@ -50,6 +50,8 @@ pub(crate) struct Opened {
     pub(crate) key: Option<NodeKey>,
     /// How it stands with the server at that URL; `None` with a plain configuration.
     pub(crate) control: Option<(String, Contact)>,
+    /// The connections that are led from published ports to programs.
+    pub(crate) led: Led,
     /// Ends with the agent: keeps endpoints resolved, follows the map, accepts for services.
     pub(crate) background: Background,
 }

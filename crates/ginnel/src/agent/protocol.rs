@@ -14,6 +14,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use model::whois::Whois;
 use serde::{Deserialize, Serialize};
 pub(crate) use tunnel::{Code, Failure, Record, RecordKind};
 
@@ -80,6 +81,8 @@ pub(crate) enum Request {
         /// Its name or public key; or a name or address that is reached through it.
         name: String,
     },
+    /// Tell whose an address is.
+    Whois(Sought),
     /// Tell what happens from now on.
     Events,
     /// How did that connection of `Dial` end, whose pipe has ended?
@@ -104,6 +107,21 @@ pub(crate) struct Trace {
     pub(crate) count: u16,
     /// Time between two rounds.
     pub(crate) interval_ms: u64,
+}
+
+/// Whom a command asks for.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Sought {
+    /// Who has this address.
+    Address(IpAddr),
+    /// Who is at the other end of a connection to a program of this machine.
+    Connection {
+        /// The other end, as the program sees it.
+        client: SocketAddr,
+        /// The program's own end.
+        server: SocketAddr,
+    },
 }
 
 /// Which packets a capture shall have, and when it ends by itself.
@@ -154,6 +172,8 @@ pub(crate) enum Answer {
     Records(Vec<Record>),
     /// To `Peer`.
     Peer(Box<model::status::PeerDetails>),
+    /// To `Whois`; `None` when it is nobody in the organisation.
+    Whois(Option<Whois>),
     /// To `Events`: an [`Occurrence`] a line begins behind this message.
     Following,
     /// To `Capture`: the file begins behind this message.

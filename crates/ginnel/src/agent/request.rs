@@ -1,8 +1,8 @@
 //! What the agent does for each request.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
-use model::status::PeerDetails;
+use model::{status::PeerDetails, whois::Whois};
 use netstack::EchoFailure;
 use packet::icmp::{Cause, Unreachable};
 use tokio::{net::UnixStream, sync::mpsc, time};
@@ -12,7 +12,7 @@ use super::{
     ending::broken_off,
     events,
     pipe::{self, Broken},
-    protocol::{Answer, Capturing, Code, Envelope, Failure, PROTOCOL, Request, Status},
+    protocol::{Answer, Capturing, Code, Envelope, Failure, PROTOCOL, Request, Sought, Status},
     relay,
     server::{Agent, Mode},
     trace, wire,
@@ -84,6 +84,10 @@ pub(super) async fn serve(
             let answer = answer.map_or_else(Answer::Failed, |told| Answer::Peer(Box::new(told)));
             wire::send(stream, &answer).await
         }
+        Request::Whois(sought) => {
+            let answer = Answer::Whois(whois(agent, sought));
+            wire::send(stream, &answer).await
+        }
         Request::Events => events::serve(agent, stream).await,
         Request::Ending { connection } => {
             let failure = agent.endings.take(connection);
@@ -116,6 +120,7 @@ fn turn_away(agent: &Agent, envelope: &Envelope) -> Option<Answer> {
         | Request::Trace(_)
         | Request::Capture(_)
         | Request::Peer { .. }
+        | Request::Whois(_)
         | Request::Events => {}
     }
     let edited = envelope.fingerprint != agent.fingerprint;
@@ -311,6 +316,24 @@ async fn peer(agent: &Agent, name: &str) -> Result<PeerDetails, Failure> {
         let message = format!("the peer of {name} was removed just now");
         Failure::new(Code::NoRoute, message, "see `ginnel status` for the peers")
     })
+}
+
+/// Finds out whose an address, or the other end of a connection, is by the map that the node has.
+///
+/// A connection that this node leads is of whom it comes from and of nobody else, also when the
+/// program sees an address of the network at its other end: that is then this node's own.
+fn whois(agent: &Agent, sought: Sought) -> Option<Whois> {
+    let address = match sought {
+        Sought::Address(address) => address,
+        Sought::Connection { client, server } => {
+            let led = agent.led.source(client, server);
+            led.unwrap_or_else(|| client.ip())
+        }
+    };
+    let IpAddr::V6(address) = address else {
+        return None;
+    };
+    agent.tunnel.with(|node, _| node.map()?.whois(address))
 }
 
 /// Tells what goes on.

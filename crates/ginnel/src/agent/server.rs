@@ -24,7 +24,7 @@ use super::{
     request, wire,
 };
 use crate::{
-    enrolled::{Contact, NodeKey},
+    enrolled::{Contact, Led, NodeKey},
     metrics::listener::{self, Listener},
     remedy::{Advise as _, advise},
 };
@@ -49,6 +49,7 @@ pub(super) struct Agent {
     pub(super) tunnel: Tunnel,
     pub(super) key: Option<NodeKey>,
     pub(super) control: Option<(String, Contact)>,
+    pub(super) led: Led,
     pub(super) profile: String,
     pub(super) fingerprint: String,
     pub(super) version: String,
@@ -113,6 +114,7 @@ pub(crate) async fn serve(
         tunnel,
         key,
         control,
+        led,
         mut background,
     } = profile
         .open(options.interface.as_ref(), options.ssh)
@@ -128,6 +130,7 @@ pub(crate) async fn serve(
         tunnel,
         key,
         control,
+        led,
         profile: profile.to_string(),
         fingerprint: profile.fingerprint(),
         version: options.version,

@@ -73,7 +73,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::agent::protocol::{Answer, Capture, Envelope, PROTOCOL, RecordKind, Request};
+    use crate::agent::protocol::{
+        Answer, Capture, Envelope, PROTOCOL, RecordKind, Request, Sought,
+    };
 
     #[tokio::test]
     async fn a_message_comes_back_and_the_pipe_begins_right_behind_it() {
@@ -170,6 +172,10 @@ mod tests {
                 name: "gate".into(),
             },
             Request::Ending { connection: 7 },
+            Request::Whois(Sought::Connection {
+                client: ([127, 0, 0, 1], 40_000).into(),
+                server: ([127, 0, 0, 1], 80).into(),
+            }),
             Request::Resolve {
                 name: "db.internal".into(),
                 kinds: vec![RecordKind::Aaaa],
@@ -211,5 +217,5 @@ mod tests {
         runtime.unwrap().block_on(future)
     }
 
-    const REQUESTS: usize = 11;
+    const REQUESTS: usize = 12;
 }

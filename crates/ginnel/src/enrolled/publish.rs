@@ -1,6 +1,12 @@
 //! Published ports: each accepted connection is led to its target on this machine.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use netstack::ListenerId;
 use node::Published;
@@ -12,6 +18,7 @@ use tokio::{
     time,
 };
 
+use super::led::Led;
 use tunnel::Tunnel;
 
 /// Connections to published ports at a time; at the bound new ones are closed.
@@ -29,6 +36,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Leads connections from published ports to their targets.
 pub(super) struct Publisher {
     places: Arc<Semaphore>,
+    led: Led,
     /// Listeners of the system, where the node has an interface; at most one for each service.
     listeners: BTreeMap<SocketAddr, Listener>,
 }
@@ -43,8 +51,14 @@ impl Publisher {
     pub(super) fn new() -> Self {
         Self {
             places: Arc::new(Semaphore::new(ACCEPTED_MAX)),
+            led: Led::default(),
             listeners: BTreeMap::new(),
         }
+    }
+
+    /// Returns the connections that it leads.
+    pub(super) fn led(&self) -> Led {
+        self.led.clone()
     }
 
     /// Listens where the map says, if the node has an interface; with a stack it does so itself.
@@ -83,9 +97,11 @@ impl Publisher {
                 stream.abort();
                 continue;
             };
+            let led = self.led.clone();
             tokio::spawn(async move {
                 let mut stream = stream;
-                if !lead(&mut stream, &target).await {
+                let source = stream.remote().ip();
+                if !lead(&mut stream, source, &target, &led).await {
                     stream.abort();
                 }
                 drop(place);
@@ -97,7 +113,8 @@ impl Publisher {
         let listener = std::net::TcpListener::bind(local)?;
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
-        let task = tokio::spawn(serve(listener, target.clone(), Arc::clone(&self.places)));
+        let (places, led) = (Arc::clone(&self.places), self.led.clone());
+        let task = tokio::spawn(serve(listener, target.clone(), places, led));
         Ok(Listener { target, task })
     }
 }
@@ -114,9 +131,9 @@ fn target_of(published: &Published) -> String {
     published.target.clone().unwrap_or_else(own)
 }
 
-async fn serve(listener: TcpListener, target: String, places: Arc<Semaphore>) {
+async fn serve(listener: TcpListener, target: String, places: Arc<Semaphore>, led: Led) {
     loop {
-        let (mut stream, _) = match listener.accept().await {
+        let (mut stream, client) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "published port: accept");
@@ -125,11 +142,11 @@ async fn serve(listener: TcpListener, target: String, places: Arc<Semaphore>) {
             }
         };
         let place = Arc::clone(&places).try_acquire_owned();
-        let target = target.clone();
+        let (target, led) = (target.clone(), led.clone());
         tokio::spawn(async move {
             // They only cost latency and manners if they fail.
             drop(stream.set_nodelay(true));
-            if place.is_err() || !lead(&mut stream, &target).await {
+            if place.is_err() || !lead(&mut stream, client.ip(), &target, &led).await {
                 drop(stream.set_zero_linger());
             }
             drop(place);
@@ -137,9 +154,9 @@ async fn serve(listener: TcpListener, target: String, places: Arc<Semaphore>) {
     }
 }
 
-/// Moves bytes between a connection and its target; false when there is no target, or when either
-/// end was reset: then the other one is to be reset as well.
-async fn lead<S>(stream: &mut S, target: &str) -> bool
+/// Moves bytes between a connection from `source` and its target; false when there is no target,
+/// or when either end was reset: then the other one is to be reset as well.
+async fn lead<S>(stream: &mut S, source: IpAddr, target: &str, led: &Led) -> bool
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -156,6 +173,8 @@ where
     };
     // It only costs latency if it fails.
     drop(program.set_nodelay(true));
+    // Dropped before the program's connection, which is older.
+    let _entry = led.insert(&program, source);
     join(stream, &mut program).await
 }
 

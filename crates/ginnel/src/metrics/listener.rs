@@ -1,25 +1,22 @@
 //! `--metrics ADDR:PORT`: the same over HTTP, for Prometheus to ask.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr};
 
 use anyhow::Context as _;
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue},
-    server::conn::http1,
-    service::service_fn,
+    header::{ALLOW, CONTENT_TYPE},
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    time,
-};
+use tokio::net::TcpListener;
 
 use super::Snapshot;
-use crate::{remedy::Advise as _, terminal};
+use crate::{
+    local_http::{self, plain, set},
+    remedy::Advise as _,
+    terminal,
+};
 
 /// Where metrics are served.
 #[derive(Debug, clap::Args)]
@@ -33,19 +30,6 @@ pub(crate) struct Address {
 /// Takes requests for metrics.
 #[derive(Debug)]
 pub(crate) struct Listener(TcpListener);
-
-/// Connections at once; more wait in the queue of the listener.
-const CONNECTIONS_MAX: usize = 16;
-
-/// How long a connection lasts: Prometheus keeps its own from one scrape to the next, and begins a
-/// new one when that is gone.
-const CONNECTION_MAX: Duration = Duration::from_secs(300);
-
-/// How long a request may take to come.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
-
-/// A pause after a connection could not be accepted.
-const PAUSE: Duration = Duration::from_millis(50);
 
 impl Address {
     /// Listens, if that is wanted.
@@ -81,64 +65,26 @@ where
     let Some(Listener(listener)) = listener else {
         return std::future::pending().await;
     };
-    let snapshot = Arc::new(snapshot);
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let permit = Arc::clone(&connections).acquire_owned().await;
-        let permit = permit.expect("the semaphore is never closed");
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let snapshot = Arc::clone(&snapshot);
-                tokio::spawn(async move {
-                    let served = answer_all(stream, &*snapshot);
-                    if time::timeout(CONNECTION_MAX, served).await.is_err() {
-                        tracing::debug!("metrics: a connection was open for too long");
-                    }
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "metrics: accept a connection");
-                time::sleep(PAUSE).await;
-            }
-        }
-    }
-}
-
-async fn answer_all<F: Fn() -> Snapshot>(stream: TcpStream, snapshot: &F) {
-    let service = service_fn(|request: Request<Incoming>| {
-        let response = answer(request.method(), request.uri().path(), snapshot);
-        std::future::ready(Ok::<_, Infallible>(response))
-    });
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = served.await {
-        tracing::debug!(%error, "metrics");
-    }
+    let answer = move |request: Request<Incoming>| {
+        let response = answer(request.method(), request.uri().path(), &snapshot);
+        std::future::ready(response)
+    };
+    local_http::serve(listener, answer).await
 }
 
 fn answer(method: &Method, path: &str, snapshot: impl Fn() -> Snapshot) -> Response<Full<Bytes>> {
     const FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
-    let plain = |status, text: String| {
-        let mut response = Response::new(Full::from(text));
-        *response.status_mut() = status;
-        set(&mut response, CONTENT_TYPE, FORMAT);
-        response
-    };
     match (path, method) {
-        ("/metrics", &Method::GET | &Method::HEAD) => plain(StatusCode::OK, snapshot().text()),
+        ("/metrics", &Method::GET | &Method::HEAD) => {
+            let mut response = plain(StatusCode::OK, snapshot().text());
+            set(&mut response, CONTENT_TYPE, FORMAT);
+            response
+        }
         ("/metrics", _) => {
-            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
+            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
             set(&mut response, ALLOW, "GET, HEAD");
             response
         }
-        (_, _) => plain(StatusCode::NOT_FOUND, "see /metrics\n".to_owned()),
+        (_, _) => plain(StatusCode::NOT_FOUND, "see /metrics\n"),
     }
-}
-
-fn set(response: &mut Response<Full<Bytes>>, name: HeaderName, value: &'static str) {
-    let value = HeaderValue::from_static(value);
-    response.headers_mut().insert(name, value);
 }
