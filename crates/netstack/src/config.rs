@@ -32,7 +32,7 @@ pub struct Limits {
     pub half_open_max: usize,
     /// Bytes that all send and receive buffers hold together, and of which one peer holds at most
     /// as much as is free. At the bound windows close and `send` takes nothing; every connection
-    /// may still hold 4 KiB each way.
+    /// may still hold 4 KiB each way. Beside that a stack keeps up to 1 MiB that no buffer holds.
     pub memory_bytes_max: usize,
     /// Bytes that one connection may hold for sending; at the bound `send` takes nothing.
     pub send_bytes_max: usize,

@@ -1,4 +1,5 @@
-//! Buffers that grow in chunks under one budget, and hold nothing when they are empty.
+//! Buffers that grow in chunks under one budget, and hold nothing when they are empty; the stack
+//! keeps some of their chunks.
 
 use std::collections::VecDeque;
 
