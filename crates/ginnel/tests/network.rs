@@ -51,6 +51,8 @@ mod secrecy;
 mod session;
 #[path = "network/ssh.rs"]
 mod ssh;
+#[path = "network/terminal.rs"]
+mod terminal;
 #[path = "network/trace.rs"]
 mod trace;
 #[path = "network/whois.rs"]

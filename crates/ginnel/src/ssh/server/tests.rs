@@ -11,7 +11,7 @@ use std::{
 };
 
 use russh::{
-    client,
+    ChannelMsg, Sig, client,
     keys::{
         PrivateKeyWithHashAlg, PublicKeyOrCertificate,
         ssh_key::{
@@ -280,6 +280,30 @@ fn what_was_shown_without_proof_helps_no_other_key() {
         assert!(!answer.unwrap().success());
         let answer = client.authenticate_openssh_cert(own(), Arc::new(key(9)), good);
         assert!(answer.await.unwrap().success(), "it was open all the time");
+    });
+}
+
+/// RFC 4254, 6.9, which OpenSSH's client never sends.
+#[test]
+fn a_signal_reaches_the_program_of_its_session() {
+    block_on(async {
+        let server = trusting(|| Ok(authority()));
+        let client = log_in(&server, key(9)).await.unwrap();
+        let mut session = client.channel_open_session().await.unwrap();
+        let program = "trap 'exit 42' USR1; echo ready; while :; do sleep 0.1; done";
+        session.exec(true, program).await.unwrap();
+        let status = async {
+            while let Some(message) = session.wait().await {
+                if matches!(&message, ChannelMsg::Data { data } if data.starts_with(b"ready")) {
+                    session.signal(Sig::USR1).await.unwrap();
+                }
+                if let ChannelMsg::ExitStatus { exit_status } = message {
+                    return exit_status;
+                }
+            }
+            panic!("it ends without a status");
+        };
+        assert_eq!(time::timeout(END_MAX, status).await.expect("it ends"), 42);
     });
 }
 
