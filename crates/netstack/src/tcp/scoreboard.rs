@@ -46,7 +46,8 @@ struct Rack {
     reordering_seen: bool,
     /// Recoveries without a DSACK after which what DSACKs have added ends.
     persist: u8,
-    /// What DSACKs add to the reordering window, in quarters of the smallest round-trip time.
+    /// What DSACKs add to the reordering window, in quarters of the smoothed round-trip time: where
+    /// packets overtake, the smallest is that of one that did.
     quarters_added: u16,
     /// The round whose DSACKs are counted already ends here.
     duplicate_round: Option<Seq>,

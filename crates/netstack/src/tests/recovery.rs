@@ -131,6 +131,33 @@ fn reordering_that_was_taken_for_loss_is_waited_for_the_next_time() {
 }
 
 #[test]
+fn what_a_duplicate_adds_does_not_shrink_with_the_fastest_answer() {
+    // RFC 8985, 6.2, step 4, but by the smoothed round-trip time: here the smallest is 1 ms.
+    let mut path = Path::flight(false, 20);
+    path.wire.wait(millis(1));
+    path.ack(1, 0, &[]);
+    assert_eq!(path.sent(), [10]);
+    path.wire.wait(RTT);
+    path.ack(1, 0, &[(2, 5)]);
+    assert_eq!(path.sent(), [1]);
+    path.ack(11, 0, &[(1, 2)]);
+    let mut sent = path.sent();
+    while !sent.contains(&12) {
+        path.wire.wait_for_timer();
+        sent.extend(path.sent());
+    }
+    path.wire.wait(millis(99));
+    path.ack(11, 0, &[(12, 13)]);
+    path.wire.wait(millis(5));
+    assert!(
+        !path.sent().contains(&11),
+        "a millisecond is not the measure"
+    );
+    path.wire.wait(RTT);
+    assert!(path.sent().contains(&11), "and not for ever");
+}
+
+#[test]
 fn a_duplicate_of_every_retransmission_takes_the_reduction_back() {
     // Without timestamps, by DSACK (RFC 3708).
     let mut path = Path::flight(false, 0);

@@ -333,9 +333,10 @@ impl Outstanding {
         if !history.rack.reordering_seen && threshold {
             return Duration::ZERO;
         }
-        let quarter = time.min_rtt.unwrap_or(Duration::ZERO) / 4;
-        let window = quarter * (1 + u32::from(history.rack.quarters_added));
-        window.min(time.smoothed_rtt.unwrap_or(Duration::MAX))
+        let smoothed = time.smoothed_rtt.unwrap_or(Duration::ZERO);
+        let window = time.min_rtt.unwrap_or(Duration::ZERO) / 4;
+        let added = smoothed / 4 * u32::from(history.rack.quarters_added);
+        (window + added).min(smoothed)
     }
 
     /// Marks the first record as lost: NewReno for a peer without SACK (RFC 6582).
