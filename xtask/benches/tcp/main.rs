@@ -11,6 +11,7 @@
     reason = "figures for people"
 )]
 
+mod between;
 mod kernel;
 mod ours;
 mod plan;
@@ -68,6 +69,17 @@ struct Measured {
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(at) = arguments
+        .iter()
+        .position(|argument| argument == "--between")
+    {
+        let rest = arguments[at + 1..].iter();
+        let rest: Vec<_> = rest
+            .filter(|argument| *argument != "--bench")
+            .cloned()
+            .collect();
+        return between::run(&rest);
+    }
     let plan = Plan::parse(&arguments)?;
     if let Some(seconds) = plan.soak {
         println!("{}", soak::run(Duration::from_secs(seconds), seconds)?);

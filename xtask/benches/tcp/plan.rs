@@ -93,7 +93,8 @@ impl Case {
     }
 }
 
-fn path(round_trip: u64, loss: f64) -> Path {
+/// A bottleneck of 100 Mbit/s with a drop-tail queue, `round_trip` in milliseconds.
+pub(crate) fn path(round_trip: u64, loss: f64) -> Path {
     Path {
         rate: RATE,
         queue: QUEUE,

@@ -47,6 +47,17 @@ pub(crate) struct Plan {
     pub(crate) cases: Vec<Case>,
     pub(crate) rounds: usize,
     pub(crate) seconds: u32,
+    /// What lies between the two namespaces; a veth if nothing is said.
+    pub(crate) far: Option<Far>,
+}
+
+/// A relay with a bottleneck of 100 Mbit/s.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Far {
+    /// Milliseconds.
+    pub(crate) round_trip: u32,
+    /// Share of packets that are lost, each way.
+    pub(crate) loss: f64,
 }
 
 /// What the help says about arguments.
@@ -64,6 +75,7 @@ impl Plan {
     ) -> Result<Self> {
         let (mut rounds, mut seconds, mut program) = (3, 5, None);
         let mut only = Vec::new();
+        let (mut round_trip, mut loss) = (None, None);
         for pair in arguments.chunks(2) {
             let [argument, value] = pair else {
                 bail!("{} takes a value\n{usage}", pair[0]);
@@ -73,9 +85,17 @@ impl Plan {
                 "--seconds" => seconds = value.parse().context("parse --seconds")?,
                 "--only" => only.push(Case::parse(value)?),
                 "--ours" => program = Some(PathBuf::from(value)),
+                "--round-trip" => {
+                    round_trip = Some(value.parse().context("parse --round-trip")?);
+                }
+                "--loss" => loss = Some(value.parse().context("parse --loss")?),
                 _ => bail!("unexpected argument `{argument}`\n{usage}"),
             }
         }
+        let far = (round_trip.is_some() || loss.is_some()).then(|| Far {
+            round_trip: round_trip.unwrap_or(0),
+            loss: loss.unwrap_or(0.0),
+        });
         Ok(Self {
             peers: peers(&ours(program)?),
             cases: if only.is_empty() {
@@ -85,6 +105,7 @@ impl Plan {
             },
             rounds,
             seconds,
+            far,
         })
     }
 }
@@ -97,10 +118,16 @@ pub(crate) fn run(arguments: &[&str]) -> Result<()> {
 /// Measures each case with each program by turns, and prints the table.
 pub(crate) fn measure(plan: &Plan) -> Result<()> {
     let mut report = Report::default();
+    if plan.far.is_some() {
+        // Before anybody waits for its interfaces.
+        let relay = ["bench", "--no-run", "--package", "xtask", "--bench", "tcp"];
+        step::must(step::cargo(&relay))?;
+    }
     for round in 1..=plan.rounds {
         for peer in &plan.peers {
             step::note(&format!("round {round} of {}: {}", plan.rounds, peer.name));
-            let world = World::build(peer).with_context(|| format!("build with {}", peer.name))?;
+            let world = World::build(peer, plan.far, round)
+                .with_context(|| format!("build with {}", peer.name))?;
             for case in &plan.cases {
                 let measured = measure::run(&world, *case, plan.seconds);
                 let measured = measured
@@ -147,6 +174,7 @@ fn parse(arguments: &[&str]) -> Result<Plan> {
         cases,
         rounds,
         seconds,
+        far: None,
     })
 }
 

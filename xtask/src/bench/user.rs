@@ -7,8 +7,9 @@ use super::tunnel::{self, Case, Driven, Peer, Plan};
 
 /// What the help says about arguments.
 pub(crate) const USAGE: &str = "\
-  user takes --rounds N, --seconds N, --only tcp1|tcp1-reverse|tcp4|tcp4-reverse and --ours PATH; it
-  needs root, iperf3, iproute2 and wireguard-tools";
+  user takes --rounds N, --seconds N, --only tcp1|tcp1-reverse|tcp4|tcp4-reverse, --ours PATH, and
+  --round-trip MS and --loss SHARE of a relay with 100 Mbit/s instead of a veth; it needs root,
+  iperf3, iproute2 and wireguard-tools";
 
 /// Runs the bench and prints its table.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {

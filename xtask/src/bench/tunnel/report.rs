@@ -70,7 +70,8 @@ struct Spread {
 impl std::fmt::Display for Spread {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { low, median, high } = self;
-        write!(f, "{median:.2} ({low:.2}-{high:.2})")
+        // Three digits behind the point: a slow link is a tenth of a Gb/s.
+        write!(f, "{median:.3} ({low:.3}-{high:.3})")
     }
 }
 

@@ -12,7 +12,8 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Driven, Peer};
+use super::{Driven, Far, Peer};
+use crate::step;
 
 /// A running tunnel; taken down when dropped.
 pub(super) struct World {
@@ -69,8 +70,9 @@ const SIDES: [Side; 2] = [
 ];
 
 impl World {
-    /// Builds everything and waits until the tunnel carries a packet.
-    pub(super) fn build(peer: &Peer) -> Result<Self> {
+    /// Builds everything and waits until the tunnel carries a packet. What a relay loses depends on
+    /// `seed`.
+    pub(super) fn build(peer: &Peer, far: Option<Far>, seed: usize) -> Result<Self> {
         clear();
         let mut world = Self {
             processes: Vec::new(),
@@ -81,17 +83,10 @@ impl World {
         for side in &SIDES {
             ip(&["netns", "add", side.namespace])?;
         }
-        let link = [
-            "link",
-            "add",
-            a.link,
-            "netns",
-            a.namespace,
-            "type",
-            "veth",
-            "peer",
-        ];
-        ip(&[&link[..], &["name", b.link, "netns", b.namespace]].concat())?;
+        match far {
+            Some(far) => world.beside.push(relay(a, b, far, seed)?),
+            None => veth(a, b)?,
+        }
         for side in &SIDES {
             let space = ["-n", side.namespace];
             let outer = format!("{}/24", side.outer);
@@ -194,6 +189,42 @@ pub(super) fn inside(namespace: &str, words: &[&str]) -> Command {
     command.args(["netns", "exec", namespace]).args(words);
     command.stdin(Stdio::null());
     command
+}
+
+fn veth(a: &Side, b: &Side) -> Result<()> {
+    let link = [
+        "link",
+        "add",
+        a.link,
+        "netns",
+        a.namespace,
+        "type",
+        "veth",
+        "peer",
+    ];
+    ip(&[&link[..], &["name", b.link, "netns", b.namespace]].concat())
+}
+
+/// Starts the relay of the bench `tcp` between the two, and waits for its interfaces.
+fn relay(a: &Side, b: &Side, far: Far, seed: usize) -> Result<Child> {
+    let mut command = step::cargo(&["bench", "--quiet", "--package", "xtask", "--bench", "tcp"]);
+    command.args(["--", "--between"]);
+    for side in [a, b] {
+        command.arg(format!("{}={}", side.namespace, side.link));
+    }
+    command.arg(far.round_trip.to_string());
+    command.args([far.loss.to_string(), seed.to_string()]);
+    command.stdin(Stdio::piped());
+    let child = command.spawn().context("start the relay")?;
+    for side in [a, b] {
+        let words = ["-n", side.namespace, "link", "show", side.link];
+        wait_until("the relay's interface is there", || {
+            let mut show = Command::new("ip");
+            show.args(words);
+            passes(show)
+        })?;
+    }
+    Ok(child)
 }
 
 fn start(peer: &Peer, words: &[&str], side: &Side) -> Result<Child> {
