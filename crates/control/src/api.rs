@@ -37,6 +37,7 @@ mod map;
 mod node;
 mod oidc;
 mod org;
+mod page;
 mod peer;
 pub(crate) mod permission;
 mod policy;
@@ -67,17 +68,21 @@ struct Description;
 #[derive(Clone)]
 struct Described(std::sync::Arc<str>);
 
-/// Builds the router of every route.
+/// Builds the router of every route of the API, and of the web page, which asks the API.
 pub(crate) fn router(server: Server) -> Router {
     let (router, description) = routes().split_for_parts();
     let description = serde_json::to_string(&description).expect("a description is plain data");
-    router
+    let api = router
         .route_layer(middleware::from_fn_with_state(server.clone(), authorise))
         .fallback(async || ApiError::not_found())
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(Extension(Described(description.into())))
         .layer(middleware::from_fn_with_state(server.clone(), finish))
-        .with_state(server)
+        .with_state(server.clone());
+    let pages = page::routes(&server, api.clone())
+        .layer(middleware::from_fn_with_state(server.clone(), finish))
+        .with_state(server);
+    api.merge(pages)
 }
 
 /// Returns every route with its description; none answers before its rule lets it.
@@ -172,7 +177,8 @@ async fn authorise(
         let message = "this path does not take the method";
         return ApiError::new(ErrorCode::MethodNotAllowed, message).into_response();
     };
-    let access = match authenticate(&server, action, request.headers()).await {
+    let person = request.extensions().get::<page::Person>().copied();
+    let access = match authenticate(&server, action, person, request.headers()).await {
         Ok(access) => access,
         Err(error) => return error.into_response(),
     };
@@ -204,12 +210,19 @@ async fn authorise(
         .unwrap_or_else(|_| ApiError::unavailable(None).into_response())
 }
 
-/// Reads the token of a request and decides by the rule of its route.
+/// Reads who makes a request and decides by the rule of its route.
 async fn authenticate(
     server: &Server,
     action: Action,
+    person: Option<page::Person>,
     headers: &HeaderMap,
 ) -> Result<Access, ApiError> {
+    if let Some(person) = person {
+        let mut read = server.inner.store.read().await?;
+        let user = storage::user::user(&mut read, person.0).await?;
+        let user = user.filter(|user| user.removed.is_none());
+        return Access::new(action, None, None, user);
+    }
     let Some(text) = headers.get(header::AUTHORIZATION) else {
         return Access::new(action, None, None, None);
     };
@@ -298,7 +311,7 @@ async fn org_named(
     Ok(org)
 }
 
-/// Returns the organisation that a request names, else the one of the asking node.
+/// Returns the organisation that a request names, else the asker's own.
 async fn org_or_own(
     connection: &mut storage::Connection,
     access: &Access,
@@ -307,7 +320,7 @@ async fn org_or_own(
     if let Some(name) = name {
         return org_named(connection, access, name).await;
     }
-    let own = access.own()?.org().ok_or_else(ApiError::not_found)?;
+    let own = access.org().ok_or_else(ApiError::not_found)?;
     let org = storage::org::org(connection, own).await?;
     org.ok_or_else(ApiError::not_found)
 }

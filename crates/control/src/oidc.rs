@@ -45,8 +45,11 @@ mod token;
 
 pub(crate) use identity::role;
 
+/// Where the browser comes back to the web page.
+pub(crate) const PAGE_CALLBACK_PATH: &str = "/ui/callback";
+
 /// How long a sign-in may take from its begin, in seconds, if the provider does not say less.
-const ATTEMPT_SECONDS_MAX: i64 = 10 * 60;
+pub(crate) const ATTEMPT_SECONDS_MAX: i64 = 10 * 60;
 
 /// How long a provider's metadata and keys are kept, in seconds.
 const METADATA_SECONDS_MAX: i64 = 60 * 60;
@@ -154,22 +157,32 @@ struct Attempt {
     org: OrgId,
     issuer: String,
     client_id: String,
-    public_key: PublicKey,
+    /// The key of the device; a browser has none.
+    public_key: Option<PublicKey>,
     expires: i64,
     way: Way,
 }
 
 #[derive(Deserialize, Serialize)]
 enum Way {
-    /// The browser comes back to the device (RFC 8252).
+    /// The browser comes back with a code.
     Code {
         state: String,
         nonce: String,
         verifier: Secret,
-        redirect_port: u16,
+        redirect: Redirect,
     },
     /// The device asks until the person has typed a code (RFC 8628).
     Device { device_code: Secret, interval: u64 },
+}
+
+/// Where the browser comes back.
+#[derive(Clone, Copy, Deserialize, Serialize)]
+pub(crate) enum Redirect {
+    /// To the device, at this port of its loopback interface (RFC 8252, 7.3).
+    Loopback(u16),
+    /// To the web page.
+    Page,
 }
 
 /// A sign-in that begins.
@@ -184,7 +197,8 @@ pub(crate) struct Begun {
 /// Who has signed in, and what confirms it later.
 pub(crate) struct SignedIn {
     pub(crate) org: OrgId,
-    pub(crate) public_key: PublicKey,
+    /// The key of the device; a browser has none.
+    pub(crate) public_key: Option<PublicKey>,
     pub(crate) provider: Provider,
     pub(crate) identity: Identity,
     pub(crate) sid: Option<String>,
@@ -374,19 +388,20 @@ impl Server {
         self.seal(&purpose, secret.expose().as_bytes())
     }
 
-    /// Begins a sign-in; with `redirect_port` the browser comes back to the device.
+    /// Begins a sign-in of a device with a key, or of a browser; without `redirect` the person
+    /// types a code.
     pub(crate) async fn begin_sign_in(
         &self,
         provider: Provider,
-        public_key: PublicKey,
-        redirect_port: Option<u16>,
+        public_key: Option<PublicKey>,
+        redirect: Option<Redirect>,
     ) -> Result<Begun, Error> {
         let client = self.client(provider)?;
         let now = self.now();
         let known = self.inner.relying_party.known(&client.provider.issuer, now);
         let known = known.await?;
-        let (way, mut begun) = match redirect_port {
-            Some(port) => self.begin_code(&client, &known, port),
+        let (way, mut begun) = match redirect {
+            Some(redirect) => self.begin_code(&client, &known, redirect),
             None => self.begin_device(&client, &known).await?,
         };
         let attempt = Attempt {
@@ -403,28 +418,31 @@ impl Server {
         Ok(begun)
     }
 
-    fn begin_code(&self, client: &Client, known: &Known, redirect_port: u16) -> (Way, Begun) {
+    /// Returns where a provider sends a browser, as the client has to be known there.
+    pub(crate) fn redirect_uri(&self, redirect: Redirect) -> String {
+        match redirect {
+            Redirect::Loopback(port) => format!("http://127.0.0.1:{port}{OIDC_CALLBACK_PATH}"),
+            Redirect::Page => format!("{}{PAGE_CALLBACK_PATH}", self.url()),
+        }
+    }
+
+    fn begin_code(&self, client: &Client, known: &Known, redirect: Redirect) -> (Way, Begun) {
         let random = &*self.inner.random;
         let (state, nonce, verifier) = (drawn(random), drawn(random), drawn(random));
         let challenge = digest::digest(&digest::SHA256, verifier.as_bytes());
         let challenge = BASE64URL_NOPAD.encode(challenge.as_ref());
         let mut url = known.metadata.authorization_endpoint.0.clone();
-        let scope = scope(&client.provider);
+        let scope = scope(&client.provider, Some(redirect));
         url.query_pairs_mut()
             .append_pair("response_type", "code")
             .append_pair("client_id", &client.provider.client_id)
-            .append_pair("redirect_uri", &redirect_uri(redirect_port))
+            .append_pair("redirect_uri", &self.redirect_uri(redirect))
             .append_pair("scope", &scope)
             .append_pair("state", &state)
             .append_pair("nonce", &nonce)
             .append_pair("code_challenge", &challenge)
             .append_pair("code_challenge_method", "S256");
-        if client
-            .provider
-            .scopes
-            .iter()
-            .any(|one| one == "offline_access")
-        {
+        if scope.split(' ').any(|one| one == "offline_access") {
             // Without the person's consent there is no refresh token (OpenID Connect Core, 11).
             url.query_pairs_mut().append_pair("prompt", "consent");
         }
@@ -439,7 +457,7 @@ impl Server {
             state,
             nonce,
             verifier: Secret::new(verifier),
-            redirect_port,
+            redirect,
         };
         (way, begun)
     }
@@ -447,7 +465,7 @@ impl Server {
     async fn begin_device(&self, client: &Client, known: &Known) -> Result<(Way, Begun), Error> {
         let endpoint = known.metadata.device_authorization_endpoint.as_ref();
         let endpoint = endpoint.ok_or(Error::Missing("sign-in by device code"))?;
-        let (what, scope) = ("device authorization", scope(&client.provider));
+        let (what, scope) = ("device authorization", scope(&client.provider, None));
         let party = &self.inner.relying_party;
         // A client that authenticates says its id in the form too (RFC 8628, 3.1).
         let form = [
@@ -562,7 +580,7 @@ impl Server {
             Way::Code {
                 state,
                 verifier,
-                redirect_port,
+                redirect,
                 ..
             } => {
                 let answer = answer.ok_or(Error::Attempt)?;
@@ -579,7 +597,7 @@ impl Server {
                 {
                     return Err(Refusal::Issuer.into());
                 }
-                let redirect_uri = redirect_uri(*redirect_port);
+                let redirect_uri = self.redirect_uri(*redirect);
                 let form = [
                     ("grant_type", "authorization_code"),
                     ("code", answer.code.expose()),
@@ -745,13 +763,15 @@ fn secret(opened: &[u8]) -> Option<Secret> {
     std::str::from_utf8(opened).ok().map(Secret::new)
 }
 
-fn redirect_uri(port: u16) -> String {
-    format!("http://127.0.0.1:{port}{OIDC_CALLBACK_PATH}")
-}
-
-fn scope(provider: &Provider) -> String {
+fn scope(provider: &Provider, redirect: Option<Redirect>) -> String {
     let mut scope = "openid".to_owned();
-    for one in provider.scopes.iter().filter(|one| *one != "openid") {
+    // What a browser is signed in by is not renewed: it goes to the provider again.
+    let is_wanted = |one: &&String| match redirect {
+        Some(Redirect::Page) => *one != "offline_access",
+        Some(Redirect::Loopback(_)) | None => true,
+    };
+    let others = provider.scopes.iter().filter(|one| *one != "openid");
+    for one in others.filter(is_wanted) {
         scope.push(' ');
         scope.push_str(one);
     }

@@ -12,6 +12,7 @@ use sqlx::{Any, AnyPool, Row as _, Transaction, any::AnyRow};
 use self::database::Kind;
 
 pub(crate) mod audit;
+pub(crate) mod browser;
 mod copy;
 mod database;
 pub(crate) mod installation;

@@ -52,3 +52,7 @@ id!(
     /// A rule of a policy.
     RuleId
 );
+id!(
+    /// A browser in which a person has signed in.
+    BrowserId
+);

@@ -1,7 +1,7 @@
 //! The audit.
 
 use axum::{Json, extract::State};
-use model::api::{AuditChain, AuditEntry, AuditQuery, ErrorBody, Page};
+use model::api::{AuditChain, AuditEntry, AuditQuery, ErrorBody, ErrorCode, Page};
 
 use super::{
     error::ApiError,
@@ -23,6 +23,12 @@ pub(super) async fn list(
     access: Access,
     Asked(query): Asked<AuditQuery>,
 ) -> Result<Json<Page<AuditEntry>>, ApiError> {
+    // No row holds it, and PostgreSQL fails at it.
+    let texts = [&query.actor, &query.action];
+    if texts.into_iter().flatten().any(|text| text.contains('\0')) {
+        let message = "no actor and no action has a NUL in its name";
+        return Err(ApiError::new(ErrorCode::MalformedRequest, message));
+    }
     let mut read = server.inner.store.read().await?;
     let filter = Filter {
         org: org_of_list(&mut read, &access, query.org.as_ref()).await?,

@@ -273,7 +273,7 @@ pub(crate) async fn remove_by(
 }
 
 /// Uses the token of an enrolment once, in the transaction that enrols.
-async fn consume(change: &mut Change, access: &Access) -> Result<(), ApiError> {
+pub(super) async fn consume(change: &mut Change, access: &Access) -> Result<(), ApiError> {
     let (token, now) = (access.token()?, change.now());
     if storage::token::consume(change.connection(), now, token.id).await? {
         return Ok(());

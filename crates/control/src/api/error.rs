@@ -55,6 +55,13 @@ impl ApiError {
 
     /// Writes the reply and the log.
     pub(crate) fn respond(&self, request_id: &str) -> Response {
+        let body = self.log(request_id);
+        let status = StatusCode::from_u16(self.code.status()).expect("codes have valid statuses");
+        (status, Json(body)).into_response()
+    }
+
+    /// Writes the log, and returns what the asker is told.
+    pub(crate) fn log(&self, request_id: &str) -> ErrorBody {
         if let Some(cause) = &self.cause {
             let error = format!("{cause:#}");
             if self.code == ErrorCode::Internal {
@@ -63,13 +70,11 @@ impl ApiError {
                 tracing::warn!(request_id, error, "a request waited too long");
             }
         }
-        let status = StatusCode::from_u16(self.code.status()).expect("codes have valid statuses");
-        let body = ErrorBody {
+        ErrorBody {
             code: self.code,
             message: self.message.clone(),
             request_id: request_id.to_owned(),
-        };
-        (status, Json(body)).into_response()
+        }
     }
 }
 

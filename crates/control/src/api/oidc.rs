@@ -8,11 +8,12 @@ use axum::{
 };
 use model::{
     api::{
-        BegunSignIn, EnrolRequest, ErrorBody, ErrorCode, ListQuery, LoggedIn, NewProvider,
-        NewSignIn, OIDC_ROLES_MAX, OIDC_SCOPES_MAX, OIDC_TEXT_LENGTH_MAX, PendingSignIn, Provider,
-        SignIn, Timestamp,
+        AuthorizationResponse, BegunSignIn, EnrolRequest, ErrorBody, ErrorCode, ListQuery,
+        LoggedIn, NewProvider, NewSignIn, OIDC_ROLES_MAX, OIDC_SCOPES_MAX, OIDC_TEXT_LENGTH_MAX,
+        PendingSignIn, Provider, Secret, SignIn, Timestamp,
     },
     id::{OrgId, UserId},
+    key::PublicKey,
     name::Label,
 };
 use serde::Deserialize;
@@ -23,12 +24,13 @@ use super::{
     error::ApiError,
     extract::{Asked, Body, Named},
     org_or_own,
+    page::cookie::{self, Opened},
     permission::Access,
     user::USERS_PER_ORG_MAX,
 };
 use crate::{
     Server,
-    oidc::{self, SignedIn},
+    oidc::{self, Begun, Redirect, SignedIn},
     storage::{
         self, Change, Touched,
         audit::{Actor, Entry},
@@ -137,21 +139,8 @@ pub(super) async fn begin(
     State(server): State<Server>,
     Body(request): Body<NewSignIn>,
 ) -> Result<Json<BegunSignIn>, ApiError> {
-    let _turn = turn(&server)?;
-    let mut read = server.inner.store.read().await?;
-    // Whether there is such an organisation is nobody's business who has not signed in.
-    let missing = || {
-        let message = format!("`{}` has no identity provider here", request.org);
-        ApiError::new(ErrorCode::NotFound, message)
-    };
-    let org = storage::org::org_named(&mut read, &request.org).await?;
-    let org = org.ok_or_else(missing)?;
-    let provider = storage::oidc::provider(&mut read, org.id).await?;
-    drop(read);
-    let provider = provider.ok_or_else(missing)?;
-    let begun = server
-        .begin_sign_in(provider, request.public_key, request.redirect_port)
-        .await?;
+    let redirect = request.redirect_port.map(Redirect::Loopback);
+    let begun = begin_at(&server, &request.org, Some(request.public_key), redirect).await?;
     Ok(Json(BegunSignIn {
         attempt: begun.attempt,
         url: begun.url,
@@ -159,6 +148,32 @@ pub(super) async fn begin(
         interval_seconds: begun.interval,
         expires: Timestamp(begun.expires),
     }))
+}
+
+/// Begins a sign-in at a browser, which comes back to the web page.
+pub(super) async fn begin_at_page(server: &Server, org: &Label) -> Result<Begun, ApiError> {
+    begin_at(server, org, None, Some(Redirect::Page)).await
+}
+
+async fn begin_at(
+    server: &Server,
+    org: &Label,
+    public_key: Option<PublicKey>,
+    redirect: Option<Redirect>,
+) -> Result<Begun, ApiError> {
+    let _turn = turn(server)?;
+    let mut read = server.inner.store.read().await?;
+    // Whether there is such an organisation is nobody's business who has not signed in.
+    let missing = || {
+        let message = format!("`{org}` has no identity provider here");
+        ApiError::new(ErrorCode::NotFound, message)
+    };
+    let org = storage::org::org_named(&mut read, org).await?;
+    let org = org.ok_or_else(missing)?;
+    let provider = storage::oidc::provider(&mut read, org.id).await?;
+    drop(read);
+    let provider = provider.ok_or_else(missing)?;
+    Ok(server.begin_sign_in(provider, public_key, redirect).await?)
 }
 
 /// Ends a sign-in: the device becomes a node of the person whom the provider names.
@@ -190,6 +205,46 @@ pub(super) async fn sign_in(
     };
     let logged_in = admit(&server, org, request.name, &signed_in).await?;
     Ok(Json(logged_in).into_response())
+}
+
+/// Ends a sign-in at a browser. Returns what it is known by from now on.
+pub(super) async fn end_at_page(
+    server: &Server,
+    attempt: &Secret,
+    answer: &AuthorizationResponse,
+) -> Result<Opened, ApiError> {
+    let _turn = turn(server)?;
+    let org = server.org_of_attempt(attempt)?;
+    let mut read = server.inner.store.read().await?;
+    let org = storage::org::org(&mut read, org).await?;
+    let org = org.ok_or_else(ApiError::not_found)?;
+    let provider = provider_of(&mut read, &org).await?;
+    drop(read);
+    let ended = server.end_sign_in(provider, attempt, Some(answer)).await;
+    let signed_in = match ended {
+        // The sign-in of a device does not let a browser in.
+        Ok(signed_in) if signed_in.public_key.is_some() => {
+            return Err(oidc::Error::Attempt.into());
+        }
+        Ok(signed_in) => signed_in,
+        Err(error) => return Err(refused(server, org.id, error).await),
+    };
+    let mut change = server.change().await?;
+    let (user, changed) = user_of(server, &mut change, &org, &signed_in).await?;
+    let (issuer, sid) = (&signed_in.provider.issuer, signed_in.sid.as_deref());
+    let opened = cookie::open(server, &mut change, user, Some((issuer, sid))).await?;
+    server.inner.relying_party.end(&signed_in, change.now())?;
+    let subject = &signed_in.identity.subject;
+    let mut entry = opened.entry(org.id);
+    entry
+        .subject
+        .push_str(&format!(" as {subject} of {issuer}"));
+    if let Some(changed) = changed {
+        let changed = format!(", now {}", changed.subject);
+        entry.subject.push_str(&changed);
+    }
+    server.commit(change, entry, Touched::Org(org.id)).await?;
+    Ok(opened)
 }
 
 /// Takes a provider's word that a person signed out there: her sessions end.
@@ -225,9 +280,23 @@ pub(super) async fn back_channel_logout(
     let sessions =
         storage::oidc::sessions_of(&mut read, org.id, &issuer, subject, sid, begun).await?;
     drop(read);
+    let reason = "the identity provider says that the person signed out";
     for session in sessions {
-        let reason = "the identity provider says that the person signed out";
         server.end_session(&session, reason).await?;
+    }
+    let mut change = server.change().await?;
+    let connection = change.connection();
+    let ended =
+        storage::browser::delete_of_provider(connection, org.id, &issuer, subject, sid, begun);
+    let ended = ended.await?;
+    if ended > 0 {
+        let entry = Entry {
+            actor: Actor::Server,
+            action: "browser_session_ended",
+            subject: format!("{ended} browsers: {reason}"),
+            org: Some(org.id),
+        };
+        server.commit(change, entry, Touched::Nobody).await?;
     }
     Ok(StatusCode::OK)
 }
@@ -250,7 +319,8 @@ async fn admit(
 ) -> Result<LoggedIn, ApiError> {
     let request = EnrolRequest {
         name,
-        public_key: signed_in.public_key,
+        // The sign-in of a browser makes no device.
+        public_key: signed_in.public_key.ok_or(oidc::Error::Attempt)?,
     };
     let mut change = server.change().await?;
     let (user, changed) = user_of(server, &mut change, &org, signed_in).await?;

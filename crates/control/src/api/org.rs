@@ -117,6 +117,7 @@ pub(super) async fn remove(
     storage::org::delete(change.connection(), now, org.id).await?;
     storage::ssh::delete_authority(change.connection(), org.id).await?;
     storage::policy::delete_of(change.connection(), org.id).await?;
+    storage::browser::delete_of_org(change.connection(), org.id).await?;
     let entry = Entry {
         actor: access.actor(),
         action: "org_removed",

@@ -386,18 +386,19 @@ pub(crate) fn needed(action: Action) -> Kind {
 }
 
 impl Who {
-    /// Returns who holds a token; one of a node or a person speaks by the role of these.
-    pub(crate) fn of(token: &Token, node: Option<&Node>, user: Option<&User>) -> Self {
-        match token.kind {
-            Kind::Login => Self::Login,
-            Kind::Join => Self::Join,
-            Kind::Gateway => Self::Gateway,
-            Kind::Session => match user {
+    /// Returns who holds a token; one of a node or a person speaks by the role of these. A person
+    /// without a token has signed in at a browser.
+    pub(crate) fn of(token: Option<&Token>, node: Option<&Node>, user: Option<&User>) -> Self {
+        match token.map(|token| token.kind) {
+            Some(Kind::Login) => Self::Login,
+            Some(Kind::Join) => Self::Join,
+            Some(Kind::Gateway) => Self::Gateway,
+            Some(Kind::Session) | None => match user {
                 Some(User { operator: true, .. }) => Self::Operator,
                 Some(user) => Self::Person(user.role),
                 None => Self::Anyone,
             },
-            Kind::Node => match node.map(Node::role) {
+            Some(Kind::Node) => match node.map(Node::role) {
                 Some(map::Role::Client) => Self::Client,
                 Some(map::Role::Gateway) => Self::GatewayNode,
                 None => Self::Anyone,
@@ -414,9 +415,7 @@ impl Access {
         node: Option<Node>,
         user: Option<User>,
     ) -> Result<Self, ApiError> {
-        let who = token.as_ref().map_or(Who::Anyone, |token| {
-            Who::of(token, node.as_ref(), user.as_ref())
-        });
+        let who = Who::of(token.as_ref(), node.as_ref(), user.as_ref());
         let reach = reach(action, who);
         if reach != Reach::Nothing {
             return Ok(Self {
@@ -428,23 +427,12 @@ impl Access {
         }
         let needed = needed(action);
         Err(match token {
-            None => ApiError::new(
+            None if user.is_none() => ApiError::new(
                 ErrorCode::TokenRequired,
                 "this request needs a token in its `Authorization` header",
             ),
-            Some(token) if token.kind == needed => ApiError::new(
-                ErrorCode::NotPermitted,
-                match who {
-                    Who::Person(role) => format!("the role {role} does not permit the request"),
-                    Who::Anyone
-                    | Who::Login
-                    | Who::Join
-                    | Who::Gateway
-                    | Who::Operator
-                    | Who::Client
-                    | Who::GatewayNode => "this node's role does not permit the request".to_owned(),
-                },
-            ),
+            None => not_permitted(who),
+            Some(token) if token.kind == needed => not_permitted(who),
             Some(token) => {
                 let found = token.kind;
                 ApiError::new(
@@ -462,7 +450,7 @@ impl Access {
         let reached = match self.reach {
             Reach::Nothing => false,
             Reach::OwnNode => own.is_some_and(|own| Some(own.id) == node),
-            Reach::OwnOrg => own.and_then(Node::org).is_some_and(|own| Some(own) == org),
+            Reach::OwnOrg => self.org().is_some_and(|own| Some(own) == org),
             Reach::Everything => true,
         };
         if reached {
@@ -477,7 +465,7 @@ impl Access {
         if self.reach == Reach::Everything {
             return Ok(asked);
         }
-        let own = self.own()?.org().ok_or_else(ApiError::not_found)?;
+        let own = self.org().ok_or_else(ApiError::not_found)?;
         if asked.is_some_and(|asked| asked != own) {
             return Err(ApiError::not_found());
         }
@@ -492,6 +480,12 @@ impl Access {
             return Err(ApiError::new(ErrorCode::NotPermitted, message));
         }
         Ok(())
+    }
+
+    /// Returns the organisation of the asking node, or of a person at a browser.
+    pub(crate) fn org(&self) -> Option<OrgId> {
+        let of_node = self.node.as_ref().and_then(Node::org);
+        of_node.or_else(|| self.user.as_ref().map(|user| user.org))
     }
 
     /// Returns the node that the token is bound to.
@@ -514,9 +508,23 @@ impl Access {
                     Actor::Token(token.id)
                 }
             },
-            (None, _) => Actor::Server,
+            (None, _) => self
+                .user
+                .as_ref()
+                .map_or(Actor::Server, |user| Actor::User(user.id)),
         }
     }
+}
+
+fn not_permitted(who: Who) -> ApiError {
+    let message = match who {
+        Who::Person(role) => format!("the role {role} does not permit the request"),
+        Who::Client | Who::GatewayNode => "this node's role does not permit the request".to_owned(),
+        Who::Anyone | Who::Login | Who::Join | Who::Gateway | Who::Operator => {
+            "this is for a device to request, not for a browser".to_owned()
+        }
+    };
+    ApiError::new(ErrorCode::NotPermitted, message)
 }
 
 fn only(who: Who, permitted: Who) -> Reach {

@@ -314,7 +314,8 @@ impl Server {
     }
 
     /// Ends a session: its device is removed, and with it every device of the person that no
-    /// provider answers for; sessions on others are asked about at once.
+    /// provider answers for; her browsers are signed out, and sessions on other devices are asked
+    /// about at once.
     pub(crate) async fn end_session(
         &self,
         session: &Session,
@@ -344,6 +345,7 @@ impl Server {
         }
         let connection = change.connection();
         storage::token::revoke_logins_of(connection, now, session.user).await?;
+        storage::browser::delete_of(connection, session.user).await?;
         storage::oidc::update_due_of(connection, session.user, now).await?;
         subject.push_str(": ");
         subject.push_str(reason);

@@ -42,7 +42,7 @@ enum Value {
 struct Fields(Vec<(String, Value)>);
 
 /// Every table, after those that it refers to, and the column whose values are never given again.
-const TABLES: [(&str, Option<&str>); 22] = [
+const TABLES: [(&str, Option<&str>); 23] = [
     ("installation", None),
     ("org", Some("id")),
     ("user", Some("id")),
@@ -65,6 +65,7 @@ const TABLES: [(&str, Option<&str>); 22] = [
     ("oidc_identity", None),
     ("user_group", None),
     ("oidc_session", None),
+    ("browser", Some("id")),
 ];
 
 impl Store {

@@ -105,6 +105,11 @@ const SQLITE: Migrations = &[
         "site_mode",
         include_str!("../../migrations/sqlite/0011_site_mode.sql"),
     ),
+    (
+        12,
+        "browser",
+        include_str!("../../migrations/sqlite/0012_browser.sql"),
+    ),
 ];
 
 /// Numbered as those of SQLite: no PostgreSQL is older than the eighth.
@@ -128,6 +133,11 @@ const POSTGRES: Migrations = &[
         11,
         "site_mode",
         include_str!("../../migrations/postgres/0011_site_mode.sql"),
+    ),
+    (
+        12,
+        "browser",
+        include_str!("../../migrations/postgres/0012_browser.sql"),
     ),
 ];
 

@@ -95,6 +95,7 @@ pub(crate) async fn delete_past(connection: &mut AnyConnection, now: i64) -> Res
         "DELETE FROM token WHERE COALESCE(revoked, expires) < $1",
         "DELETE FROM token WHERE node IN (SELECT id FROM node WHERE removed < $1)",
         "DELETE FROM node WHERE removed < $1",
+        "DELETE FROM browser WHERE expires < $1",
     ];
     let mut gone = 0;
     for statement in statements {

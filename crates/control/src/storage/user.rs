@@ -61,7 +61,7 @@ pub(crate) async fn update(
     Ok(())
 }
 
-/// Removes a person and revokes the tokens that sign her in; her devices are removed apart. If her
+/// Removes a person and revokes what signs her in; her devices are removed apart. If her
 /// identity provider signs her in again, she comes as a new person.
 pub(crate) async fn delete(
     connection: &mut AnyConnection,
@@ -74,6 +74,7 @@ pub(crate) async fn delete(
         .execute(&mut *connection)
         .await?;
     super::oidc::delete_identity(connection, id).await?;
+    super::browser::delete_of(connection, id).await?;
     sqlx::query("UPDATE token SET revoked = $1 WHERE \"user\" = $2 AND revoked IS NULL")
         .bind(now)
         .bind(id.0)

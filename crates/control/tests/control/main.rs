@@ -1,11 +1,13 @@
 //! The control plane through its real router: requests, replies, and what is left on disk.
 
 mod audit;
+mod chromium;
 mod copy;
 mod disk;
 mod enrol;
 mod map;
 mod oidc;
+mod page;
 mod peer;
 mod permission;
 mod policy;

@@ -79,7 +79,7 @@ async fn what_is_not_a_route_answers_nobody() {
     let admin = world.login().await.session_token;
     let bearer = admin.emit();
     for path in [
-        "/",
+        "/ui/",
         "/v1",
         "/v1/",
         "/v2/nodes",

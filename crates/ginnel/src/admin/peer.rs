@@ -1,15 +1,12 @@
 //! `ginnel peer`: plain WireGuard clients, which work by an exported configuration.
 
-use std::{net::IpAddr, num::NonZeroU16, path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 use model::{
-    address::ORG_PREFIX_BITS,
-    api::{KeyHolder, ListQuery, NewPeer, Peer, PeerConfiguration, PeerExport},
-    config::{self, Config, Prefix},
-    endpoint::Endpoint,
+    api::{KeyHolder, ListQuery, NewPeer, Peer, PeerExport},
     key::{PublicKey, SecretKey},
-    name::{Label, ZONE},
+    name::Label,
 };
 use qrcode::{EcLevel, QrCode, render::unicode::Dense1x2};
 use zeroize::Zeroizing;
@@ -113,12 +110,6 @@ struct Of {
     org: Option<Label>,
 }
 
-/// The least MTU of IPv6 passes every path that carries a tunnel.
-const MTU: u16 = 1280;
-
-/// Keeps the mapping of a NAT open, so that the client can be reached.
-const KEEPALIVE_SECONDS: NonZeroU16 = NonZeroU16::new(25).expect("not zero");
-
 /// Runs the command.
 pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     match args.action {
@@ -211,51 +202,8 @@ async fn export(client: &Client, peer: &Peer) -> Result<Zeroizing<String>> {
         public_key: key.as_ref().map(enrol::public_key),
     };
     let configuration = client.export_peer(peer.id, &request).await?;
-    text(&configuration, key)
-}
-
-/// Writes a configuration; without a key its place is left to the device.
-fn text(configuration: &PeerConfiguration, key: Option<SecretKey>) -> Result<Zeroizing<String>> {
-    let PeerConfiguration {
-        address,
-        prefix,
-        gateway,
-    } = configuration;
-    let endpoint = gateway.endpoint.parse::<Endpoint>();
-    let endpoint = endpoint.context("server: the gateway's endpoint has no meaning")?;
-    let devices_own = key.is_none();
-    let config = Config {
-        interface: config::Interface {
-            private_key: key.unwrap_or_else(|| SecretKey::new([0; 32])),
-            addresses: vec![Prefix::single(IpAddr::V6(*address))],
-            dns: vec![IpAddr::V6(prefix.resolver())],
-            search: vec![ZONE.to_owned()],
-            mtu: Some(MTU),
-            listen_port: None,
-            fw_mark: None,
-        },
-        peers: vec![config::Peer {
-            public_key: gateway.public_key,
-            preshared_key: None,
-            allowed_ips: vec![Prefix {
-                address: IpAddr::V6(prefix.network()),
-                bits: ORG_PREFIX_BITS,
-            }],
-            endpoint: Some(endpoint),
-            persistent_keepalive: Some(KEEPALIVE_SECONDS),
-        }],
-        ignored: Vec::new(),
-    };
-    let text = Zeroizing::new(config.emit());
-    if !devices_own {
-        return Ok(text);
-    }
-    let lines = text.lines().map(|line| match line {
-        line if line.starts_with("PrivateKey") => "# PrivateKey = the one of the device",
-        line => line,
-    });
-    let lines: Vec<_> = lines.collect();
-    Ok(Zeroizing::new(lines.join("\n")))
+    let text = configuration.emit(key);
+    text.context("server: the gateway's endpoint has no meaning")
 }
 
 /// Draws a QR code with its quiet zone in half blocks, which are the light of it.
@@ -314,12 +262,13 @@ fn key(peer: &Peer) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use model::{id::NodeId, map::Gateway};
+    use model::{api::PeerConfiguration, id::NodeId, map::Gateway};
 
     use super::*;
 
-    fn configuration() -> PeerConfiguration {
-        PeerConfiguration {
+    #[test]
+    fn a_drawn_configuration_is_read_back_by_another_program() {
+        let configuration = PeerConfiguration {
             address: "fd01:203:405:1::7".parse().expect("an address"),
             prefix: "fd01:203:405::/48".parse().expect("a prefix"),
             gateway: Gateway {
@@ -328,31 +277,9 @@ mod tests {
                 public_key: PublicKey([9; 32]),
                 endpoint: "vpn.example.org:51820".to_owned(),
             },
-        }
-    }
-
-    #[test]
-    fn a_configuration_is_one_that_wg_quick_and_we_can_read() {
-        let key = SecretKey::new([7; 32]);
-        let text = text(&configuration(), Some(key.clone())).expect("well-formed");
-        let read = Config::parse(text.as_bytes()).expect("our own form");
-        assert_eq!(read.interface.private_key, key);
-        let dns = "DNS = fd01:203:405::35, internal\n";
-        assert!(text.contains(dns), "{}", *text);
-        let allowed = "AllowedIPs = fd01:203:405::/48\n";
-        assert!(text.contains(allowed), "{}", *text);
-    }
-
-    #[test]
-    fn the_place_of_a_devices_own_key_is_left_to_it() {
-        let text = text(&configuration(), None).expect("well-formed");
-        assert!(!text.contains("AAAA"), "{}", *text);
-        assert!(text.contains("\n# PrivateKey = "), "{}", *text);
-    }
-
-    #[test]
-    fn a_drawn_configuration_is_read_back_by_another_program() {
-        let text = text(&configuration(), Some(SecretKey::new([7; 32]))).expect("well-formed");
+        };
+        let text = configuration.emit(Some(SecretKey::new([7; 32])));
+        let text = text.expect("well-formed");
         let drawing = drawn(&text).expect("it fits");
         assert!(drawing.lines().all(|line| line.chars().count() <= 80));
         // Each character is two pixels, one above the other.

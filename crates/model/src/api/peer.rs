@@ -1,17 +1,23 @@
 //! What is said about plain WireGuard clients, which work by an exported configuration.
 
-use std::net::Ipv6Addr;
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    num::NonZeroU16,
+};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use zeroize::Zeroizing;
 
 use super::Timestamp;
 use crate::{
-    address::OrgPrefix,
+    address::{ORG_PREFIX_BITS, OrgPrefix},
+    config::{self, Config, Prefix},
+    endpoint::MalformedEndpoint,
     id::{NodeId, UserId},
-    key::PublicKey,
+    key::{PublicKey, SecretKey},
     map,
-    name::Label,
+    name::{Label, ZONE},
 };
 
 /// A plain WireGuard client, such as a phone or a router: a node that does not run ginnel.
@@ -102,4 +108,89 @@ pub struct PeerConfiguration {
     /// Whom it connects to.
     #[schema(value_type = Object)]
     pub gateway: map::Gateway,
+}
+
+/// The least MTU of IPv6 passes every path that carries a tunnel.
+const MTU: u16 = 1280;
+
+/// Keeps the mapping of a NAT open, so that the client can be reached.
+const KEEPALIVE_SECONDS: NonZeroU16 = NonZeroU16::new(25).expect("not zero");
+
+impl PeerConfiguration {
+    /// Writes the configuration in the form of `wg-quick`. Without a key its place is a comment for
+    /// whoever has it.
+    pub fn emit(&self, key: Option<SecretKey>) -> Result<Zeroizing<String>, MalformedEndpoint> {
+        let leaves_key = key.is_none();
+        let config = Config {
+            interface: config::Interface {
+                private_key: key.unwrap_or_else(|| SecretKey::new([0; 32])),
+                addresses: vec![Prefix::single(IpAddr::V6(self.address))],
+                dns: vec![IpAddr::V6(self.prefix.resolver())],
+                search: vec![ZONE.to_owned()],
+                mtu: Some(MTU),
+                listen_port: None,
+                fw_mark: None,
+            },
+            peers: vec![config::Peer {
+                public_key: self.gateway.public_key,
+                preshared_key: None,
+                allowed_ips: vec![Prefix {
+                    address: IpAddr::V6(self.prefix.network()),
+                    bits: ORG_PREFIX_BITS,
+                }],
+                endpoint: Some(self.gateway.endpoint.parse()?),
+                persistent_keepalive: Some(KEEPALIVE_SECONDS),
+            }],
+            ignored: Vec::new(),
+        };
+        let text = Zeroizing::new(config.emit());
+        if !leaves_key {
+            return Ok(text);
+        }
+        let lines = text.lines().map(|line| match line {
+            line if line.starts_with("PrivateKey") => "# PrivateKey = the one of the device",
+            line => line,
+        });
+        let lines: Vec<_> = lines.collect();
+        Ok(Zeroizing::new(lines.join("\n")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configuration() -> PeerConfiguration {
+        PeerConfiguration {
+            address: "fd01:203:405:1::7".parse().expect("an address"),
+            prefix: "fd01:203:405::/48".parse().expect("a prefix"),
+            gateway: map::Gateway {
+                id: NodeId(1),
+                name: "edge".parse().expect("a name"),
+                public_key: PublicKey([9; 32]),
+                endpoint: "vpn.example.org:51820".to_owned(),
+            },
+        }
+    }
+
+    #[test]
+    fn a_configuration_is_one_that_wg_quick_and_we_can_read() {
+        let key = SecretKey::new([7; 32]);
+        let text = configuration()
+            .emit(Some(key.clone()))
+            .expect("well-formed");
+        let read = Config::parse(text.as_bytes()).expect("our own form");
+        assert_eq!(read.interface.private_key, key);
+        let dns = "DNS = fd01:203:405::35, internal\n";
+        assert!(text.contains(dns), "{}", *text);
+        let allowed = "AllowedIPs = fd01:203:405::/48\n";
+        assert!(text.contains(allowed), "{}", *text);
+    }
+
+    #[test]
+    fn the_place_of_a_devices_own_key_is_left_to_it() {
+        let text = configuration().emit(None).expect("well-formed");
+        assert!(!text.contains("AAAA"), "{}", *text);
+        assert!(text.contains("\n# PrivateKey = "), "{}", *text);
+    }
 }

@@ -1,0 +1,107 @@
+//! Sites.
+
+use axum::{http::Method, response::Response};
+use maud::{Markup, html};
+use model::{
+    api::{ErrorCode, Node, Page, Site},
+    id::SiteId,
+};
+use serde_json::json;
+
+use super::{
+    Fault, Form, Visit,
+    layout::{self, Section},
+    node::Part,
+    then,
+};
+use crate::api::{
+    error::ApiError,
+    extract::{Asked, Named},
+    permission::Action,
+};
+
+/// Lists the sites.
+pub(super) async fn list(visit: Visit, Asked(part): Asked<Part>) -> Result<Response, Fault> {
+    let sites: Page<Site> = visit.get("/v1/sites", &part.query()).await?;
+    let titles = ["Name", "Behind", "Prefixes", "Mode", "Network", "Change"];
+    let rows = html! {
+        table {
+            (layout::titles(&titles))
+            tbody {
+                @for site in &sites.items { (row(&visit, site)) }
+            }
+        }
+        @if sites.items.is_empty() { p { "There is no such site." } }
+        (layout::more("/ui/sites", &part.next(), sites.next))
+    };
+    let main = html! {
+        (part.filter(&visit, "/ui/sites"))
+        (layout::live("sites", &rows))
+        @if visit.may(Action::ChangeSite) {
+            h2 { "Add a site" }
+            p { "Nobody reaches its hosts until a rule names it." }
+            form method="post" action="/ui/sites" {
+                (layout::proof(&visit))
+                (layout::field("Name", "name", "", ""))
+                (layout::field("Node", "node", "", "The name of the node behind which it lies."))
+                (layout::field("Prefixes", "prefixes", "", "Such as 192.168.1.0/24."))
+                (layout::choice("Mode", "mode", &["masquerade", "routed"], "masquerade"))
+                (layout::org_field(&visit))
+                button type="submit" { "Add" }
+            }
+        }
+    };
+    Ok(visit.page(Section::Sites, &main))
+}
+
+fn row(visit: &Visit, site: &Site) -> Markup {
+    let path = format!("/ui/sites/{}/remove", site.id);
+    let sure = html! { p { "Rules that name “" (site.name) "” stay and have no effect." } };
+    html! {
+        tr {
+            td data-label="Name" {
+                span {
+                    strong { (site.name) }
+                    @if visit.user.operator { " " span.note { (site.org) } }
+                }
+            }
+            td data-label="Behind" { (site.node_name) }
+            td data-label="Prefixes" { (layout::joined(&site.prefixes)) }
+            td data-label="Mode" { (site.mode) }
+            td data-label="Network" { code { (site.network) } }
+            td data-label="Change" {
+                @if visit.may(Action::ChangeSite) {
+                    div { (layout::folded(visit, "Remove", &path, "Remove for good", &sure)) }
+                }
+            }
+        }
+    }
+}
+
+/// Adds a site behind the node of a name.
+pub(super) async fn add(visit: Visit, form: Form) -> Result<Response, Fault> {
+    let (name, org) = (form.text("node"), form.some("org"));
+    let query = [("name", name), ("org", org.unwrap_or(visit.org.as_str()))];
+    let nodes: Page<Node> = visit.get("/v1/nodes", &query).await?;
+    let node = nodes.items.first().filter(|_| !name.is_empty());
+    let node = node.ok_or_else(|| {
+        let message = format!("there is no node `{name}`");
+        ApiError::new(ErrorCode::NotFound, message)
+    })?;
+    let body = json!({
+        "name": form.text("name"), "node": node.id, "prefixes": form.items("prefixes"),
+        "mode": form.text("mode"),
+    });
+    visit.send::<Site>(Method::POST, "/v1/sites", &body).await?;
+    Ok(then("/ui/sites"))
+}
+
+/// Removes a site.
+pub(super) async fn remove(
+    visit: Visit,
+    Named(id): Named<SiteId>,
+    _form: Form,
+) -> Result<Response, Fault> {
+    visit.delete(&format!("/v1/sites/{id}")).await?;
+    Ok(then("/ui/sites"))
+}
