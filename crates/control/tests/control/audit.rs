@@ -187,7 +187,7 @@ async fn entries(world: &World, admin: &Token) -> Vec<AuditEntry> {
     page.items
 }
 
-async fn verify(world: &World, admin: &Token) -> Result<(), AuditFault> {
+pub(crate) async fn verify(world: &World, admin: &Token) -> Result<(), AuditFault> {
     let chain: AuditChain = world.get("/v1/audit/chain", admin).await.parse();
     let mut verifier = AuditVerifier::new(&chain);
     for entry in entries(world, admin).await {

@@ -24,6 +24,8 @@ use crate::{
     world::{BEGIN, World, label},
 };
 
+mod fault;
+
 /// A world with one of everything; the requests are about the node `web` of `default`.
 struct Stage {
     world: World,
