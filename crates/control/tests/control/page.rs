@@ -591,27 +591,6 @@ async fn sites_rules_clients_certificates_and_changes_are_shown_and_explained() 
     let shown = browser.get("/ui/policy").await;
     shown.shows("&lt;b&gt;&quot;why&quot;&lt;/b&gt; &amp; $(id)");
     shown.shows("5432");
-    let question = "/ui/policy?from=node:laptop&to=node:web&wanted=22/tcp";
-    let removal = stage.path("/ui/policy/{rule}/remove");
-    browser.post(&removal, &[]).await.leads_to("/ui/policy");
-    let shown = browser.get(question).await;
-    shown.shows("class=\"bad\">No.</strong>");
-    let fields = [
-        ("from", "user:admin"),
-        ("to", "node:web"),
-        ("traffic", "22"),
-    ];
-    browser
-        .post("/ui/policy", &fields)
-        .await
-        .leads_to("/ui/policy");
-    let shown = browser.get(question).await;
-    shown.shows("class=\"good\">Yes.</strong>");
-    shown.shows("allows it.");
-    browser
-        .get("/ui/policy?from=nonsense:x&to=web")
-        .await
-        .is(400);
     browser
         .get("/ui/peers")
         .await
@@ -645,6 +624,33 @@ async fn sites_rules_clients_certificates_and_changes_are_shown_and_explained() 
         .get("/ui/audit?days=30&actor=the-admin")
         .await
         .shows("rule_added");
+}
+
+#[tokio::test]
+async fn a_question_is_answered_with_the_rule_that_decides() {
+    let stage = Stage::new().await;
+    let mut browser = stage.browser("admin").await;
+    let question = "/ui/policy?from=node:laptop&to=node:web&wanted=22/tcp";
+    let removal = stage.path("/ui/policy/{rule}/remove");
+    browser.post(&removal, &[]).await.leads_to("/ui/policy");
+    let shown = browser.get(question).await;
+    shown.shows("class=\"bad\">No.</strong>");
+    let fields = [
+        ("from", "user:admin"),
+        ("to", "node:web"),
+        ("traffic", "22"),
+    ];
+    browser
+        .post("/ui/policy", &fields)
+        .await
+        .leads_to("/ui/policy");
+    let shown = browser.get(question).await;
+    shown.shows("class=\"good\">Yes.</strong>");
+    shown.shows("allows it.");
+    browser
+        .get("/ui/policy?from=nonsense:x&to=web")
+        .await
+        .is(400);
 }
 
 #[tokio::test]
