@@ -25,6 +25,7 @@ const PACKAGES: &[&str] = &[
     "tshark",
     "util-linux",
     // Clients and servers that go through the tunnel.
+    "age",
     "ansible-core",
     "ca-certificates",
     "chromium",

@@ -48,10 +48,12 @@ use crate::{
 pub use crate::{
     api::permission::{Permission, Reach, permissions},
     audit::{AuditFault, AuditVerifier, audit_hash},
+    backup::{BackupContents, backup, restore},
 };
 
 mod api;
 mod audit;
+mod backup;
 mod ca;
 mod map;
 mod master_key;

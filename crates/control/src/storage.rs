@@ -12,9 +12,10 @@ use sqlx::{Any, AnyPool, Row as _, Transaction, any::AnyRow};
 use self::database::Kind;
 
 pub(crate) mod audit;
+pub(crate) mod backup;
 pub(crate) mod browser;
 mod copy;
-mod database;
+pub(crate) mod database;
 pub(crate) mod installation;
 pub(crate) mod node;
 pub(crate) mod oidc;

@@ -9,9 +9,9 @@ use clap::{
 };
 
 use crate::{
-    admin, agent, capture, cert, completions, demo, dial, doctor, events, forward, gateway, join,
-    login, logout, manual, metrics, ping, proxy, replay, resolve, server, ssh, ssh_config,
-    ssh_server, status, trace, tun, up, whoami, whois,
+    admin, agent, backup, capture, cert, completions, demo, dial, doctor, events, forward, gateway,
+    join, login, logout, manual, metrics, ping, proxy, replay, resolve, restore, server, ssh,
+    ssh_config, ssh_server, status, trace, tun, up, whoami, whois,
 };
 
 /// A private network that a team runs itself.
@@ -67,6 +67,8 @@ pub(crate) struct Global {
 pub(crate) enum Command {
     Demo(demo::Args),
     Server(server::Args),
+    Backup(backup::Args),
+    Restore(restore::Args),
     Gateway(gateway::Args),
     Login(login::Args),
     Join(join::Args),
@@ -121,6 +123,8 @@ impl Command {
         match self {
             Self::Demo(args) => block_on(demo::run(args)),
             Self::Server(args) => serve_on(server::run(args, global)),
+            Self::Backup(args) => block_on(backup::run(args, global)),
+            Self::Restore(args) => block_on(restore::run(args, global)),
             Self::Gateway(args) => serve_on(gateway::run(args, global)),
             Self::Login(args) => block_on(login::run(args, global)),
             Self::Join(args) => block_on(join::run(args, global)),

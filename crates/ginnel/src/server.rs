@@ -208,7 +208,7 @@ fn parse_revalidation(text: &str) -> Result<Duration, String> {
 }
 
 /// Takes the URL of a database that the server can use.
-fn database_url(text: &str) -> Result<Zeroizing<String>, &'static str> {
+pub(crate) fn database_url(text: &str) -> Result<Zeroizing<String>, &'static str> {
     let scheme = text.split_once("://").map(|(scheme, _)| scheme);
     match scheme {
         Some("postgres" | "postgresql") => Ok(Zeroizing::new(text.to_owned())),

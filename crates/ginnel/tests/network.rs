@@ -9,6 +9,8 @@
 
 #[path = "network/agent.rs"]
 mod agent;
+#[path = "network/backup.rs"]
+mod backup;
 #[path = "network/capture.rs"]
 mod capture;
 #[path = "network/clipboard.rs"]

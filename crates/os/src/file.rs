@@ -26,6 +26,51 @@ pub fn write_private(path: &Path, contents: &[u8]) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// A file that only its owner can read and that gets its name once it is whole; one that is dropped
+/// before leaves nothing behind.
+#[derive(Debug)]
+pub struct Unfinished {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Unfinished {
+    /// Begins a file that shall be at `path`.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let temporary = temporary_beside(path);
+        Ok(Self {
+            file: create_new(&temporary)?,
+            temporary,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Makes the file durable and puts it in the place of what was at its path.
+    pub fn finish(self) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::rename(&self.temporary, &self.path)?;
+        File::open(directory_of(&self.path))?.sync_all()
+    }
+}
+
+impl io::Write for Unfinished {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Once finished it has another name.
+        fs::remove_file(&self.temporary).ok();
+    }
+}
+
 /// Makes `path` and its parents; what it makes only its owner may enter.
 pub fn create_private_directory(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
@@ -94,14 +139,19 @@ fn pid_in(mut file: File) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-fn write_new(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
+fn create_new(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(path)?;
     // The umask may have taken bits away.
     file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    Ok(file)
+}
+
+fn write_new(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let mut file = create_new(path)?;
     file.write_all(contents)?;
     file.sync_all()
 }
@@ -133,6 +183,23 @@ mod tests {
         fs::write(&path, "old and readable").unwrap();
         write_private(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn an_unfinished_file_has_no_name_and_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("backup");
+        let mut file = Unfinished::create(&path).unwrap();
+        file.write_all(b"half").unwrap();
+        assert!(!path.exists());
+        drop(file);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        let mut file = Unfinished::create(&path).unwrap();
+        file.write_all(b"whole").unwrap();
+        file.finish().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }

@@ -25,24 +25,24 @@ pub(crate) enum CopyError {
 
 /// What a table holds, whatever the order of its rows.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-struct Sum {
-    rows: u64,
+pub(super) struct Sum {
+    pub(super) rows: u64,
     /// The sum of parts of the SHA-256 of each row.
-    hash: u128,
+    pub(super) hash: u128,
 }
 
 /// A value of any column; a null is left out.
-enum Value {
+pub(super) enum Value {
     Integer(i64),
     Text(String),
     Blob(Vec<u8>),
 }
 
 /// A row without its nulls, by the names of its columns.
-struct Fields(Vec<(String, Value)>);
+pub(super) struct Fields(pub(super) Vec<(String, Value)>);
 
 /// Every table, after those that it refers to, and the column whose values are never given again.
-const TABLES: [(&str, Option<&str>); 23] = [
+pub(super) const TABLES: [(&str, Option<&str>); 23] = [
     ("installation", None),
     ("org", Some("id")),
     ("user", Some("id")),
@@ -76,7 +76,10 @@ impl Store {
         let mut source = self.read().await.map_err(CopyError::Source)?;
         let begun = target.writer.begin_with(target.kind.begin_change()).await;
         let mut sink = begun.map_err(|error| CopyError::Target(error.into()))?;
-        self.know_all_tables(&mut source).await?;
+        let unknown = self.kind.unknown_table(&mut source).await;
+        if let Some(table) = unknown.map_err(CopyError::Source)? {
+            return Err(CopyError::UnknownTable(table));
+        }
         for (table, _) in TABLES {
             if sum(&mut sink, table).await.map_err(CopyError::Target)?.rows > 0 {
                 return Err(CopyError::NotEmpty);
@@ -111,33 +114,38 @@ impl Store {
         committed.map_err(|error| CopyError::Target(error.into()))?;
         Ok(copied)
     }
+}
 
-    /// Refuses a source that has a table which [`TABLES`] lacks.
-    async fn know_all_tables(&self, source: &mut Connection) -> Result<(), CopyError> {
-        let failed = |error: sqlx::Error| CopyError::Source(error.into());
-        let names = match self.kind {
-            Kind::Sqlite => {
+impl Kind {
+    /// Returns a table of the source that [`TABLES`] lacks.
+    pub(super) async fn unknown_table(
+        self,
+        source: &mut Connection,
+    ) -> Result<Option<String>, Error> {
+        let names = self.table_names(source).await?.into_iter();
+        Ok(names
+            .filter(|name| name != "_sqlx_migrations")
+            .find(|name| !TABLES.iter().any(|(table, _)| table == name)))
+    }
+
+    /// Returns the names of all tables.
+    pub(super) async fn table_names(self, source: &mut Connection) -> Result<Vec<String>, Error> {
+        let names = match self {
+            Self::Sqlite => {
                 "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
             }
-            Kind::Postgres => {
+            Self::Postgres => {
                 "SELECT CAST(table_name AS TEXT) AS name FROM information_schema.tables
                  WHERE table_schema = current_schema()"
             }
         };
-        for row in sqlx::query(names).fetch_all(source).await.map_err(failed)? {
-            let name: String = row.try_get("name").map_err(failed)?;
-            let known = TABLES.iter().any(|(table, _)| *table == name);
-            if !known && name != "_sqlx_migrations" {
-                return Err(CopyError::UnknownTable(name));
-            }
-        }
-        Ok(())
+        let rows = sqlx::query(names).fetch_all(source).await?;
+        let names = rows.iter().map(|row| row.try_get("name"));
+        Ok(names.collect::<sqlx::Result<_>>()?)
     }
-}
 
-impl Kind {
     /// Returns the greatest id that a table ever gave.
-    async fn last_given(
+    pub(super) async fn last_given(
         self,
         connection: &mut Connection,
         table: &str,
@@ -168,7 +176,7 @@ impl Kind {
     }
 
     /// Lets the next id of a table be greater than `last`.
-    async fn set_last_given(
+    pub(super) async fn set_last_given(
         self,
         connection: &mut Connection,
         table: &str,
@@ -235,27 +243,43 @@ async fn copy_gateways(source: &mut Connection, sink: &mut Connection) -> Result
             row.try_get("id").map_err(failed)?,
             row.try_get("gateway").map_err(failed)?,
         );
-        let set = sqlx::query("UPDATE org SET gateway = $1 WHERE id = $2");
-        let set = set.bind(gateway).bind(id).execute(&mut *sink).await;
-        set.map_err(|error| CopyError::Target(error.into()))?;
+        let set = set_gateway(sink, id, gateway).await;
+        set.map_err(CopyError::Target)?;
     }
     Ok(())
 }
 
+/// Gives an organisation its gateway once that is there.
+pub(super) async fn set_gateway(
+    sink: &mut Connection,
+    org: i64,
+    gateway: i64,
+) -> Result<(), Error> {
+    let set = sqlx::query("UPDATE org SET gateway = $1 WHERE id = $2");
+    set.bind(gateway).bind(org).execute(sink).await?;
+    Ok(())
+}
+
 /// Sums up what a table holds.
-async fn sum(connection: &mut Connection, table: &str) -> Result<Sum, Error> {
+pub(super) async fn sum(connection: &mut Connection, table: &str) -> Result<Sum, Error> {
     let statement = format!("SELECT * FROM \"{table}\"");
     let mut rows = sqlx::query(AssertSqlSafe(statement)).fetch(connection);
     let mut sum = Sum::default();
     while let Some(row) = rows.try_next().await? {
-        sum.rows += 1;
-        sum.hash = sum.hash.wrapping_add(Fields::read(&row)?.hash());
+        sum.add(&Fields::read(&row)?);
     }
     Ok(sum)
 }
 
+impl Sum {
+    pub(super) fn add(&mut self, row: &Fields) {
+        self.rows += 1;
+        self.hash = self.hash.wrapping_add(row.hash());
+    }
+}
+
 impl Fields {
-    fn read(row: &AnyRow) -> Result<Self, Error> {
+    pub(super) fn read(row: &AnyRow) -> Result<Self, Error> {
         let mut fields = Vec::new();
         for column in row.columns() {
             let (name, index) = (column.name(), column.ordinal());
@@ -277,7 +301,7 @@ impl Fields {
         Ok(Self(fields))
     }
 
-    async fn insert(self, sink: &mut Connection, table: &str) -> sqlx::Result<()> {
+    pub(super) async fn insert(self, sink: &mut Connection, table: &str) -> sqlx::Result<()> {
         let quoted = self.0.iter().map(|(column, _)| format!("\"{column}\""));
         let columns = quoted.collect::<Vec<_>>().join(", ");
         let places = (1..=self.0.len()).map(|place| format!("${place}"));

@@ -141,21 +141,46 @@ const POSTGRES: Migrations = &[
     ),
 ];
 
+/// The version of the schema that this ginnel writes.
+pub(crate) const SCHEMA: i64 = SQLITE[SQLITE.len() - 1].0;
+
+/// Opens a database to read from it. It is neither made nor migrated nor claimed.
+pub(super) async fn open_reader(kind: Kind, url: &str) -> Result<AnyPool, OpenError> {
+    sqlx::any::install_default_drivers();
+    let options: AnyConnectOptions = url.parse().map_err(OpenError::Open)?;
+    let pool = kind
+        .pool(1)
+        .connect_with(options.disable_statement_logging());
+    pool.await.map_err(OpenError::Open)
+}
+
 impl Store {
     /// Opens the database at `path`, makes it if it is missing, and migrates it.
     pub(crate) async fn open(path: &Path) -> Result<Self, OpenError> {
         let writer = url_of(path, "rwc");
         let reader = url_of(path, "ro");
-        Self::connect(Kind::Sqlite, &writer, &reader).await
+        Self::connect(Kind::Sqlite, &writer, &reader, SCHEMA).await
+    }
+
+    /// Makes a database at `path` with an older schema, to be filled with what has it.
+    pub(super) async fn open_at_schema(path: &Path, schema: i64) -> Result<Self, OpenError> {
+        let writer = url_of(path, "rwc");
+        let reader = url_of(path, "ro");
+        Self::connect(Kind::Sqlite, &writer, &reader, schema).await
     }
 
     /// Opens the PostgreSQL database that `url` names, and migrates it. It is this server's alone:
     /// another one would not learn of its changes.
     pub(crate) async fn open_postgres(url: &str) -> Result<Self, OpenError> {
-        Self::connect(Kind::Postgres, url, url).await
+        Self::connect(Kind::Postgres, url, url, SCHEMA).await
     }
 
-    async fn connect(kind: Kind, writer: &str, reader: &str) -> Result<Self, OpenError> {
+    async fn connect(
+        kind: Kind,
+        writer: &str,
+        reader: &str,
+        schema: i64,
+    ) -> Result<Self, OpenError> {
         sqlx::any::install_default_drivers();
         let parse = |url: &str| {
             let options: AnyConnectOptions = url.parse().map_err(OpenError::Open)?;
@@ -165,7 +190,7 @@ impl Store {
         kind.claim(&writer).await?;
         let writer = kind.writer().connect_with(writer);
         let writer = writer.await.map_err(OpenError::Open)?;
-        migrate(kind, &writer).await?;
+        migrate(kind, &writer, schema).await?;
         let reader = kind.pool(READERS_MAX).connect_with(parse(reader)?);
         let reader = reader.await.map_err(OpenError::Open)?;
         Ok(Self {
@@ -309,10 +334,12 @@ pub(super) fn is_busy(error: &sqlx::Error) -> bool {
     lost || code.is_some_and(|code| is_busy(&code))
 }
 
-async fn migrate(kind: Kind, writer: &AnyPool) -> Result<(), OpenError> {
+/// Brings the schema up to the version `newest`.
+async fn migrate(kind: Kind, writer: &AnyPool, newest: i64) -> Result<(), OpenError> {
     let known = kind.migrations();
     let migrations = known
         .iter()
+        .filter(|&&(version, ..)| version <= newest)
         .map(|&(version, name, sql)| {
             let sql = sql.into_sql_str();
             Migration::new(version, name.into(), MigrationType::Simple, sql, false)
@@ -334,7 +361,7 @@ async fn migrate(kind: Kind, writer: &AnyPool) -> Result<(), OpenError> {
 }
 
 /// Writes a path as a URL; whatever has a meaning there is escaped (RFC 3986, 2.1).
-fn url_of(path: &Path, mode: &str) -> String {
+pub(super) fn url_of(path: &Path, mode: &str) -> String {
     let mut url = String::from("sqlite://");
     for &byte in path.as_os_str().as_bytes() {
         if byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte) {

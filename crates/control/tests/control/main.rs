@@ -1,6 +1,7 @@
 //! The control plane through its real router: requests, replies, and what is left on disk.
 
 mod audit;
+mod backup;
 mod chromium;
 mod copy;
 mod disk;
