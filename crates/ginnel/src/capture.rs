@@ -229,10 +229,10 @@ fn open(path: Option<&Path>) -> anyhow::Result<File> {
             let mut options = OpenOptions::new();
             let opened = options.write(true).create(true).mode(0o600).open(path);
             let file = opened.and_then(|file| {
-                // The mode above counts only for a file that is new.
-                file.set_permissions(fs::Permissions::from_mode(0o600))?;
-                // A pipe with a name has no length.
+                // A device, which is everybody's, and a pipe with a name have no length.
                 if file.metadata()?.is_file() {
+                    // The mode above counts only for a file that is new.
+                    file.set_permissions(fs::Permissions::from_mode(0o600))?;
                     file.set_len(0)?;
                 }
                 Ok(file)

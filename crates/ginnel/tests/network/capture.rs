@@ -27,8 +27,14 @@ fn everything_under_three_sessions_is_opened_and_the_key_is_another_one_afterwar
     };
     echo();
 
+    let mode = || {
+        let device = fs::metadata("/dev/null").expect("a device");
+        device.permissions().mode()
+    };
+    let of_everybody = mode();
     let refused = world.try_run("laptop", &["capture", "--keys", "-w", "/dev/null"]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert_eq!(mode(), of_everybody);
     assert!(refused.stderr.contains("--yes"), "{refused:?}");
 
     let (before, file) = (public_key(&world), world.path("keys.pcapng"));
