@@ -5,7 +5,8 @@
 //!   outer: the datagrams that carry them, behind an IP and a UDP header made for the file
 //! ```
 //! A packet waits for its verdict before it is written, so that its comment says why it was
-//! discarded. What happens between packets is told in the comment of the next one.
+//! discarded. What happens between packets is told in the comment of the next one, and after the
+//! last one in that of the end.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -118,6 +119,9 @@ const SESSIONS_MAX: usize = 65_536;
 /// What the end of a file takes: statistics of two interfaces.
 const END_MAX: usize = 2 * 112;
 
+/// What a comment takes beside its text: code, length and padding.
+const COMMENT_OPTION: usize = 8;
+
 /// The most that a block of a packet or of keys adds to what it holds: headers, options, padding.
 const BLOCK: usize = 64;
 
@@ -195,12 +199,16 @@ impl Capture {
         std::mem::swap(&mut self.queue, emptied);
     }
 
-    /// Writes how much was captured and what is missing, as the last blocks.
+    /// Writes how much was captured, what is missing, and what was discarded since the last packet,
+    /// as the last blocks.
     pub fn finish(&mut self, now: Instant) {
         let (start, time) = (self.began.1, self.time(now));
+        let mut comment = self.comment(None);
+        comment.truncate(comment.floor_char_boundary(self.end_room()));
         for tap in self.taps.iter().flatten() {
             let (number, told) = (tap.number, &tap.statistics);
-            pcapng::interface_statistics(&mut self.queue, number, start, time, told);
+            let comment = std::mem::take(&mut comment);
+            pcapng::interface_statistics(&mut self.queue, number, start, time, told, &comment);
         }
         self.complete = true;
     }
@@ -378,6 +386,15 @@ impl Capture {
             .is_ok_and(|needed| self.written.saturating_add(needed) <= self.bytes_max);
         self.complete |= !within;
         !self.complete
+    }
+
+    /// Returns how long the comment of the end may be: it makes neither the file longer than its
+    /// bound nor the queue larger than it was made.
+    fn end_room(&self) -> usize {
+        let file = self.bytes_max.saturating_sub(self.written);
+        let file = usize::try_from(file).unwrap_or(usize::MAX);
+        let queue = BUFFER.saturating_sub(self.queue.len());
+        file.min(queue).saturating_sub(END_MAX + COMMENT_OPTION)
     }
 
     fn note_written(&mut self, before: usize) {

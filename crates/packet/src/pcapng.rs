@@ -132,13 +132,15 @@ pub fn enhanced_packet(out: &mut Vec<u8>, packet: &EnhancedPacket<'_>) {
     });
 }
 
-/// Adds what was counted at an interface up to `time`, since `start`.
+/// Adds what was counted at an interface up to `time`, since `start`, with a comment unless that is
+/// empty.
 pub fn interface_statistics(
     out: &mut Vec<u8>,
     interface: u32,
     start: Duration,
     time: Duration,
     statistics: &Statistics,
+    comment: &str,
 ) {
     block(out, 5, |out| {
         put_u32(out, interface);
@@ -154,6 +156,9 @@ pub fn interface_statistics(
             (ISB_OSDROP, statistics.dropped),
         ] {
             put_option(out, code, &count.to_le_bytes());
+        }
+        if !comment.is_empty() {
+            put_text(out, OPT_COMMENT, &[], comment);
         }
         put_option(out, OPT_ENDOFOPT, &[]);
     });

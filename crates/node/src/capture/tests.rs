@@ -3,7 +3,7 @@
 use std::io::Cursor;
 
 use pcap_parser::{
-    Block, PcapBlockOwned, PcapError, PcapNGReader, traits::PcapReaderIterator as _,
+    Block, PcapBlockOwned, PcapError, PcapNGOption, PcapNGReader, traits::PcapReaderIterator as _,
 };
 use wireguard::{Device, Event, PublicKey, StaticSecret};
 
@@ -21,6 +21,8 @@ struct Contents {
     packets: Vec<Packet>,
     /// Received, accepted and dropped, for each interface.
     statistics: Vec<[u64; 3]>,
+    /// The comments of the ends.
+    last: Vec<String>,
 }
 
 fn contents(file: &[u8]) -> Contents {
@@ -56,10 +58,8 @@ impl Contents {
             self.order.push('K');
         } else if let Block::EnhancedPacket(packet) = block {
             self.order.push('P');
-            let comment = packet.options.iter().find(|option| option.code.0 == 1);
-            let comment = comment.map_or(&[][..], |told| &told.value()[..told.len.into()]);
             let bytes = packet.data[..packet.caplen as usize].to_vec();
-            let comment = String::from_utf8(comment.to_vec()).expect("text");
+            let comment = comment(&packet.options);
             self.packets.push((packet.if_id, bytes, comment));
         } else if let Block::InterfaceStatistics(told) = block {
             self.order.push('E');
@@ -69,10 +69,17 @@ impl Contents {
                 u64::from_le_bytes(*value.expect("eight bytes"))
             };
             self.statistics.push([count(4), count(6), count(7)]);
+            self.last.push(comment(&told.options));
         } else {
             panic!("{block:?} was not written");
         }
     }
+}
+
+fn comment(options: &[PcapNGOption<'_>]) -> String {
+    let comment = options.iter().find(|option| option.code.0 == 1);
+    let comment = comment.map_or(&[][..], |told| &told.value()[..told.len.into()]);
+    String::from_utf8(comment.to_vec()).expect("text")
 }
 
 fn both() -> Settings {
@@ -239,6 +246,30 @@ fn a_capture_is_complete_after_its_packets_or_bytes() {
     let mut file = buffer();
     capture.take(&mut file);
     assert!((1_500..=2_000).contains(&file.len()), "{}", file.len());
+}
+
+#[test]
+fn what_is_discarded_after_the_last_packet_is_told_at_the_end_if_it_fits() {
+    let discard = Discard::from(wireguard::Discard::Handshake);
+    let (now, mut capture) = start(both());
+    capture.inner(now, Direction::Inbound, &ipv4(6), None);
+    capture.discarded(discard, 2);
+    let told = format!("2 discarded since: {}", discard.name());
+    assert_eq!(end(capture, now).last, [told.as_str(), ""]);
+    for bytes_max in 2_000..2_100 {
+        let mut settings = both();
+        settings.bytes_max = Some(bytes_max);
+        let (now, mut capture) = start(settings);
+        while !capture.is_complete() {
+            capture.inner(now, Direction::Inbound, &ipv4(6), None);
+        }
+        capture.discarded(discard, 2);
+        capture.finish(now);
+        let mut file = buffer();
+        capture.take(&mut file);
+        assert!(file.len() as u64 <= bytes_max);
+        assert!(told.starts_with(&contents(&file).last[0]));
+    }
 }
 
 #[test]

@@ -121,7 +121,7 @@ fn a_foreign_parser_finds_every_block_as_it_was_meant() {
         dropped: 1,
     };
     let start = time - Duration::from_secs(1);
-    interface_statistics(&mut file, 1, start, time, &counted);
+    interface_statistics(&mut file, 1, start, time, &counted, "the end");
     let nanos = 1_800_000_000_123_456_789_u64;
     let told = |number: u64| number.to_le_bytes().to_vec();
     let halves = |nanos: u64| told(nanos.rotate_left(32));
@@ -155,6 +155,7 @@ fn a_foreign_parser_finds_every_block_as_it_was_meant() {
                 (4, told(9)),
                 (6, told(2)),
                 (7, told(1)),
+                text(1, "the end"),
             ],
         ),
     ];

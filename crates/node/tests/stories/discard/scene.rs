@@ -14,7 +14,7 @@ use node::{
 };
 use packet::{ecn::Ecn, icmp, ip, tcp, udp};
 use pcap_parser::{
-    Block, PcapBlockOwned, PcapError, PcapNGReader, traits::PcapReaderIterator as _,
+    Block, PcapBlockOwned, PcapError, PcapNGOption, PcapNGReader, traits::PcapReaderIterator as _,
 };
 use wireguard::{
     Device, HEADER, OVERHEAD, PeerId, Prefix, PresharedKey, Received, Seal, StaticSecret,
@@ -233,19 +233,11 @@ fn told(file: &[u8]) -> BTreeMap<String, u64> {
     loop {
         let offset = match reader.next() {
             Ok((offset, PcapBlockOwned::NG(Block::EnhancedPacket(packet)))) => {
-                let comment = packet.options.iter().find(|option| option.code.0 == 1);
-                let comment = comment.map_or(&[][..], |told| &told.value()[..told.len.into()]);
-                let comment = std::str::from_utf8(comment).expect("text");
-                for part in comment.split("; ") {
-                    let (count, name) = match part.split_once(" discarded since: ") {
-                        Some((count, name)) => (count.parse().expect("a number"), name),
-                        None => match part.strip_prefix("discarded: ") {
-                            Some(name) => (1, name),
-                            None => continue,
-                        },
-                    };
-                    *told.entry(name.to_owned()).or_default() += count;
-                }
+                add_comment(&mut told, &packet.options);
+                offset
+            }
+            Ok((offset, PcapBlockOwned::NG(Block::InterfaceStatistics(end)))) => {
+                add_comment(&mut told, &end.options);
                 offset
             }
             Ok((offset, _)) => offset,
@@ -257,6 +249,21 @@ fn told(file: &[u8]) -> BTreeMap<String, u64> {
             Err(error) => panic!("{error:?}"),
         };
         reader.consume(offset);
+    }
+}
+
+fn add_comment(told: &mut BTreeMap<String, u64>, options: &[PcapNGOption<'_>]) {
+    let comment = options.iter().find(|option| option.code.0 == 1);
+    let comment = comment.map_or(&[][..], |told| &told.value()[..told.len.into()]);
+    for part in std::str::from_utf8(comment).expect("text").split("; ") {
+        let (count, name) = match part.split_once(" discarded since: ") {
+            Some((count, name)) => (count.parse().expect("a number"), name),
+            None => match part.strip_prefix("discarded: ") {
+                Some(name) => (1, name),
+                None => continue,
+            },
+        };
+        *told.entry(name.to_owned()).or_default() += count;
     }
 }
 
