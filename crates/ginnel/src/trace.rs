@@ -1,6 +1,9 @@
 //! `ginnel trace`: each hop on the way to a machine, inside and outside the tunnel.
 
 use std::{
+    cell::Cell,
+    convert::Infallible,
+    io::{self, IsTerminal as _, Write as _},
     net::{IpAddr, SocketAddr},
     process::ExitCode,
     time::Duration,
@@ -80,6 +83,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How long a machine outside the tunnel may take to answer.
 const OUTSIDE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How often progress is shown.
+const REDRAW: Duration = Duration::from_secs(1);
+
 /// Data of an echo request, as ping(8) sends it.
 const SIZE: usize = 56;
 
@@ -152,11 +158,15 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
             ask_outside(hop, args.count, interval).await;
         }
     };
-    let inside = receive(&mut stream, hops, service, interval);
-    tokio::select! {
-        ended = both(inside, outside) => ended?,
-        _ = tokio::signal::ctrl_c() => {}
-    }
+    let rounds = Cell::new(0);
+    let inside = receive(&mut stream, (hops, service), interval, &rounds);
+    let waited = tokio::select! {
+        ended = both(inside, outside) => ended,
+        never = show_progress(&rounds, args.count) => match never {},
+        _ = tokio::signal::ctrl_c() => Ok(()),
+    };
+    show(format_args!(""));
+    waited?;
     report.finish(&way);
     if global.json {
         terminal::json(&report)?;
@@ -201,11 +211,33 @@ async fn both(
     }
 }
 
+/// Shows how far it has come: while a machine is silent, each round lasts.
+async fn show_progress(rounds: &Cell<u16>, count: u16) -> Infallible {
+    let mut ticks = time::interval(REDRAW);
+    ticks.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+    for tick in 0_u64.. {
+        ticks.tick().await;
+        let round = rounds.get().saturating_add(1).min(count);
+        show(format_args!("round {round} of {count}, {tick} s"));
+    }
+    std::future::pending().await
+}
+
+/// Replaces what stands in the last line of a terminal; says nothing in a pipe.
+fn show(text: impl std::fmt::Display) {
+    let mut stderr = io::stderr().lock();
+    if stderr.is_terminal() {
+        // The rest of a longer text before is erased (ECMA-48: EL). Nobody reads a closed stderr.
+        drop(write!(stderr, "\r{text}\x1b[K"));
+        drop(stderr.flush());
+    }
+}
+
 async fn receive(
     stream: &mut UnixStream,
-    hops: &mut Vec<Hop>,
-    service: &mut Option<Hop>,
+    (hops, service): (&mut Vec<Hop>, &mut Option<Hop>),
     interval: Duration,
+    rounds: &Cell<u16>,
 ) -> anyhow::Result<()> {
     loop {
         let answer = time::timeout(SILENCE_MAX + interval, wire::receive(stream)).await;
@@ -215,6 +247,7 @@ async fn receive(
         };
         match answer {
             Answer::Traced(Traced::Hop(probe)) => {
+                rounds.set(probe.sequence);
                 let known = hops.iter_mut().find(|hop| hop.hop == Some(probe.hop));
                 match known {
                     Some(hop) => hop.add(&probe),
@@ -379,7 +412,7 @@ impl Report {
     }
 }
 
-fn print(report: &Report) -> std::io::Result<()> {
+fn print(report: &Report) -> io::Result<()> {
     let outside = report.outside.iter().map(|hop| (true, hop));
     let inside = report.hops.iter().chain(&report.service);
     let all: Vec<_> = outside.chain(inside.map(|hop| (false, hop))).collect();
