@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use model::{
-    api::{ErrorCode, MAP_WAIT_SECONDS_MAX, PAGE_ITEMS_MAX, Page},
+    api::{CAPTURE_BLOCKS_BYTES_MAX, ErrorCode, MAP_WAIT_SECONDS_MAX, PAGE_ITEMS_MAX, Page},
     name::Label,
     token::Token,
 };
@@ -29,6 +29,7 @@ use error::ApiError;
 use permission::{Access, Action};
 
 mod audit;
+mod capture;
 mod enrol;
 pub(crate) mod error;
 mod extract;
@@ -131,6 +132,10 @@ fn routes() -> OpenApiRouter<Server> {
                 .layer(DefaultBodyLimit::max(session::BODY_BYTES_MAX)),
         )
         .routes(routes!(session::end))
+        .routes(routes!(capture::begin))
+        .routes(routes!(capture::begin_with_keys))
+        .routes(routes!(capture::send).layer(DefaultBodyLimit::max(CAPTURE_BLOCKS_BYTES_MAX)))
+        .routes(routes!(capture::end))
         .routes(routes!(oidc::provider, oidc::set, oidc::remove))
         .routes(routes!(oidc::begin))
         .routes(routes!(oidc::sign_in))
@@ -236,11 +241,7 @@ async fn authenticate(
         .map_err(|error: model::token::MalformedToken| malformed(&error.to_string()))?;
     let mut read = server.inner.store.read().await?;
     let (row, node) = identify(&mut read, &token, server.now()).await?;
-    let user = match row.user {
-        Some(user) => storage::user::user(&mut read, user).await?,
-        None => None,
-    };
-    let user = user.filter(|user| user.removed.is_none());
+    let user = person_of(&mut read, &row).await?;
     Access::new(action, Some(row), node, user)
 }
 
@@ -259,6 +260,16 @@ pub(crate) async fn identify(
                 "this server does not know the token; it may be of another server",
             )
         })?;
+    let node = usable_node(connection, &row, now).await?;
+    Ok((row, node))
+}
+
+/// Returns the node of a token that can be used now.
+async fn usable_node(
+    connection: &mut storage::Connection,
+    row: &storage::token::Token,
+    now: i64,
+) -> Result<Option<storage::node::Node>, ApiError> {
     let node = match row.node {
         Some(id) => storage::node::node(connection, id).await?,
         None => None,
@@ -267,8 +278,20 @@ pub(crate) async fn identify(
         let message = "this node was removed from the network";
         return Err(ApiError::new(ErrorCode::NodeRemoved, message));
     }
-    usable(&row, now)?;
-    Ok((row, node))
+    usable(row, now)?;
+    Ok(node)
+}
+
+/// Returns the person of a token, unless she was removed.
+async fn person_of(
+    connection: &mut storage::Connection,
+    row: &storage::token::Token,
+) -> Result<Option<storage::user::User>, ApiError> {
+    let user = match row.user {
+        Some(user) => storage::user::user(connection, user).await?,
+        None => None,
+    };
+    Ok(user.filter(|user| user.removed.is_none()))
 }
 
 /// Says why a token cannot be used now.

@@ -15,8 +15,8 @@ use std::{
 
 use anyhow::Context as _;
 use model::{
-    api::{NodeByKey, Timestamp},
-    id::{NodeId, OrgId, UserId},
+    api::{CaptureEnd, NodeByKey, SentBlocks, Timestamp},
+    id::{CaptureId, NodeId, OrgId, UserId},
     key::PublicKey,
     map::NetworkMap,
     name::Label,
@@ -33,6 +33,7 @@ use zeroize::Zeroizing;
 use crate::{
     api::error::ApiError,
     ca::{Authority, Certificates},
+    capture::Captures,
     map::Maps,
     master_key::MasterKey,
     oidc::RelyingParty,
@@ -55,6 +56,7 @@ mod api;
 mod audit;
 mod backup;
 mod ca;
+mod capture;
 mod map;
 mod master_key;
 mod oidc;
@@ -152,6 +154,7 @@ struct Inner {
     revalidation: Duration,
     publisher: Publisher,
     maps: Maps,
+    captures: Captures,
     stopping: watch::Sender<bool>,
     /// When nodes last asked for their maps; bounded by the number of nodes.
     seen: Mutex<BTreeMap<NodeId, i64>>,
@@ -242,6 +245,7 @@ impl Server {
             revalidation: config.revalidation,
             publisher: Publisher::new(),
             maps: Maps::new(),
+            captures: Captures::new(),
             stopping: watch::Sender::new(false),
             seen: Mutex::new(BTreeMap::new()),
             reports: Mutex::new(BTreeMap::new()),
@@ -422,6 +426,29 @@ impl Server {
         Ok(self.node_with_key(public_key).await?)
     }
 
+    /// Takes blocks of the capture that somebody asked `node` in this process for; `None` when it
+    /// does not run any more.
+    pub async fn send_capture(
+        &self,
+        node: NodeId,
+        id: CaptureId,
+        blocks: Vec<u8>,
+    ) -> Option<SentBlocks> {
+        let running = self.inner.captures.running(id)?;
+        if running.node != node {
+            return None;
+        }
+        Some(running.send(blocks.into()).await)
+    }
+
+    /// Takes that `node` in this process has ended a capture.
+    pub fn end_capture(&self, node: NodeId, id: CaptureId, end: CaptureEnd) {
+        let running = self.inner.captures.running(id);
+        if let Some(running) = running.filter(|running| running.node == node) {
+            running.ended(end);
+        }
+    }
+
     /// Answers HTTPS at `listener` until `shutdown`, then ends open requests within 3 seconds.
     pub async fn serve(
         &self,
@@ -439,6 +466,7 @@ impl Server {
     /// Ends waiting requests and closes the database. Call it after [`Server::serve`].
     pub async fn close(&self) {
         self.stop_waiting();
+        self.inner.captures.drained().await;
         self.inner.store.close().await;
     }
 
@@ -475,7 +503,21 @@ impl Server {
 
     async fn map(&self, node: NodeId) -> Result<Option<NetworkMap>, storage::Error> {
         let mut read = self.inner.store.read().await?;
-        self.inner.maps.map(&mut read, self.now(), node).await
+        self.map_from(&mut read, node).await
+    }
+
+    /// Builds the map of a node from the connection's snapshot; `None` once it is removed.
+    async fn map_from(
+        &self,
+        connection: &mut storage::Connection,
+        node: NodeId,
+    ) -> Result<Option<NetworkMap>, storage::Error> {
+        let map = self.inner.maps.map(connection, self.now(), node).await?;
+        let capture = self.inner.captures.of(node);
+        Ok(map.map(|mut map| {
+            map.own.capture = capture;
+            map
+        }))
     }
 
     async fn node_with_key(&self, key: PublicKey) -> Result<Option<NodeByKey>, storage::Error> {

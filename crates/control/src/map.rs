@@ -89,6 +89,7 @@ impl Maps {
             id: node.id,
             name: node.name,
             role,
+            capture: None,
         };
         Ok(Some(NetworkMap { serial, own, orgs }))
     }

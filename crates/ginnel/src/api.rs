@@ -47,9 +47,12 @@ use zeroize::Zeroizing;
 
 use pin::{PinMismatch, PinVerifier};
 
+mod capture;
 mod pin;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use capture::CaptureFile;
 
 /// How long to look up a name, to connect to one address, and to shake hands, each.
 const HOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -287,7 +290,7 @@ impl Client {
     ) -> Result<Result<LoggedIn, u64>, Error> {
         let body = serde_json::to_vec(request).expect("requests are plain data");
         let path = "/v1/oidc/sessions";
-        let exchange = self.exchange(Method::POST, path, Some(body), REPLY_TIMEOUT);
+        let exchange = self.exchange(Method::POST, path, Some(body.into()), REPLY_TIMEOUT);
         let (status, body) = exchange.await?;
         if status == StatusCode::ACCEPTED {
             let pending: PendingSignIn = self.parse(status, &body)?;
@@ -705,7 +708,7 @@ impl Client {
         request: &Q,
     ) -> Result<T, Error> {
         let body = serde_json::to_vec(request).expect("requests are plain data");
-        let exchange = self.exchange(method, path, Some(body), REPLY_TIMEOUT);
+        let exchange = self.exchange(method, path, Some(body.into()), REPLY_TIMEOUT);
         let (status, body) = exchange.await?;
         self.parse(status, &body)
     }
@@ -718,7 +721,7 @@ impl Client {
         request: &impl Serialize,
     ) -> Result<(), Error> {
         let body = serde_json::to_vec(request).expect("requests are plain data");
-        let exchange = self.exchange(method, path, Some(body), REPLY_TIMEOUT);
+        let exchange = self.exchange(method, path, Some(body.into()), REPLY_TIMEOUT);
         let (status, body) = exchange.await?;
         if status == StatusCode::NO_CONTENT {
             return Ok(());
@@ -758,7 +761,7 @@ impl Client {
         &self,
         method: Method,
         path: &str,
-        body: Option<Vec<u8>>,
+        body: Option<Bytes>,
         reply_time_max: Duration,
     ) -> Result<(StatusCode, Bytes), Error> {
         let stream = self.connect().await?;
@@ -792,7 +795,7 @@ impl Client {
         &self,
         method: Method,
         path: &str,
-        body: Option<Vec<u8>>,
+        body: Option<Bytes>,
     ) -> Result<Request<Full<Bytes>>, Error> {
         let url = || Error::Url(path.to_owned());
         let mut request = Request::builder()
@@ -808,7 +811,7 @@ impl Client {
         if body.is_some() {
             request = request.header(CONTENT_TYPE, "application/json");
         }
-        let body = Full::new(Bytes::from(body.unwrap_or_default()));
+        let body = Full::new(body.unwrap_or_default());
         request.body(body).map_err(|_| url())
     }
 

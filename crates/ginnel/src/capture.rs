@@ -1,5 +1,7 @@
 //! `ginnel capture`: what passes the tunnel, as a file that Wireshark opens.
 
+mod remote;
+
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, IsTerminal as _},
@@ -14,6 +16,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::ValueEnum;
+use model::{api::NewCapture, name::Label};
 use packet::pcap_filter::Filter;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
@@ -41,17 +44,29 @@ use crate::{
 /// is in the file before the packets that need it. Such a key log holds the private key of this
 /// node, so the node takes a new one when the capture ends; connections go on.
 ///
+/// With --node another machine of the organisation captures, and the server passes the file on: for
+/// administrators, at most an hour and 1 GB. The audit tells who, what and when; whoever owns the
+/// machine sees it in `ginnel status` and `ginnel events`.
+///
 /// A filter is a part of pcap-filter(7): ip, ip6, tcp, udp, icmp, icmp6, host, net, port,
 /// portrange, less and greater, with src and dst, joined by and, or, not and parentheses. It is
 /// compared with the packets of each interface; names are not looked up.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
+    /// Capture at this node instead of here
+    #[arg(long, value_name = "NAME")]
+    node: Option<Label>,
+
+    /// The organisation of the node, if you are in several
+    #[arg(long, requires = "node")]
+    org: Option<Label>,
+
     /// Which side of the tunnel: inner, or outer with --keys
     #[arg(long, value_enum)]
     interface: Option<Side>,
 
-    /// Write the keys that open the datagrams, this node's private key among them, which is
+    /// Write the keys that open the datagrams, the node's private key among them, which is
     /// replaced at the end
     #[arg(long)]
     keys: bool,
@@ -85,6 +100,7 @@ const EXAMPLES: &str = "\
 Examples:
   ginnel capture -w today.pcapng --duration 1m
   ginnel capture --filter 'tcp port 5432' | wireshark -k -i -
+  ginnel capture --node db --duration 1m -w db.pcapng
   ginnel capture --keys --yes -w - | wireshark -k -i -
   ssh gateway ginnel capture --interface both | tshark -r -";
 
@@ -117,10 +133,28 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
         }
         (Some(side), _) => side,
     };
+    if args.node.is_some() && global.config.is_some() {
+        return Err(advise(
+            "a plain configuration has no server that passes captures on",
+            "leave --config or --node out",
+        ));
+    }
     if args.keys && !args.yes {
-        ask(global.config.is_some())?;
+        ask(args.node.as_ref(), global.config.is_some())?;
     }
     let file = open(args.write.as_deref())?;
+    if let Some(node) = &args.node {
+        let wanted = NewCapture {
+            inner: side != Side::Outer,
+            outer: side != Side::Inner,
+            filter: args.filter,
+            seconds_max: args.duration.map(|duration| duration.as_secs().max(1)),
+            packets_max: args.count,
+            bytes_max: args.size,
+        };
+        remote::run((node, args.org), args.keys, &wanted, file, global).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let wanted = protocol::Capture {
         inner: side != Side::Outer,
         outer: side != Side::Inner,
@@ -142,14 +176,15 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks whether the node's key may be given away.
-fn ask(in_configuration: bool) -> anyhow::Result<()> {
+/// Asks whether the key of `node`, or of this one, may be given away.
+fn ask(node: Option<&Label>, in_configuration: bool) -> anyhow::Result<()> {
+    let whose = node.map_or_else(|| "this node".to_owned(), ToString::to_string);
     let after = match in_configuration {
         true => "replace it in the configuration and at its peers afterwards",
         false => "the node takes a new one when the capture ends",
     };
     let sentence = format!(
-        "a key log holds this node's private key, and whoever reads it reads the node's sessions \
+        "a key log holds the private key of {whose}, and whoever reads it reads the node's sessions \
          and can speak as the node: {after}"
     );
     if !io::stdin().is_terminal() {

@@ -8,6 +8,7 @@
 //! ```
 //! Everything works by the last map; the source only brings a newer one.
 
+mod capture;
 mod contact;
 mod key;
 mod led;
@@ -29,6 +30,7 @@ use node::{Event, Node};
 use tokio::{sync::mpsc, time};
 
 pub(crate) use self::{
+    capture::Asked,
     contact::Contact,
     key::NodeKey,
     led::Led,
@@ -59,6 +61,7 @@ pub(crate) struct Enrolled {
     publisher: Publisher,
     way: Way,
     authority: Pinned,
+    asked: Asked,
 }
 
 impl Enrolled {
@@ -102,6 +105,7 @@ impl Enrolled {
             publisher,
             way: Way::new(),
             authority,
+            asked: Asked::default(),
         })
     }
 
@@ -113,6 +117,16 @@ impl Enrolled {
     /// Returns how it stands with the server.
     pub(crate) fn contact(&self) -> Contact {
         self.contact.clone()
+    }
+
+    /// Returns the captures that others ask this node for.
+    pub(crate) fn asked(&self) -> Asked {
+        self.asked.clone()
+    }
+
+    /// Lets others ask for captures that give this node's key away: it is replaced afterwards.
+    pub(crate) fn replace_key_after_captures(&self, key: NodeKey) {
+        self.asked.set_key(key);
     }
 
     /// Returns the connections that are led from published ports to programs.
@@ -238,6 +252,8 @@ impl Enrolled {
         self.tunnel.set_resolver(resolver(map));
         route_sites(&self.tunnel).await;
         self.publisher.listen(&self.tunnel);
+        let node = (&self.tunnel, &self.source, map.own.id);
+        self.asked.begin(map.own.capture.as_ref(), node);
         tracing::info!(serial = map.serial, "map applied");
         let (state, map) = (self.state.clone(), map.clone());
         let authority = is_new.then(|| self.authority.clone());

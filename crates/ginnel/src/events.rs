@@ -100,8 +100,17 @@ fn text(event: &Event) -> String {
         Event::ControlReached => "control plane reached".to_owned(),
         Event::ControlAway { error } => format!("control plane away: {error}"),
         Event::Discarded { reason, count } => format!("discarded {count} {reason}"),
-        Event::CaptureBegun { keys: false } => "capture begun".to_owned(),
-        Event::CaptureBegun { keys: true } => "capture with keys begun".to_owned(),
+        Event::CaptureBegun { keys, by } => {
+            let what = if *keys {
+                "capture with keys"
+            } else {
+                "capture"
+            };
+            match by {
+                Some(by) => format!("{what} begun, asked for by {by} from elsewhere"),
+                None => format!("{what} begun"),
+            }
+        }
         Event::CaptureEnded => "capture ended".to_owned(),
         Event::Missed { count } => format!("{count} events are not told: too many at once"),
     }

@@ -11,7 +11,7 @@ use tokio::time;
 use crate::{
     agent::{
         Client, client,
-        protocol::{Answer, Control, Request, Status},
+        protocol::{Answer, Capturing, Control, Request, Status},
     },
     cli::Global,
     terminal,
@@ -131,8 +131,7 @@ fn text(status: &Status) -> String {
         ));
     }
     match &status.capture {
-        Some(capture) if capture.keys => lines.push("capture      runs, with keys".to_owned()),
-        Some(_) => lines.push("capture      runs".to_owned()),
+        Some(capture) => lines.push(format!("capture      {}", capture_text(capture))),
         None if status.key_exposed => {
             lines.push(
                 "key          given away by a capture; the server has not taken another one yet"
@@ -154,6 +153,20 @@ fn text(status: &Status) -> String {
         ));
     }
     lines.join("\n")
+}
+
+fn capture_text(capture: &Capturing) -> String {
+    let mut text = match capture.keys {
+        true => "runs, with keys".to_owned(),
+        false => "runs".to_owned(),
+    };
+    if let Some(by) = &capture.by {
+        text.push_str(&format!(", asked for by {by} from elsewhere"));
+    }
+    if let Some(filter) = &capture.filter {
+        text.push_str(&format!(": {filter}"));
+    }
+    text
 }
 
 fn control_text(control: &Control, serial: Option<u64>) -> String {

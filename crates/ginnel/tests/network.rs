@@ -43,6 +43,8 @@ mod policy;
 mod reach;
 #[path = "network/refusal.rs"]
 mod refusal;
+#[path = "network/remote.rs"]
+mod remote;
 #[path = "network/removal.rs"]
 mod removal;
 #[path = "network/revocation.rs"]

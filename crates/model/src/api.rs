@@ -19,11 +19,17 @@ use crate::{
 };
 
 mod audit;
+mod capture;
 mod oidc;
 mod peer;
 mod policy;
 
 pub use audit::{AuditChain, AuditEntry, AuditHash, AuditLink, AuditQuery, MalformedAuditHash};
+pub use capture::{
+    AskedCapture, CAPTURE_BLOCKS_BYTES_MAX, CAPTURE_BYTES_MAX, CAPTURE_COMPLETE,
+    CAPTURE_END_TRAILER, CAPTURE_FILTER_LENGTH_MAX, CAPTURE_ID_HEADER, CAPTURE_REASON_LENGTH_MAX,
+    CAPTURE_REPORT_SECONDS_MAX, CAPTURE_SECONDS_MAX, CaptureEnd, NewCapture, SentBlocks,
+};
 pub use oidc::{
     AuthorizationResponse, BegunSignIn, NewProvider, NewSignIn, OIDC_CALLBACK_PATH, OIDC_ROLES_MAX,
     OIDC_SCOPES_MAX, OIDC_TEXT_LENGTH_MAX, PendingSignIn, Provider, Secret, SignIn,

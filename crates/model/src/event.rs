@@ -64,6 +64,9 @@ pub enum Event {
     CaptureBegun {
         /// Whether keys are in the file.
         keys: bool,
+        /// Who asked for it from elsewhere; absent for a command at the machine.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
     },
     /// Nobody captures any more.
     CaptureEnded,

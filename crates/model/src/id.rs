@@ -49,6 +49,10 @@ id!(
     SessionId
 );
 id!(
+    /// A capture that somebody asked for, drawn at random: none is kept.
+    CaptureId
+);
+id!(
     /// A rule of a policy.
     RuleId
 );

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     address::OrgPrefix,
+    api::AskedCapture,
     id::{NodeId, OrgId, RuleId, SiteId},
     key::PublicKey,
     name::Label,
@@ -44,6 +45,9 @@ pub struct Own {
     pub name: Label,
     /// Its part in the network.
     pub role: Role,
+    /// The capture that somebody asked for; none is begun twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture: Option<AskedCapture>,
 }
 
 /// The part that a node plays.

@@ -111,6 +111,7 @@ impl Control {
             id,
             name,
             role: Role::Client,
+            capture: None,
         };
         let orgs = BTreeMap::from([(org, entry.clone())]);
         Some(NetworkMap {
@@ -126,6 +127,7 @@ impl Control {
             id,
             name,
             role: Role::Gateway,
+            capture: None,
         };
         NetworkMap {
             serial: self.serial,

@@ -48,11 +48,7 @@ pub(super) async fn map(
         let serial = server.inner.maps.serial(&mut read, node.id).await?;
         // Another serial, not only a later one: a restored backup may have gone back.
         if query.after != Some(serial.ok_or_else(removed)?) {
-            let map = server
-                .inner
-                .maps
-                .map(&mut read, server.now(), node.id)
-                .await?;
+            let map = server.map_from(&mut read, node.id).await?;
             return Ok(Json(map.ok_or_else(removed)?).into_response());
         }
         drop(read);

@@ -59,6 +59,10 @@ pub(crate) enum Action {
     RecordSession,
     ReadSession,
     ChangeSession,
+    CaptureNode,
+    CaptureKeys,
+    SendCapture,
+    EndCapture,
 }
 
 /// Who asks, by the kind of the token and the role of its person or node.
@@ -136,7 +140,7 @@ const fn rule(method: Method, path: &'static str, action: Action) -> Rule {
 }
 
 /// Every route.
-pub(crate) static RULES: [Rule; 69] = [
+pub(crate) static RULES: [Rule; 73] = [
     rule(Method::GET, "/v1/health", Action::ReadHealth),
     rule(Method::GET, "/v1/openapi.json", Action::ReadDescription),
     rule(Method::GET, "/v1/whoami", Action::ReadSelf),
@@ -242,6 +246,26 @@ pub(crate) static RULES: [Rule; 69] = [
         "/v1/ssh/sessions/{session}/end",
         Action::RecordSession,
     ),
+    rule(
+        Method::POST,
+        "/v1/nodes/{node}/capture",
+        Action::CaptureNode,
+    ),
+    rule(
+        Method::POST,
+        "/v1/nodes/{node}/capture/keys",
+        Action::CaptureKeys,
+    ),
+    rule(
+        Method::POST,
+        "/v1/captures/{capture}/blocks",
+        Action::SendCapture,
+    ),
+    rule(
+        Method::POST,
+        "/v1/captures/{capture}/end",
+        Action::EndCapture,
+    ),
 ];
 
 /// Returns the whole table of permissions.
@@ -283,7 +307,17 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
         Action::LogIn => only(who, Who::Login),
         Action::EnrolGateway => only(who, Who::Gateway),
         Action::LogOut => own_node(is_person || is_node),
-        Action::ReadMap => own_node(is_node),
+        Action::ReadMap | Action::SendCapture => own_node(is_node),
+        Action::EndCapture => match who {
+            // Its node has ended it; others ask for that.
+            Who::Client | Who::GatewayNode => Reach::OwnNode,
+            Who::Anyone
+            | Who::Login
+            | Who::Join
+            | Who::Gateway
+            | Who::Operator
+            | Who::Person(_) => by_role(who, Reach::Nothing, Reach::Nothing, Reach::Nothing),
+        },
         Action::LookUpKey => only(who, Who::GatewayNode),
         // A certificate speaks for the person or the node of the token, whoever else may do more.
         Action::CertifyUser => own_node(is_person),
@@ -313,6 +347,8 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
         | Action::ChangeSsh
         | Action::ReadSession
         | Action::ChangeSession
+        | Action::CaptureNode
+        | Action::CaptureKeys
         | Action::ReadAudit => by_role(who, Reach::Nothing, Reach::Nothing, Reach::Nothing),
         Action::ChangeOrg | Action::ReadAuditChain => only(who, Who::Operator),
     }
@@ -349,7 +385,8 @@ pub(crate) fn needed(action: Action) -> Kind {
         | Action::ReplaceKey
         | Action::CertifyHost
         | Action::ReportRefusal
-        | Action::RecordSession => Kind::Node,
+        | Action::RecordSession
+        | Action::SendCapture => Kind::Node,
         Action::ReadHealth
         | Action::ReadDescription
         | Action::ReadSelf
@@ -380,6 +417,9 @@ pub(crate) fn needed(action: Action) -> Kind {
         | Action::ChangeSsh
         | Action::ReadSession
         | Action::ChangeSession
+        | Action::CaptureNode
+        | Action::CaptureKeys
+        | Action::EndCapture
         | Action::ReadAudit
         | Action::ReadAuditChain => Kind::Session,
     }

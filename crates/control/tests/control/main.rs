@@ -2,6 +2,7 @@
 
 mod audit;
 mod backup;
+mod capture;
 mod chromium;
 mod copy;
 mod disk;

@@ -8,9 +8,10 @@ use std::{
 use axum::{
     body::Body,
     http::{Method, Request, header},
+    response::Response,
 };
 use model::{
-    api::{Enrolled, ErrorCode, NewService, Page, Peer, Rule, Service, Site},
+    api::{CAPTURE_ID_HEADER, Enrolled, ErrorCode, NewService, Page, Peer, Rule, Service, Site},
     id::{NodeId, RuleId, SessionId, SiteId, UserId},
     key::PublicKey,
     policy::Role,
@@ -239,6 +240,16 @@ impl Stage {
         let key = PublicKey([100; 32]);
         let bearer = self.askers[index].1.as_ref().map(Token::emit);
         let bearer = bearer.as_ref().map(|text| text.as_str());
+        if path.ends_with("/capture") || path.ends_with("/capture/keys") {
+            return self.capture(&concrete, bearer).await;
+        }
+        if path.starts_with("/v1/captures/") {
+            let (id, _file) = self.running_capture().await;
+            let concrete = concrete.replace("{capture}", &id);
+            let body = Some("{}".to_owned());
+            let reply = self.world.request(method.clone(), &concrete, bearer, body);
+            return reply.await.status.as_u16();
+        }
         if path == "/v1/oidc/logout/{org}" {
             return self.log_out_by_provider(&concrete, bearer).await;
         }
@@ -293,6 +304,33 @@ impl Stage {
             .request(Method::POST, path, None, Some(body))
             .await;
         begun.json()["attempt"].clone()
+    }
+
+    /// Asks for a capture, whose file nobody waits for.
+    async fn capture(&self, path: &str, bearer: Option<&str>) -> u16 {
+        let mut request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
+        if let Some(bearer) = bearer {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {bearer}"));
+        }
+        let body = json!({"inner": false, "outer": true}).to_string();
+        let request = request.body(Body::from(body)).expect("a request");
+        self.world.call(request).await.status().as_u16()
+    }
+
+    /// Lets the operator capture `web`, once the capture before has ended.
+    async fn running_capture(&self) -> (String, Response) {
+        let wanted = json!({"inner": true, "outer": false});
+        let operator = self.askers.iter().find(|(name, _)| *name == "operator");
+        let token = operator.and_then(|(_, token)| token.as_ref());
+        loop {
+            let token = token.expect("an operator has a token");
+            let reply = self.world.capture(token, &self.web, &wanted).await;
+            if let Some(id) = reply.headers().get(CAPTURE_ID_HEADER) {
+                return (id.to_str().expect("a number").to_owned(), reply);
+            }
+            assert_eq!(reply.status().as_u16(), ErrorCode::LimitReached.status());
+            tokio::task::yield_now().await;
+        }
     }
 
     async fn log_out_by_provider(&self, path: &str, bearer: Option<&str>) -> u16 {

@@ -14,6 +14,7 @@ use std::{
 use axum::{
     body::Body,
     http::{Method, Request, StatusCode, header},
+    response::Response,
 };
 use control::{CertificateSource, Config, Database, Random, Server};
 use http_body_util::BodyExt as _;
@@ -271,12 +272,17 @@ impl World {
     }
 
     pub(crate) async fn send(&self, request: Request<Body>) -> Reply {
-        let router = TowerToHyperService::new(self.server.router());
-        let response = router.call(request).await.expect("a router always answers");
+        let response = self.call(request).await;
         let status = response.status();
         let body = response.into_body().collect().await.expect("a whole body");
         let body = body.to_bytes().to_vec();
         Reply { status, body }
+    }
+
+    /// Returns a reply whose body may still come.
+    pub(crate) async fn call(&self, request: Request<Body>) -> Response {
+        let router = TowerToHyperService::new(self.server.router());
+        router.call(request).await.expect("a router always answers")
     }
 }
 

@@ -33,11 +33,13 @@ pub(super) async fn open(
     let enrolled = Enrolled::open(state.clone(), &key, source, any_port, interface).await?;
     let tunnel = enrolled.tunnel().clone();
     let key = NodeKey::open(state, Arc::clone(&client), enrolment.id, tunnel.clone())?;
+    enrolled.replace_key_after_captures(key.clone());
     Ok(Opened {
         tunnel,
         key: Some(key),
         control: Some((enrolment.url, enrolled.contact())),
         led: enrolled.led(),
+        asked: enrolled.asked(),
         background: match ssh {
             true => Box::pin(enrolled.run_with_ssh(client)),
             false => Box::pin(enrolled.run()),

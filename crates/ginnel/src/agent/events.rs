@@ -26,8 +26,8 @@ struct Seen {
     /// Whether the control plane answers, and why not.
     control: Option<Result<(), String>>,
     discards: BTreeMap<String, u64>,
-    /// Whether a capture runs, and with keys.
-    capture: Option<bool>,
+    /// Whether a capture runs, with keys, and who asked for it from elsewhere.
+    capture: Option<(bool, Option<String>)>,
 }
 
 /// Writes one JSON object a line until the command goes away.
@@ -75,7 +75,7 @@ impl Seen {
                 serial: node.map().map(|map| map.serial),
                 control: None,
                 discards: node.counters().occurred(),
-                capture: node.capture().map(|capture| capture.has_keys()),
+                capture: node.capture().map(|capture| (capture.has_keys(), None)),
             };
             (seen, now)
         });
@@ -86,7 +86,13 @@ impl Seen {
             Some(false) => Some(Err(control.error.unwrap_or_default())),
             None => None,
         });
-        Self { control, ..seen }
+        let by = agent.asked.running().map(|asked| asked.by);
+        let capture = seen.capture.map(|(keys, _)| (keys, by));
+        Self {
+            control,
+            capture,
+            ..seen
+        }
     }
 
     /// Tells what has changed.
@@ -111,8 +117,11 @@ impl Seen {
                 });
             }
         }
-        match (before.capture, self.capture) {
-            (None, Some(keys)) => events.push(Event::CaptureBegun { keys }),
+        match (&before.capture, &self.capture) {
+            (None, Some((keys, by))) => events.push(Event::CaptureBegun {
+                keys: *keys,
+                by: by.clone(),
+            }),
             (Some(_), None) => events.push(Event::CaptureEnded),
             (None, None) | (Some(_), Some(_)) => {}
         }
@@ -143,7 +152,7 @@ mod tests {
             serial: Some(4),
             control: Some(Err("refused".to_owned())),
             discards: discards(7, 1),
-            capture: Some(false),
+            capture: Some((false, Some("ann".to_owned()))),
         };
         let error = "refused".to_owned();
         let reason = "node.policy".to_owned();
@@ -151,7 +160,10 @@ mod tests {
             Event::MapApplied { serial: 4 },
             Event::ControlAway { error },
             Event::Discarded { reason, count: 2 },
-            Event::CaptureBegun { keys: false },
+            Event::CaptureBegun {
+                keys: false,
+                by: Some("ann".to_owned()),
+            },
         ];
         assert_eq!(second.since(&first), expected);
         // Another attempt that failed for another reason is no change.

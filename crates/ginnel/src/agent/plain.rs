@@ -5,7 +5,7 @@ use tunnel::Network;
 use wireguard::StaticSecret;
 
 use super::profile::Opened;
-use crate::enrolled::Led;
+use crate::enrolled::{Asked, Led};
 
 /// Returns the public half of the configuration's key.
 pub(super) fn public_key(config: &Config) -> PublicKey {
@@ -21,6 +21,7 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
         key: None,
         control: None,
         led: Led::default(),
+        asked: Asked::default(),
         background: Box::pin(async move {
             network.run().await;
             Ok(())

@@ -12,7 +12,7 @@ use model::config::Config;
 use super::{enrolled, plain};
 use crate::{
     cli::Global,
-    enrolled::{Contact, Led, NodeKey},
+    enrolled::{Asked, Contact, Led, NodeKey},
     enrolment::State,
     remedy::{Advise as _, advise},
     state,
@@ -52,6 +52,8 @@ pub(crate) struct Opened {
     pub(crate) control: Option<(String, Contact)>,
     /// The connections that are led from published ports to programs.
     pub(crate) led: Led,
+    /// Captures that others ask this node for.
+    pub(crate) asked: Asked,
     /// Ends with the agent: keeps endpoints resolved, follows the map, accepts for services.
     pub(crate) background: Background,
 }

@@ -326,6 +326,12 @@ pub(crate) struct Status {
 pub(crate) struct Capturing {
     /// Whether it writes keys.
     pub(crate) keys: bool,
+    /// Who asked for it from elsewhere; `None` for a command at this machine.
+    #[serde(default)]
+    pub(crate) by: Option<String>,
+    /// The filter of one from elsewhere.
+    #[serde(default)]
+    pub(crate) filter: Option<String>,
 }
 
 /// How it stands with the control plane. The serial of the map is the node's.

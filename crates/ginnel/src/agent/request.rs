@@ -341,8 +341,19 @@ pub(super) fn status(agent: &Agent) -> Status {
     let ((node, tcp, capture), now) = agent.tunnel.with(|node, now| {
         let capture = node.capture().map(|capture| Capturing {
             keys: capture.has_keys(),
+            by: None,
+            filter: None,
         });
         ((node.status(now), node.connections(), capture), now)
+    });
+    let asked = agent.asked.running();
+    let capture = capture.map(|capture| match asked {
+        Some(asked) => Capturing {
+            by: Some(asked.by),
+            filter: asked.wanted.filter,
+            ..capture
+        },
+        None => capture,
     });
     let control = agent.control.as_ref();
     Status {

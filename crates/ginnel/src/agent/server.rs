@@ -24,7 +24,7 @@ use super::{
     request, wire,
 };
 use crate::{
-    enrolled::{Contact, Led, NodeKey},
+    enrolled::{Asked, Contact, Led, NodeKey},
     metrics::listener::{self, Listener},
     remedy::{Advise as _, advise},
 };
@@ -50,6 +50,7 @@ pub(super) struct Agent {
     pub(super) key: Option<NodeKey>,
     pub(super) control: Option<(String, Contact)>,
     pub(super) led: Led,
+    pub(super) asked: Asked,
     pub(super) profile: String,
     pub(super) fingerprint: String,
     pub(super) version: String,
@@ -115,6 +116,7 @@ pub(crate) async fn serve(
         key,
         control,
         led,
+        asked,
         mut background,
     } = profile
         .open(options.interface.as_ref(), options.ssh)
@@ -131,6 +133,7 @@ pub(crate) async fn serve(
         key,
         control,
         led,
+        asked,
         profile: profile.to_string(),
         fingerprint: profile.fingerprint(),
         version: options.version,
@@ -194,7 +197,12 @@ async fn accept(
             },
             _ = open.changed() => {}
             () = agent.changed.notified() => {}
-            () = sleep(idle), if count == 0 => return Ok(End::Served),
+            () = sleep(idle), if count == 0 => {
+                // A capture that somebody asked for is work, too.
+                if agent.asked.running().is_none() {
+                    return Ok(End::Served);
+                }
+            }
             _ = hangup.recv() => {}
             _ = terminate.recv() => return Ok(End::Stopped),
             _ = interrupt.recv() => return Ok(End::Stopped),

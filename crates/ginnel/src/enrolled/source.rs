@@ -3,8 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
+use hyper::body::Bytes;
 use model::{
-    api::{ErrorCode, NodeByKey},
+    api::{CaptureEnd, ErrorCode, NodeByKey, SentBlocks},
+    id::{CaptureId, NodeId},
     key::PublicKey,
     map::{NetworkMap, Role},
 };
@@ -12,6 +14,7 @@ use tokio::{
     sync::{mpsc, watch},
     time,
 };
+use zeroize::Zeroizing;
 
 use crate::{
     api::{Client, Error},
@@ -84,6 +87,40 @@ impl Source {
             tracing::debug!("look an unknown initiator up: {error:#}");
             None
         })
+    }
+}
+
+impl Source {
+    /// Sends blocks of the capture that somebody asked this node for; `None` when it does not run
+    /// any more.
+    pub(super) async fn send_capture(
+        &self,
+        node: NodeId,
+        id: CaptureId,
+        blocks: &[u8],
+    ) -> Result<Option<SentBlocks>, String> {
+        match self {
+            Self::Server(client) => {
+                let blocks = Bytes::from_owner(Zeroizing::new(blocks.to_vec()));
+                let sent = client.send_capture(id, blocks).await;
+                sent.map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+            }
+            Self::Here { server, .. } => Ok(server.send_capture(node, id, blocks.to_vec()).await),
+        }
+    }
+
+    /// Tells that this node has ended a capture. Without an answer the control plane finds that
+    /// out by itself.
+    pub(super) async fn end_capture(&self, node: NodeId, id: CaptureId, end: CaptureEnd) {
+        match self {
+            Self::Server(client) => {
+                if let Err(error) = client.end_capture(id, &end).await {
+                    let error = format!("{:#}", anyhow::Error::from(error));
+                    tracing::debug!(error, "tell the end of a capture");
+                }
+            }
+            Self::Here { server, .. } => server.end_capture(node, id, end),
+        }
     }
 }
 

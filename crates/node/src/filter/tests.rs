@@ -64,6 +64,7 @@ fn orgs(traffic: Option<&str>) -> Orgs {
             id: NodeId(9),
             name: "gate".parse().expect("a label"),
             role: Role::Gateway,
+            capture: None,
         },
         orgs: [(OrgId(1), org)].into(),
     };

@@ -161,6 +161,7 @@ impl Installation {
                 id: NodeId(host.into()),
                 name,
                 role,
+                capture: None,
             },
             orgs,
         }

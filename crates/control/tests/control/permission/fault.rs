@@ -26,7 +26,8 @@ struct Faulty {
 async fn a_change_that_fails_anywhere_leaves_nothing() {
     let (mut writing, mut faults) = (0, 0);
     for (method, path) in routes(&Stage::new().await).await {
-        if method == Method::GET {
+        // What a capture sends, and that it shall end, is written nowhere.
+        if method == Method::GET || path.starts_with("/v1/captures/") {
             continue;
         }
         let found = fail_everywhere(&method, &path).await;
