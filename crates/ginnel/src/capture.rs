@@ -96,6 +96,25 @@ pub(crate) struct Args {
     write: Option<PathBuf>,
 }
 
+impl Args {
+    /// A capture of one side into a pipe, until its reader has had enough.
+    pub(crate) fn of_pipe(side: Side, keys: bool, filter: Option<String>, pipe: PathBuf) -> Self {
+        Self {
+            interface: Some(side),
+            keys,
+            // Who chose keys among the options of the interface has read what they are.
+            yes: keys,
+            filter,
+            duration: None,
+            size: None,
+            count: None,
+            write: Some(pipe),
+            node: None,
+            org: None,
+        }
+    }
+}
+
 const EXAMPLES: &str = "\
 Examples:
   ginnel capture -w today.pcapng --duration 1m
@@ -106,7 +125,7 @@ Examples:
 
 /// On which side of the tunnel packets are seen.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
-enum Side {
+pub(crate) enum Side {
     /// Packets inside the tunnel
     Inner,
     /// WireGuard datagrams
@@ -184,8 +203,8 @@ fn ask(node: Option<&Label>, in_configuration: bool) -> anyhow::Result<()> {
         false => "the node takes a new one when the capture ends",
     };
     let sentence = format!(
-        "a key log holds the private key of {whose}, and whoever reads it reads the node's sessions \
-         and can speak as the node: {after}"
+        "a key log holds the private key of {whose}, and whoever reads it reads the node's \
+         sessions and can speak as the node: {after}"
     );
     if !io::stdin().is_terminal() {
         return Err(advise(sentence, "say that you want that: --yes"));
@@ -282,7 +301,7 @@ fn open(path: Option<&Path>) -> anyhow::Result<File> {
     }
 }
 
-fn parse_filter(text: &str) -> Result<String, String> {
+pub(crate) fn parse_filter(text: &str) -> Result<String, String> {
     let filter = Filter::parse(text).map_err(|error| error.to_string())?;
     Ok(filter.text().to_owned())
 }

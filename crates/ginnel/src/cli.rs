@@ -9,9 +9,9 @@ use clap::{
 };
 
 use crate::{
-    admin, agent, backup, capture, cert, completions, demo, dial, doctor, events, forward, gateway,
-    join, login, logout, manual, metrics, ping, proxy, replay, resolve, restore, server, ssh,
-    ssh_config, ssh_server, status, trace, tun, up, whoami, whois,
+    admin, agent, backup, capture, cert, completions, demo, dial, doctor, events, extcap, forward,
+    gateway, join, login, logout, manual, metrics, ping, proxy, replay, resolve, restore, server,
+    ssh, ssh_config, ssh_server, status, trace, tun, up, whoami, whois,
 };
 
 /// A private network that a team runs itself.
@@ -87,6 +87,7 @@ pub(crate) enum Command {
     Metrics(metrics::Args),
     Events(events::Args),
     Capture(capture::Args),
+    Extcap(extcap::Args),
     Replay(replay::Args),
     Tun(tun::Args),
     Org(admin::org::Args),
@@ -143,6 +144,7 @@ impl Command {
             Self::Metrics(args) => block_on(metrics::run(args, global)),
             Self::Doctor(args) => block_on(doctor::run(args, global)),
             Self::Capture(args) => block_on(capture::run(args, global)),
+            Self::Extcap(args) => block_on(extcap::run(args, global)),
             Self::Replay(args) => replay::run(&args, global),
             Self::Tun(args) => tun::run(&args),
             Self::Org(args) => block_on(admin::org::run(args, global)),
@@ -175,7 +177,8 @@ impl Command {
 pub(crate) fn arguments() -> Vec<OsString> {
     let cli = Cli::command();
     let commands: Vec<_> = cli.get_subcommands().map(clap::Command::get_name).collect();
-    tun::expand(std::env::args_os().collect(), &commands)
+    let arguments = extcap::expand(std::env::args_os().collect());
+    tun::expand(arguments, &commands)
 }
 
 /// Runs a command that waits for sockets, on one thread: it only moves bytes.

@@ -16,6 +16,7 @@ mod enrol;
 mod enrolled;
 mod enrolment;
 mod events;
+mod extcap;
 mod forward;
 mod gateway;
 mod join;

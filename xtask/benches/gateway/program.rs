@@ -139,6 +139,7 @@ fn map(peers: u16) -> NetworkMap {
             id: NodeId(1),
             name: label("gateway"),
             role: Role::Gateway,
+            capture: None,
         },
         orgs: BTreeMap::from([(OrgId(1), org)]),
     }

@@ -240,15 +240,8 @@ impl Stage {
         let key = PublicKey([100; 32]);
         let bearer = self.askers[index].1.as_ref().map(Token::emit);
         let bearer = bearer.as_ref().map(|text| text.as_str());
-        if path.ends_with("/capture") || path.ends_with("/capture/keys") {
-            return self.capture(&concrete, bearer).await;
-        }
-        if path.starts_with("/v1/captures/") {
-            let (id, _file) = self.running_capture().await;
-            let concrete = concrete.replace("{capture}", &id);
-            let body = Some("{}".to_owned());
-            let reply = self.world.request(method.clone(), &concrete, bearer, body);
-            return reply.await.status.as_u16();
+        if path.contains("/capture") {
+            return self.ask_about_capture(&concrete, bearer).await;
         }
         if path == "/v1/oidc/logout/{org}" {
             return self.log_out_by_provider(&concrete, bearer).await;
@@ -304,6 +297,17 @@ impl Stage {
             .request(Method::POST, path, None, Some(body))
             .await;
         begun.json()["attempt"].clone()
+    }
+
+    async fn ask_about_capture(&self, path: &str, bearer: Option<&str>) -> u16 {
+        if !path.starts_with("/v1/captures/") {
+            return self.capture(path, bearer).await;
+        }
+        let (id, _file) = self.running_capture().await;
+        let path = path.replace("{capture}", &id);
+        let body = Some("{}".to_owned());
+        let reply = self.world.request(Method::POST, &path, bearer, body);
+        reply.await.status.as_u16()
     }
 
     /// Asks for a capture, whose file nobody waits for.

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::Path,
     process::{Command, Stdio},
 };
@@ -101,6 +101,67 @@ fn a_key_that_was_given_away_is_replaced_by_the_next_process_when_this_one_is_ki
         let line = ["ping", "shed", "-c", "1"];
         world.try_run("laptop", &line).code == Some(0)
     });
+}
+
+#[test]
+fn the_tunnel_is_among_the_interfaces_of_tshark() {
+    if lacks("tshark") {
+        return;
+    }
+    let (world, _laptop) = World::with_laptop();
+    let _shed = world.machine("shed", "echo", 7000, serve_echo());
+    let directory = world.path("extcap");
+    fs::create_dir(&directory).expect("a new directory");
+    symlink(env!("CARGO_BIN_EXE_ginnel"), directory.join("ginnel")).expect("a new link");
+    let listed = finish(&mut tshark(&world, &directory, "-D"));
+    for name in ["ginnel-inner", "ginnel-outer"] {
+        assert!(listed.stdout.contains(name), "{listed:?}");
+    }
+    let mut tshark = tshark(
+        &world,
+        &directory,
+        "-l -n -i ginnel-inner -f icmp6 -c 4 -T fields -e icmpv6.type",
+    );
+    let mut tshark = world.spawn(&mut tshark);
+    let mut types = Vec::new();
+    wait_for("four packets", || {
+        world.try_run("laptop", &["ping", "shed", "-c", "1"]);
+        types.extend(tshark.lines_so_far());
+        types.len() >= 4
+    });
+    assert_eq!(tshark.ended().code, Some(0));
+    assert!(
+        types.iter().all(|kind| kind == "128" || kind == "129"),
+        "{types:?}"
+    );
+    assert!(types.iter().any(|kind| kind == "129"), "{types:?}");
+}
+
+/// tshark with one directory of foreign interfaces; root's tshark knows only the system's.
+fn tshark(world: &World, directory: &Path, line: &str) -> Command {
+    let script = format!(
+        "if [ $(id -u) = 0 ]; then \
+         mount --bind \"$WIRESHARK_EXTCAP_DIR\" \
+         \"$(tshark -G folders | sed -n 's/^Extcap path:[[:space:]]*//p')\"; fi && \
+         exec tshark {line}"
+    );
+    let mut command = match os::process::euid() {
+        0 => {
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "sh", "-c", &script]);
+            command
+        }
+        1.. => {
+            let mut command = Command::new("sh");
+            command.args(["-c", &script]);
+            command
+        }
+    };
+    command
+        .env("WIRESHARK_EXTCAP_DIR", directory)
+        .env("GINNEL_STATE", world.path("laptop"))
+        .stdin(Stdio::null());
+    command
 }
 
 /// Starts a capture with keys at `laptop` and waits for its first packet.

@@ -362,6 +362,11 @@ impl Process {
         self.lines.get_mut().expect("nobody panicked with the lock")
     }
 
+    /// Takes the lines that were printed so far.
+    pub(crate) fn lines_so_far(&mut self) -> Vec<String> {
+        self.lines().try_iter().collect()
+    }
+
     /// Forgets the lines that were printed so far.
     pub(crate) fn forget_lines(&mut self) {
         while self.lines().try_recv().is_ok() {}
