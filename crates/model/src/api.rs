@@ -542,7 +542,7 @@ pub struct NewSite {
     /// overlap. Another site may have the same.
     #[schema(value_type = Vec<String>)]
     pub prefixes: Vec<Ipv4Prefix>,
-    /// How its hosts and the network reach each other: `masquerade` or `routed`.
+    /// How its hosts and the network reach each other: `auto`, `masquerade` or `routed`.
     #[serde(default)]
     #[schema(value_type = String)]
     pub mode: site::Mode,
@@ -567,7 +567,7 @@ pub struct Site {
     /// The IPv4 addresses of its hosts.
     #[schema(value_type = Vec<String>)]
     pub prefixes: Vec<Ipv4Prefix>,
-    /// How its hosts and the network reach each other: `masquerade` or `routed`.
+    /// How its hosts and the network reach each other: `auto`, `masquerade` or `routed`.
     #[serde(default)]
     #[schema(value_type = String)]
     pub mode: site::Mode,

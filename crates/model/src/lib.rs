@@ -6,6 +6,7 @@
 pub mod address;
 pub mod api;
 pub mod config;
+pub mod dhcp;
 pub mod endpoint;
 pub mod event;
 pub mod id;

@@ -34,11 +34,15 @@ pub enum Mode {
     /// connections to the other, when the node has an interface and the routers of both LANs lead
     /// to their nodes. For everybody else it is as with [`Mode::Masquerade`].
     Routed,
+    /// As [`Mode::Routed`] while what hosts of the LAN answer to another site comes back to the
+    /// node, which tries that out; else they see the node's address as with
+    /// [`Mode::Masquerade`], and connections that they open themselves are theirs still.
+    Auto,
 }
 
 /// The text names no mode.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("a mode is `masquerade` or `routed`")]
+#[error("a mode is `auto`, `masquerade` or `routed`")]
 pub struct UnknownMode;
 
 /// Length of a site's prefix in bits.
@@ -185,7 +189,7 @@ fn masked(address: Ipv4Addr, length: u8) -> Ipv4Addr {
 
 impl Mode {
     /// Every mode.
-    pub const ALL: [Self; 2] = [Self::Masquerade, Self::Routed];
+    pub const ALL: [Self; 3] = [Self::Masquerade, Self::Routed, Self::Auto];
 
     /// Returns its name in the API, the store and the manual.
     #[must_use]
@@ -193,6 +197,7 @@ impl Mode {
         match self {
             Self::Masquerade => "masquerade",
             Self::Routed => "routed",
+            Self::Auto => "auto",
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a node tells people about itself: the stable form of `ginnel status --json`.
 
 mod details;
+mod site;
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{id::OrgId, key::PublicKey, map::Role, name::Label};
 
-pub use self::details::{HEARD_MAX, Handshake, Heard, PeerDetails, Session};
+pub use self::{
+    details::{HEARD_MAX, Handshake, Heard, PeerDetails, Session},
+    site::{ReturnPath, Site, StaticRoute},
+};
 
 /// The state of one node at one moment.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

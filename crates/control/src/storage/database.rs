@@ -110,6 +110,11 @@ const SQLITE: Migrations = &[
         "browser",
         include_str!("../../migrations/sqlite/0012_browser.sql"),
     ),
+    (
+        13,
+        "site_auto",
+        include_str!("../../migrations/sqlite/0013_site_auto.sql"),
+    ),
 ];
 
 /// Numbered as those of SQLite: no PostgreSQL is older than the eighth.
@@ -138,6 +143,11 @@ const POSTGRES: Migrations = &[
         12,
         "browser",
         include_str!("../../migrations/postgres/0012_browser.sql"),
+    ),
+    (
+        13,
+        "site_auto",
+        include_str!("../../migrations/postgres/0013_site_auto.sql"),
     ),
 ];
 

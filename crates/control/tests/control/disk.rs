@@ -37,7 +37,7 @@ async fn a_newer_database_is_refused_and_left_alone() {
         .expect("a newer database is refused");
     let error = format!("{error:#}");
     assert!(
-        error.contains("written by a newer ginnel (schema 999, this one knows 12)"),
+        error.contains("written by a newer ginnel (schema 999, this one knows 13)"),
         "{error}"
     );
 }

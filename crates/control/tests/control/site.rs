@@ -118,6 +118,12 @@ async fn hosts_of_a_site_speak_by_the_rules_from_it() {
     assert_eq!(paris.mode, Mode::Routed);
     let rome = stage.add("rome", stage.rome.id, &["10.9.0.0/16"]).await;
     assert_eq!(rome.mode, Mode::Masquerade);
+    let site = json!({
+        "name": "bern", "node": stage.rome.id, "prefixes": ["10.8.0.0/16"], "mode": "auto"
+    });
+    let reply = stage.world.post("/v1/sites", &stage.admin, &site).await;
+    let bern: Site = reply.parse();
+    assert_eq!(bern.mode, Mode::Auto);
     let rule = json!({
         "from": ["site:paris:192.168.1.0/25", "site:rome"], "to": ["site:rome"], "traffic": ["22"]
     });
@@ -142,7 +148,7 @@ async fn hosts_of_a_site_speak_by_the_rules_from_it() {
         ("site:paris:192.168.1.7", Verdict::Allowed),
         ("site:paris", Verdict::Partly),
         ("site:paris:192.168.1.200", Verdict::Refused),
-        ("site:bern", Verdict::NobodySends),
+        ("site:oslo", Verdict::NobodySends),
     ] {
         let answer = stage.ask_from(from, "site:rome").await;
         assert_eq!(answer.verdict, verdict, "{from}");
