@@ -2,7 +2,7 @@
 //! what to do about it.
 //!
 //! ```text
-//! sign-in ► control ► clock ► routes ► UDP ► handshake ► echo ► MTU ► names
+//! sign-in ► control ► clock ► routes ► UDP ► handshake ► echo ► MTU ► names ► own sites
 //!                                              name ► policy ► site ► target
 //! ```
 //! The network goes on without the control plane, so the walk does too; behind any other failure
@@ -11,6 +11,7 @@
 mod agent;
 mod control;
 mod finding;
+mod site;
 mod target;
 mod tunnel;
 
@@ -31,9 +32,9 @@ use crate::{
 /// Find out why something is not reached
 ///
 /// Walks the whole way: sign-in, control plane, clock, routes of this machine, UDP to the gateway,
-/// handshake, an echo through the tunnel, packets of full size, names, and if they are given, a
-/// machine, the rules about it and its port. Says what fails first, why, and what to do about it.
-/// Ends with 1 when something fails.
+/// handshake, an echo through the tunnel, packets of full size, names, the sites behind this node,
+/// and if they are given, a machine, the rules about it and its port. Says what fails first, why,
+/// and what to do about it. Ends with 1 when something fails.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -96,6 +97,8 @@ enum Hop {
     Mtu,
     /// The resolver of the network answers.
     Names,
+    /// Devices of the sites behind this node, and other sites, find to each other.
+    OwnSites,
     /// The machine has an address.
     Name,
     /// A rule lets this node reach it.
@@ -212,6 +215,14 @@ impl Walk {
         self.step(Hop::Mtu, tunnel::full_size(agent, gateway))
             .await?;
         self.step(Hop::Names, tunnel::names(agent)).await?;
+        match site::behind(agent).await {
+            Ok(None) => {}
+            Ok(Some(sites)) => {
+                let served = site::served(agent, &sites);
+                self.step(Hop::OwnSites, served).await?;
+            }
+            Err(finding) => self.step(Hop::OwnSites, async { Err(finding) }).await?,
+        }
         let host = args.host.as_ref()?;
         let address = self.step(Hop::Name, target::name(agent, host)).await?;
         let wanted = target::wanted(args.port);
@@ -300,6 +311,7 @@ impl fmt::Display for Hop {
             Self::Mtu => "MTU",
             Self::Names => "names",
             Self::Routes => "routes",
+            Self::OwnSites => "own sites",
             Self::Name => "name",
             Self::Policy => "policy",
             Self::Site => "site",

@@ -15,6 +15,7 @@ mod led;
 mod publish;
 mod record;
 mod refusal;
+mod return_path;
 mod site;
 mod source;
 mod ssh;
@@ -34,6 +35,7 @@ pub(crate) use self::{
     contact::Contact,
     key::NodeKey,
     led::Led,
+    return_path::Sites,
     source::{Source, Update},
 };
 use self::{publish::Publisher, site::Way};
@@ -60,6 +62,7 @@ pub(crate) struct Enrolled {
     endpoints: Endpoints,
     publisher: Publisher,
     way: Way,
+    sites: Sites,
     authority: Pinned,
     asked: Asked,
 }
@@ -104,6 +107,7 @@ impl Enrolled {
             endpoints: Endpoints::default(),
             publisher,
             way: Way::new(),
+            sites: Sites::default(),
             authority,
             asked: Asked::default(),
         })
@@ -134,6 +138,11 @@ impl Enrolled {
         self.publisher.led()
     }
 
+    /// Returns how it stands with the sites behind the node.
+    pub(crate) fn sites(&self) -> Sites {
+        self.sites.clone()
+    }
+
     /// Lives as [`Self::run`] does and serves SSH at the node's address meanwhile.
     pub(crate) async fn run_with_ssh(self, client: Arc<Client>) -> Result<()> {
         let serving = ssh::serve(self.tunnel.clone(), self.authority.clone(), client);
@@ -152,9 +161,13 @@ impl Enrolled {
         let tunnel = self.tunnel.clone();
         let interface_ended = tunnel.interface_ended();
         tokio::pin!(interface_ended);
+        let sites = self.sites.clone();
+        let watching = sites.watch(&tunnel);
+        tokio::pin!(watching);
         loop {
             tokio::select! {
                 error = &mut interface_ended => return Err(error),
+                never = &mut watching => match never {},
                 event = self.events.recv() => match event {
                     Some(event) => {
                         let moved = self.handle(event);
@@ -211,7 +224,8 @@ impl Enrolled {
                 false
             }
             Event::HandshakeCompleted { .. } | Event::EndpointMoved { .. } => true,
-            Event::HandshakeAbandoned { .. } => false,
+            // Whoever asked the host has heard it.
+            Event::HostReturned { .. } | Event::HandshakeAbandoned { .. } => false,
         }
     }
 
@@ -251,6 +265,7 @@ impl Enrolled {
         self.tunnel.with(|node, now| node.apply(now, map));
         self.tunnel.set_resolver(resolver(map));
         route_sites(&self.tunnel).await;
+        self.sites.changed();
         self.publisher.listen(&self.tunnel);
         let node = (&self.tunnel, &self.source, map.own.id);
         self.asked.begin(map.own.capture.as_ref(), node);

@@ -1,6 +1,7 @@
 //! `ginnel status`: what the local agent does.
 
 mod interface;
+pub(crate) mod site;
 
 use std::{process::ExitCode, time::Duration};
 
@@ -142,6 +143,12 @@ fn text(status: &Status) -> String {
     }
     for peer in &status.node.peers {
         lines.push(format!("peer         {}", peer_text(peer)));
+    }
+    for told in &status.sites {
+        lines.push(format!("site         {}", site::text(told)));
+    }
+    for conflict in &status.site_conflicts {
+        lines.push(format!("site         {conflict}"));
     }
     for (reason, count) in &status.node.discards {
         lines.push(format!("discarded    {count} {reason}"));

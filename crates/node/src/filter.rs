@@ -171,6 +171,18 @@ impl Filter {
         }
     }
 
+    /// Tells whether a packet from another node belongs to a conversation that the own side has
+    /// opened.
+    pub(crate) fn is_answer(&self, now: Instant, part: Part) -> bool {
+        let flow = match part {
+            Part::Opening(flow) | Part::Continuing(flow) | Part::Ending(flow) => flow.reversed(),
+            Part::Error(flow) => flow,
+            Part::Fragment { .. } => return false,
+        };
+        let found = self.table.find(now, flow);
+        found.is_some_and(|found| found.opening == flow)
+    }
+
     /// Tells whether a packet from another node may pass.
     ///
     /// Whether its source is true was settled before, by cryptokey routing.

@@ -18,8 +18,10 @@ mod forward;
 mod node;
 mod org;
 mod path;
+mod probe;
 mod refusal;
 pub mod resolver;
+mod return_path;
 mod roster;
 mod routed;
 mod service;
@@ -28,5 +30,7 @@ mod status;
 
 pub use discard::{Counters, Discard, Reason};
 pub use node::{Attachment, Event, Node, Outcome, Run};
+pub use probe::Probe;
+pub use return_path::{Decision, Witness};
 pub use routed::SITE_MTU_V4;
 pub use service::Published;

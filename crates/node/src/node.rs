@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, SocketAddrV4},
     time::{Instant, SystemTime},
 };
 
@@ -25,6 +25,7 @@ use crate::{
     discard::{Counters, Reason},
     filter::Filter,
     org::Orgs,
+    probe::Probes,
     refusal,
     resolver::server::Server,
     roster::{self, Roster},
@@ -35,6 +36,7 @@ use crate::{
 
 mod event;
 mod flow;
+mod probe;
 mod tap;
 
 use flow::Polled;
@@ -121,6 +123,11 @@ pub enum Event {
         /// Who did not answer.
         public_key: PublicKey,
     },
+    /// A host of a LAN has answered a [`Probe`](crate::Probe), and that came here.
+    HostReturned {
+        /// The host and its port.
+        host: SocketAddrV4,
+    },
     /// A peer was heard from another address.
     EndpointMoved {
         /// Who.
@@ -144,6 +151,7 @@ pub struct Node {
     services: Services,
     sites: Sites,
     routed: Routed,
+    probes: Probes,
     server: Server,
     /// Packets of the node's own making, for peers; at most [`QUEUE_MAX`], further ones are not
     /// made.
@@ -234,6 +242,7 @@ impl Node {
             services: Services::default(),
             sites: Sites::default(),
             routed: Routed::default(),
+            probes: Probes::default(),
             server: Server::default(),
             outgoing: VecDeque::new(),
             incoming: VecDeque::new(),
@@ -410,13 +419,16 @@ impl Node {
             return self.forward(now, peer, datagram, length);
         }
         let packet = &mut datagram[HEADER..HEADER + length];
+        let is_answer = self.answers_host(now, packet);
         if !self.admits(now, packet) {
             self.counters.add(Reason::Policy, 1);
             self.tap_received(now, packet, Some(Reason::Policy.into()));
             return Outcome::Nothing;
         }
         self.scratch.resize(packet.len().max(self.scratch.len()), 0);
-        if let Some(length) = self.routed.arriving(packet, &mut self.scratch) {
+        let arriving = !self.is_for_stack(now, packet, is_answer);
+        let arriving = arriving.then(|| self.routed.arriving(packet, &mut self.scratch));
+        if let Some(length) = arriving.flatten() {
             self.tap_received(now, packet, None);
             let packet = &mut packet[..length];
             packet.copy_from_slice(&self.scratch[..length]);
@@ -446,6 +458,9 @@ impl Node {
         slot: &'a mut [u8],
         length: usize,
     ) -> Outcome<'a> {
+        if self.take_probed(now, &slot[HEADER..HEADER + length]) {
+            return Outcome::Nothing;
+        }
         let ecn = Ecn::of_packet(&slot[HEADER..HEADER + length]);
         let length = self.departing(slot, length).unwrap_or(length);
         match self.send(now, slot, length) {

@@ -7,6 +7,9 @@
 //! Both ends translate statelessly, so each host sees the other's own address. That works where an
 //! IPv4 address means one host: a site that shares addresses with one behind this node, or with
 //! another, is reached by the stack alone.
+//!
+//! Behind a site that leaves its mode to the node, what others open is the stack's while nothing
+//! that hosts answer would come back; what hosts open themselves always passes here.
 
 use std::{
     collections::BTreeSet,
@@ -14,6 +17,7 @@ use std::{
 };
 
 use model::{
+    id::SiteId,
     map::{NetworkMap, Org, Role},
     site::{Ipv4Prefix, Mode, SitePrefix},
 };
@@ -39,6 +43,19 @@ pub(crate) struct Routed {
     others: Vec<Lan>,
     /// Which of the others' prefixes the machine routes into the interface.
     routes: BTreeSet<Ipv4Prefix>,
+    /// Of the own sites that leave it to the node, those whose hosts' answers come back.
+    returning: BTreeSet<SiteId>,
+}
+
+/// Who takes what others open to the hosts of an own site.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Taker {
+    /// The kernel, always.
+    Kernel,
+    /// The kernel, but for what the stack has begun.
+    KernelNow,
+    /// The stack; the kernel has what hosts opened themselves.
+    StackNow,
 }
 
 /// One prefix of a site.
@@ -46,6 +63,8 @@ pub(crate) struct Routed {
 struct Lan {
     prefix: Ipv4Prefix,
     site: SitePrefix,
+    id: SiteId,
+    mode: Mode,
 }
 
 impl Routed {
@@ -61,8 +80,11 @@ impl Routed {
             return;
         };
         let own = |site: &model::map::Site| site.node == map.own.id;
-        let routed = |site: &model::map::Site| own(site) && site.mode == Mode::Routed;
+        let routed = |site: &model::map::Site| own(site) && site.mode != Mode::Masquerade;
         self.own.extend(lans(org, routed));
+        let known = &self.own;
+        self.returning
+            .retain(|id| known.iter().any(|lan| lan.id == *id));
         let all: Vec<_> = lans(org, |_| true).collect();
         let is_alone = |lan: &Lan| {
             let shares = |other: &&Lan| other.prefix.overlaps(lan.prefix);
@@ -81,6 +103,42 @@ impl Routed {
 
     pub(crate) fn set_routes(&mut self, routes: BTreeSet<Ipv4Prefix>) {
         self.routes = routes;
+    }
+
+    /// Tells whether what the hosts of a site answer comes back.
+    pub(crate) fn set_returning(&mut self, site: SiteId, returning: bool) {
+        if returning {
+            self.returning.insert(site);
+        } else {
+            self.returning.remove(&site);
+        }
+    }
+
+    /// Returns who takes what a host of another site sends to one of an own site; `None` for
+    /// everything else.
+    pub(crate) fn taker(&self, source: Ipv6Addr, destination: Ipv6Addr) -> Option<Taker> {
+        if self.own.is_empty() {
+            return None;
+        }
+        self.extract(source)?;
+        let (site, host) = SitePrefix::of(destination)?;
+        let mut own = self.own.iter();
+        let lan = own.find(|lan| lan.site == site && lan.prefix.contains(host))?;
+        Some(match lan.mode {
+            Mode::Routed | Mode::Masquerade => Taker::Kernel,
+            Mode::Auto if self.returning.contains(&lan.id) => Taker::KernelNow,
+            Mode::Auto => Taker::StackNow,
+        })
+    }
+
+    /// Returns an address of another site that the machine routes into the interface.
+    pub(crate) fn foreigner(&self) -> Option<Ipv4Addr> {
+        let mut others = self.others.iter();
+        let lan = others.find(|lan| self.routes.contains(&lan.prefix))?;
+        let first = lan.prefix.address();
+        // The first address of a network stands for itself (RFC 1122, 3.2.1.3).
+        let host = u32::from(lan.prefix.length() < 31);
+        Some(Ipv4Addr::from_bits(first.to_bits() + host))
     }
 
     /// Writes what a host behind this node sends to one behind another as the network carries it,
@@ -152,6 +210,8 @@ fn lans(org: &Org, wanted: impl Fn(&model::map::Site) -> bool) -> impl Iterator<
             Some(Lan {
                 prefix,
                 site: network?,
+                id,
+                mode: site.mode,
             })
         })
     })

@@ -9,7 +9,8 @@ use rtnetlink::{
         AddressFamily,
         address::{AddressAttribute, AddressMessage},
         link::LinkAttribute,
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric},
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType},
     },
 };
 
@@ -42,6 +43,15 @@ pub struct Address {
     pub interface: String,
     /// The address and the length of its subnet's prefix.
     pub network: Network,
+}
+
+/// A host on a link of the machine, whose link-layer address is known.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Neighbour {
+    /// The interface's name.
+    pub interface: String,
+    /// The host's address.
+    pub address: IpAddr,
 }
 
 /// A connection to the kernel's network configuration, within a tokio runtime.
@@ -163,6 +173,19 @@ impl Netlink {
         Ok(routes)
     }
 
+    /// Lists the IPv4 hosts that the machine has spoken with lately, in order (RFC 826).
+    pub async fn neighbours(&self) -> io::Result<Vec<Neighbour>> {
+        let names = self.names().await?;
+        let request = self.handle.neighbours().get();
+        let mut dump = request.set_address_family(AddressFamily::Inet).execute();
+        let mut neighbours = Vec::new();
+        while let Some(message) = dump.try_next().await.map_err(into_io)? {
+            neighbours.extend(neighbour_of(&message, &names));
+        }
+        neighbours.sort();
+        Ok(neighbours)
+    }
+
     async fn names(&self) -> io::Result<BTreeMap<u32, String>> {
         let mut dump = self.handle.link().get().execute();
         let mut names = BTreeMap::new();
@@ -207,8 +230,30 @@ fn network_of(message: &AddressMessage) -> Option<Network> {
     })
 }
 
+fn neighbour_of(message: &NeighbourMessage, names: &BTreeMap<u32, String>) -> Option<Neighbour> {
+    let known = [
+        NeighbourState::Reachable,
+        NeighbourState::Stale,
+        NeighbourState::Delay,
+        NeighbourState::Probe,
+        NeighbourState::Permanent,
+    ];
+    if message.header.kind != RouteType::Unicast || !known.contains(&message.header.state) {
+        return None;
+    }
+    let interface = names.get(&message.header.ifindex)?.clone();
+    let mut address = None;
+    for attribute in &message.attributes {
+        if let NeighbourAttribute::Destination(NeighbourAddress::Inet(inet)) = attribute {
+            address = Some((*inet).into());
+        }
+    }
+    let address = address?;
+    Some(Neighbour { interface, address })
+}
+
 fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Route> {
-    use rtnetlink::packet_route::route::{RouteHeader, RouteType};
+    use rtnetlink::packet_route::route::RouteHeader;
     if message.header.table != RouteHeader::RT_TABLE_MAIN
         || message.header.kind != RouteType::Unicast
     {

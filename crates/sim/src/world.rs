@@ -812,6 +812,7 @@ impl World {
                 }
             }
             Event::Stack(_)
+            | Event::HostReturned { .. }
             | Event::HandshakeCompleted { .. }
             | Event::HandshakeAbandoned { .. }
             | Event::EndpointMoved { .. } => (),

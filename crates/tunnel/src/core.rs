@@ -1,6 +1,11 @@
 //! The node, whom its events wake, and what still has to be sent.
 
-use std::{collections::BTreeMap, net::SocketAddr, task::Waker, time::Instant};
+use std::{
+    collections::BTreeMap,
+    net::{SocketAddr, SocketAddrV4},
+    task::Waker,
+    time::Instant,
+};
 
 use model::{
     event::{Event as Told, Who},
@@ -29,6 +34,8 @@ pub(super) struct Core {
     pub(super) datagrams: BTreeMap<UdpId, Option<Waker>>,
     /// Tasks that wait for an echo reply; bounded by the echoes of the stack.
     pub(super) echoes: BTreeMap<EchoId, oneshot::Sender<Option<Probed>>>,
+    /// Tasks that wait for a host to find back; at most [`super::site::PROBES_MAX`].
+    pub(super) probes: BTreeMap<SocketAddrV4, oneshot::Sender<()>>,
     /// What is not for sockets; bounded, and what nobody takes in time is dropped.
     events: mpsc::Sender<node::Event>,
     /// The same for those who only want to know; nothing is told when there are none.
@@ -70,6 +77,7 @@ impl Core {
             listeners: BTreeMap::new(),
             datagrams: BTreeMap::new(),
             echoes: BTreeMap::new(),
+            probes: BTreeMap::new(),
             armed: None,
             outbox: Outbox::new(fixed),
         }
@@ -184,6 +192,12 @@ impl Core {
             }
             match event {
                 node::Event::Stack(event) => self.handle_event(event, &mut after.wakers),
+                node::Event::HostReturned { host } => {
+                    if let Some(probe) = self.probes.remove(&host) {
+                        // Whoever asked may have given up.
+                        let _unheard = probe.send(());
+                    }
+                }
                 node::Event::HandshakeCompleted { .. } => {
                     after.session = true;
                     self.publish(event);
@@ -293,7 +307,9 @@ impl Core {
             node::Event::UnknownInitiator {
                 public_key, source, ..
             } => Told::UnknownInitiator { public_key, source },
-            node::Event::Stack(_) | node::Event::ResolveEndpoint { .. } => return,
+            node::Event::Stack(_)
+            | node::Event::HostReturned { .. }
+            | node::Event::ResolveEndpoint { .. } => return,
         };
         // Whoever followed may have gone just now.
         let _followers = self.followers.send(told);

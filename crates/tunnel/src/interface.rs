@@ -140,6 +140,11 @@ impl Interface {
         &self.name
     }
 
+    /// Says what is in the way of the IPv4 addresses of sites that are not routed here.
+    pub(super) fn conflicts(&self) -> Vec<String> {
+        self.sites().conflicts.values().cloned().collect()
+    }
+
     /// Reads a packet, if there is one; what is longer than `packet` is cut.
     pub(super) fn read(&self, packet: &mut [u8]) -> Option<usize> {
         match self.tun.try_read(|tun| tun.read(packet)) {

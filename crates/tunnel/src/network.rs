@@ -87,6 +87,7 @@ impl Network {
                     }
                     Some(
                         Event::Stack(_)
+                        | Event::HostReturned { .. }
                         | Event::UnknownInitiator { .. }
                         | Event::HandshakeCompleted { .. }
                         | Event::HandshakeAbandoned { .. }

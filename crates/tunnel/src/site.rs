@@ -1,13 +1,21 @@
-//! What comes for hosts of the sites behind the node: held until somebody has reached the host.
+//! What comes for hosts of the sites behind the node: held until somebody has reached the host. And
+//! whether these hosts find back to other sites.
 
-use std::{future::poll_fn, net::SocketAddr, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    net::{SocketAddr, SocketAddrV4},
+    task::Poll,
+    time::Duration,
+};
 
 use netstack::{
     CloseReason, EchoRequest, EchoRequestId, ListenerId, PrefixId, Refusal, SendToError, UdpId,
 };
+use node::Probe;
 use packet::icmp::Unreachable;
+use tokio::{sync::oneshot, time};
 
-use crate::{TcpStream, Tunnel, stream::stack};
+use crate::{Interface, TcpStream, Tunnel, stream::stack};
 
 /// A TCP connection to a host, whose peer has no answer yet. Dropping it tells nothing.
 pub struct Held {
@@ -30,7 +38,48 @@ const PAYLOAD_MAX: usize = 65_535;
 /// A peer that is gone is noticed after some of these, so that a forgotten connection ends.
 const KEEPALIVE: Duration = Duration::from_secs(600);
 
+/// Hosts that are asked at a time whether they find back; no further one is asked.
+pub(super) const PROBES_MAX: usize = 32;
+
+/// How often a host is asked, so that one lost packet is no finding, and how long it has each time.
+const PROBES: u32 = 3;
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
 impl Tunnel {
+    /// Asks a host of a LAN behind the node as if another site did, and tells whether its answer
+    /// came back here; `None` when it cannot be asked.
+    pub async fn returns(&self, host: SocketAddrV4) -> Option<bool> {
+        let probe = Probe {
+            host,
+            // One of the dynamic ports (RFC 6335, 6).
+            source_port: u16::from_le_bytes(os::random::bytes()) | 0xc000,
+            sequence: u32::from_le_bytes(os::random::bytes()),
+        };
+        for _ in 0..PROBES {
+            let (sender, answer) = oneshot::channel();
+            {
+                let mut turn = self.turn();
+                let now = turn.now;
+                if turn.probes.len() >= PROBES_MAX || !turn.node.probe_return(now, probe) {
+                    return None;
+                }
+                turn.probes.insert(host, sender);
+            }
+            let answer = time::timeout(PROBE_INTERVAL, answer).await;
+            if matches!(answer, Ok(Ok(()))) {
+                return Some(true);
+            }
+            self.turn().probes.remove(&host);
+        }
+        Some(false)
+    }
+
+    /// Says which IPv4 addresses of other sites are not routed into the interface, and why.
+    pub fn site_conflicts(&self) -> Vec<String> {
+        let interface = self.shared.attachment.interface();
+        interface.map(Interface::conflicts).unwrap_or_default()
+    }
+
     /// Returns the next connection that waits at a listener of a site.
     pub fn accept_held(&self, listener: ListenerId) -> Option<Held> {
         let id = self.turn().stack().accept(listener)?;

@@ -30,6 +30,10 @@ use crate::{
 /// connections, as rules from `site:NAME` allow. For that the node's machine forwards IPv4, and the
 /// router of its LAN has a route for the other sites' addresses to it. Sites that share addresses
 /// with others, and everybody who is not in a site, are served as with `masquerade`.
+///
+/// With `--mode auto` the node tries out whether what devices answer to another site comes back,
+/// and serves the site as with `routed` or `masquerade` by that. `ginnel status` and `ginnel
+/// doctor` on the node say which, why, what is lost by it and what would lift that.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -44,7 +48,7 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   ginnel site add paris --node office --prefix 192.168.1.0/24
-  ginnel site add rome --node attic --prefix 192.168.2.0/24 --mode routed
+  ginnel site add rome --node attic --prefix 192.168.2.0/24 --mode auto
   ginnel policy add --from role:developer --to site:paris
   ginnel policy add --from site:rome --to site:paris --allow 443
   ginnel policy add --from user:alice --to site:paris:192.168.1.10 --allow 22
@@ -72,7 +76,11 @@ enum Action {
         #[arg(long, required = true, value_name = "ADDRESS/LENGTH")]
         prefix: Vec<Ipv4Prefix>,
         /// How devices and the network reach each other
-        #[arg(long, default_value = "masquerade", value_name = "masquerade|routed")]
+        #[arg(
+            long,
+            default_value = "masquerade",
+            value_name = "auto|masquerade|routed"
+        )]
         mode: Mode,
     },
     /// Remove a site: its devices are reached no more

@@ -40,6 +40,7 @@ pub(super) async fn open(
         control: Some((enrolment.url, enrolled.contact())),
         led: enrolled.led(),
         asked: enrolled.asked(),
+        sites: enrolled.sites(),
         background: match ssh {
             true => Box::pin(enrolled.run_with_ssh(client)),
             false => Box::pin(enrolled.run()),

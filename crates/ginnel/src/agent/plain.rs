@@ -5,7 +5,7 @@ use tunnel::Network;
 use wireguard::StaticSecret;
 
 use super::profile::Opened;
-use crate::enrolled::{Asked, Led};
+use crate::enrolled::{Asked, Led, Sites};
 
 /// Returns the public half of the configuration's key.
 pub(super) fn public_key(config: &Config) -> PublicKey {
@@ -22,6 +22,7 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
         control: None,
         led: Led::default(),
         asked: Asked::default(),
+        sites: Sites::default(),
         background: Box::pin(async move {
             network.run().await;
             Ok(())

@@ -12,7 +12,7 @@ use model::config::Config;
 use super::{enrolled, plain};
 use crate::{
     cli::Global,
-    enrolled::{Asked, Contact, Led, NodeKey},
+    enrolled::{Asked, Contact, Led, NodeKey, Sites},
     enrolment::State,
     remedy::{Advise as _, advise},
     state,
@@ -54,6 +54,8 @@ pub(crate) struct Opened {
     pub(crate) led: Led,
     /// Captures that others ask this node for.
     pub(crate) asked: Asked,
+    /// How it stands with the sites behind the node.
+    pub(crate) sites: Sites,
     /// Ends with the agent: keeps endpoints resolved, follows the map, accepts for services.
     pub(crate) background: Background,
 }

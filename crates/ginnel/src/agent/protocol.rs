@@ -317,6 +317,12 @@ pub(crate) struct Status {
     /// TCP connections in user mode; `None` from an older agent.
     #[serde(default)]
     pub(crate) tcp: Option<Vec<model::status::Connection>>,
+    /// The sites behind the node.
+    #[serde(default)]
+    pub(crate) sites: Vec<model::status::Site>,
+    /// Which addresses of other sites are not routed into the interface, and why.
+    #[serde(default)]
+    pub(crate) site_conflicts: Vec<String>,
     /// The node: addresses, peers, discards, problems.
     pub(crate) node: model::status::Status,
 }

@@ -368,6 +368,8 @@ pub(super) fn status(agent: &Agent) -> Status {
         key_exposed: agent.key.as_ref().is_some_and(NodeKey::is_exposed),
         control: control.map(|(url, contact)| contact.status(now, url)),
         tcp: Some(tcp),
+        sites: agent.sites.status(),
+        site_conflicts: agent.tunnel.site_conflicts(),
         node,
     }
 }

@@ -24,7 +24,7 @@ use super::{
     request, wire,
 };
 use crate::{
-    enrolled::{Asked, Contact, Led, NodeKey},
+    enrolled::{Asked, Contact, Led, NodeKey, Sites},
     metrics::listener::{self, Listener},
     remedy::{Advise as _, advise},
 };
@@ -51,6 +51,8 @@ pub(super) struct Agent {
     pub(super) control: Option<(String, Contact)>,
     pub(super) led: Led,
     pub(super) asked: Asked,
+    /// How it stands with the sites behind the node.
+    pub(super) sites: Sites,
     pub(super) profile: String,
     pub(super) fingerprint: String,
     pub(super) version: String,
@@ -117,6 +119,7 @@ pub(crate) async fn serve(
         control,
         led,
         asked,
+        sites,
         mut background,
     } = profile
         .open(options.interface.as_ref(), options.ssh)
@@ -134,6 +137,7 @@ pub(crate) async fn serve(
         control,
         led,
         asked,
+        sites,
         profile: profile.to_string(),
         fingerprint: profile.fingerprint(),
         version: options.version,

@@ -52,6 +52,14 @@ pub(super) enum Cause {
     ResolverSilent,
     /// Addresses of the network are routed elsewhere on this machine.
     RouteConflict,
+    /// What devices of a site behind this node answer to other sites does not come back.
+    NoReturnRoute,
+    /// The same, because a router sees one direction only and drops what it takes for invalid.
+    Triangle,
+    /// This machine does not forward what devices of its site send.
+    NotForwarding,
+    /// A site shall be routed, and this node cannot.
+    NotRouted,
     /// There is no such name.
     NoSuchName,
     /// The network has no such address.

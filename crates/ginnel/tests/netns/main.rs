@@ -11,6 +11,7 @@ mod mangled;
 mod offload;
 mod peer;
 mod privileges;
+mod return_path;
 mod routed;
 mod site;
 mod soak;

@@ -27,23 +27,23 @@ use super::{
 const HUB: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 97, 0, 1), Ipv4Addr::new(10, 97, 0, 9)];
 
 /// A LAN, its router and NAT, the node in it and a device that has nothing installed.
-struct Office {
-    name: &'static str,
+pub(super) struct Office {
+    pub(super) name: &'static str,
     net: u8,
     device_host: u8,
     /// The router's interface to the outside.
     uplink: String,
-    router: Apart,
-    node: Apart,
-    device: Apart,
+    pub(super) router: Apart,
+    pub(super) node: Apart,
+    pub(super) device: Apart,
 }
 
-struct Scene {
+pub(super) struct Scene {
     // Programs end before their namespaces go.
-    running: Vec<Running>,
+    pub(super) running: Vec<Running>,
     directory: tempfile::TempDir,
-    hub: Apart,
-    offices: [Office; 2],
+    pub(super) hub: Apart,
+    pub(super) offices: [Office; 2],
 }
 
 impl Office {
@@ -60,15 +60,15 @@ impl Office {
         }
     }
 
-    fn host(&self, host: u8) -> Ipv4Addr {
+    pub(super) fn host(&self, host: u8) -> Ipv4Addr {
         Ipv4Addr::new(192, 168, self.net, host)
     }
 
-    fn address(&self) -> IpAddr {
+    pub(super) fn address(&self) -> IpAddr {
         self.host(self.device_host).into()
     }
 
-    fn prefix(&self) -> String {
+    pub(super) fn prefix(&self) -> String {
         format!("192.168.{}.0/24", self.net)
     }
 
@@ -90,7 +90,7 @@ impl Office {
     }
 
     /// The one static route of the LAN's router.
-    fn route(&self, other: &Self) {
+    pub(super) fn route(&self, other: &Self) {
         let (prefix, node) = (other.prefix(), self.host(2).to_string());
         self.router.0.ip(&["route", "add", &prefix, "via", &node]);
     }
@@ -102,7 +102,7 @@ impl Office {
     }
 }
 
-fn nft(space: &Space, rules: &str) {
+pub(super) fn nft(space: &Space, rules: &str) {
     let mut nft = space.command("nft");
     nft.arg(rules);
     succeeded(&finish(nft));
@@ -133,6 +133,11 @@ fn forward(space: &Space) {
 
 impl Scene {
     fn new() -> Option<Self> {
+        Self::with("routed")
+    }
+
+    /// The offices with sites in this mode.
+    pub(super) fn with(mode: &str) -> Option<Self> {
         for tool in ["curl", "nft"] {
             if find(tool).is_none() {
                 lacks("NETNS", &format!("`{tool}` is not installed"));
@@ -158,11 +163,11 @@ impl Scene {
             office.route(far);
             forward(&office.node.0);
         }
-        scene.enrol();
+        scene.enrol(mode);
         Some(scene)
     }
 
-    fn enrol(&mut self) {
+    fn enrol(&mut self, mode: &str) {
         let mut server = self.hub.0.command(GINNEL);
         server.args(["server", "--listen", "0.0.0.0:8443"]);
         server.args(["--wireguard", "0.0.0.0:51820", "--public", "10.97.0.9:8443"]);
@@ -179,7 +184,7 @@ impl Scene {
             let line = ["join", &url, "--token", &token, "--name", name];
             succeeded(&finish(self.at_office(number, &line)));
             let line = ["site", "add", name, "--node", name, "--prefix", &prefix];
-            self.run(&[&line[..], &["--mode", "routed"]].concat());
+            self.run(&[&line[..], &["--mode", mode]].concat());
             let up = self.up(number);
             self.running.push(up);
         }
@@ -193,7 +198,7 @@ impl Scene {
         Running::spawn(&mut command, self.path(&unique("log")), sign)
     }
 
-    fn up(&self, number: usize) -> Running {
+    pub(super) fn up(&self, number: usize) -> Running {
         self.start(self.at_office(number, &["up", "--tun"]), "is ready")
     }
 
@@ -203,17 +208,17 @@ impl Scene {
     }
 
     /// A command of the administrator, who is somewhere else.
-    fn command(&self, line: &[&str]) -> Command {
+    pub(super) fn command(&self, line: &[&str]) -> Command {
         ginnel(self.hub.0.command(GINNEL), &self.path("laptop"), line)
     }
 
     /// Runs a command of the administrator, which has to succeed.
     #[track_caller]
-    fn run(&self, line: &[&str]) -> String {
+    pub(super) fn run(&self, line: &[&str]) -> String {
         succeeded(&finish(self.command(line)))
     }
 
-    fn at_office(&self, number: usize, line: &[&str]) -> Command {
+    pub(super) fn at_office(&self, number: usize, line: &[&str]) -> Command {
         let Office { name, node, .. } = &self.offices[number];
         ginnel(node.0.command(GINNEL), &self.path(name), line)
     }
@@ -226,7 +231,7 @@ impl Drop for Scene {
     }
 }
 
-fn curl(space: &Space, host: IpAddr) -> String {
+pub(super) fn curl(space: &Space, host: IpAddr) -> String {
     let mut curl = space.command("curl");
     curl.args(["-sS", "-m", "60", &format!("http://{host}/")]);
     text(&finish(curl))

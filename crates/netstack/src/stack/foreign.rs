@@ -1,9 +1,13 @@
 //! What comes to addresses that are not the stack's own, as a gateway accepts them for the hosts
 //! behind it.
 
-use std::{net::IpAddr, time::Instant};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
 
 use packet::{
+    flow::{Flow, Transport},
     icmp::{self, Cause, Message, Unreachable},
     ip,
     tcp::{self, Segment},
@@ -46,6 +50,32 @@ impl Stack {
         let id = self.insert_listener(Place::Prefix(prefix), backlog)?;
         self.tcp.by_prefix.insert(prefix, id);
         Ok(id)
+    }
+
+    /// Tells whether packets of this flow belong to a connection or UDP flow of the stack.
+    #[must_use]
+    pub fn holds(&self, flow: &Flow) -> bool {
+        let ends = |source, destination| {
+            let local = SocketAddr::new(flow.destination, destination);
+            (local, SocketAddr::new(flow.source, source))
+        };
+        match flow.transport {
+            Transport::Tcp {
+                source,
+                destination,
+            } => {
+                let (local, remote) = ends(source, destination);
+                self.tcp.find(local, remote).is_some()
+            }
+            Transport::Udp {
+                source,
+                destination,
+            } => {
+                let (local, remote) = ends(source, destination);
+                self.flows.find(local, remote).is_some()
+            }
+            Transport::Echo(_) | Transport::Other(_) => false,
+        }
     }
 
     /// Answers the SYN of a connection to a prefix; [`Event::Connected`](crate::Event::Connected)

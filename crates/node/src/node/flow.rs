@@ -7,7 +7,7 @@ use std::{
 
 use model::map::Role;
 use netstack::Transmit;
-use packet::{ecn::Ecn, ip, pcapng::Direction};
+use packet::{ecn::Ecn, flow::Part, ip, pcapng::Direction};
 use wireguard::{HEADER, OVERHEAD, PeerId, Seal, padded};
 
 use super::{Link, Node, Outcome, QUEUE_MAX, Run, Source};
@@ -16,6 +16,7 @@ use crate::{
     forward::{self, Verdict},
     org::Orgs,
     path, refusal,
+    routed::Taker,
 };
 
 /// What the stack had to send.
@@ -57,6 +58,44 @@ impl Node {
     pub(super) fn is_for_site(&self, packet: &[u8]) -> bool {
         !self.sites.is_empty()
             && ip::addresses(packet).is_ok_and(|found| self.sites.contain(found.destination))
+    }
+
+    /// Tells whether a packet of another node belongs to a conversation that a host of an own site
+    /// has opened. Ask before it is admitted, which makes it known.
+    pub(super) fn answers_host(&self, now: Instant, packet: &[u8]) -> bool {
+        self.taker(packet) == Some(Taker::StackNow)
+            && Part::of(packet).is_some_and(|part| self.filter.is_answer(now, part))
+    }
+
+    /// Tells whether the stack takes a packet for a host of an own site although the kernel could.
+    pub(super) fn is_for_stack(&mut self, now: Instant, packet: &[u8], is_answer: bool) -> bool {
+        let returning = match self.taker(packet) {
+            None | Some(Taker::Kernel) => return false,
+            Some(Taker::KernelNow) => true,
+            Some(Taker::StackNow) => is_answer,
+        };
+        let (Link::Tun(stack), Some(part)) = (&mut self.attachment, Part::of(packet)) else {
+            return true;
+        };
+        match part {
+            Part::Opening(flow) => stack.holds(&flow) || !returning,
+            // With these nothing is opened.
+            Part::Continuing(flow) | Part::Ending(flow) => stack.holds(&flow),
+            Part::Error(flow) => stack.holds(&flow.reversed()),
+            Part::Fragment { .. } => {
+                // Whoever has the first fragment makes use of it, and the other one forgets it.
+                let _unused = stack.handle_packet(now, packet);
+                false
+            }
+        }
+    }
+
+    fn taker(&self, packet: &[u8]) -> Option<Taker> {
+        let addresses = ip::addresses(packet).ok()?;
+        match (addresses.source, addresses.destination) {
+            (IpAddr::V6(source), IpAddr::V6(destination)) => self.routed.taker(source, destination),
+            (IpAddr::V4(_), _) | (_, IpAddr::V4(_)) => None,
+        }
     }
 
     /// Turns what a host of a routed site behind the node sends into what the network carries, in
@@ -292,7 +331,7 @@ impl Node {
         Some(discard)
     }
 
-    fn push_incoming(&mut self, packet: Vec<u8>) -> Result<(), Reason> {
+    pub(super) fn push_incoming(&mut self, packet: Vec<u8>) -> Result<(), Reason> {
         if self.incoming.len() >= QUEUE_MAX {
             return Err(Reason::QueueFull);
         }

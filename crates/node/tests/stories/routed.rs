@@ -4,7 +4,10 @@
 //!   192.168.1.10 ── 12 ══ gateway ══ 13 ── 192.168.2.20
 //! ```
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddrV4},
+    time::Duration,
+};
 
 use model::{
     id::{NodeId, RuleId, SiteId},
@@ -12,7 +15,7 @@ use model::{
     policy::{Rule, SiteReach},
     site::{Ipv4Prefix, Mode},
 };
-use node::{Attachment, Discard, Reason};
+use node::{Attachment, Discard, Event, Probe, Reason};
 use packet::{
     icmp::{self, Cause, Message, Unreachable},
     ip, tcp, translate, udp,
@@ -25,6 +28,10 @@ const THERE: [u8; 4] = [192, 168, 2, 20];
 
 /// Two offices with these addresses; hosts of the first may ask names of those of the second.
 fn installation(prefixes: [&str; 2]) -> Installation {
+    installation_in(Mode::Routed, prefixes)
+}
+
+fn installation_in(mode: Mode, prefixes: [&str; 2]) -> Installation {
     let mut installation = Installation::new();
     let org = installation.org(1);
     let reach = SiteReach {
@@ -36,7 +43,7 @@ fn installation(prefixes: [&str; 2]) -> Installation {
             name: label(&format!("office{id}")),
             node: NodeId(node),
             prefixes: vec![prefix.parse().expect("a prefix")],
-            mode: Mode::Routed,
+            mode,
             may_reach: if id == 1 { vec![reach] } else { Vec::new() },
             reached_by: if id == 2 { vec![reach] } else { Vec::new() },
         };
@@ -156,6 +163,99 @@ fn both_hosts_are_told_what_segments_the_network_carries() {
         // IPv4 with 1,252 bytes, less both headers.
         assert_eq!(options.maximum_segment_size, Some(1212));
     }
+}
+
+/// Both offices, whose nodes decide; answers come back at none of them.
+fn undecided() -> World {
+    world(&installation_in(
+        Mode::Auto,
+        ["192.168.1.0/24", "192.168.2.0/24"],
+    ))
+}
+
+#[test]
+fn a_node_that_decides_takes_what_is_opened_by_its_stack_until_answers_come_back() {
+    let mut world = undecided();
+    let nothing = Vec::<Vec<u8>>::new();
+    let dial = |port| syn((HERE, port), (THERE, 53), tcp::Flags::SYN);
+    assert_eq!(carry(&mut world, 12, &dial(1000), 13), nothing);
+    assert_eq!(world.stack(13).connections(), 1, "the stack holds it");
+    world.node(13).set_returning(SiteId(2), true);
+    // What the stack has begun stays there, and the rest is the kernel's.
+    assert_eq!(carry(&mut world, 12, &dial(1000), 13), nothing);
+    assert_eq!(carry(&mut world, 12, &dial(1001), 13).len(), 1);
+    world.node(13).set_returning(SiteId(2), false);
+    let acknowledgement = syn((HERE, 1001), (THERE, 53), tcp::Flags::ACK);
+    let goes_on = carry(&mut world, 12, &acknowledgement, 13);
+    assert_eq!(goes_on.len(), 1, "what the kernel has begun stays there");
+    assert_eq!(carry(&mut world, 12, &dial(1002), 13), nothing);
+    assert_eq!(world.stack(13).connections(), 2);
+}
+
+#[test]
+fn what_a_host_opens_is_its_own_whatever_comes_back() {
+    let mut world = undecided();
+    world.node(13).set_returning(SiteId(2), true);
+    let both = tcp::Flags::SYN.with(tcp::Flags::ACK);
+    let (client, server) = ((HERE, 1000), (THERE, 53));
+    for (sent, answer) in [
+        (datagram(client, server), datagram(server, client)),
+        (
+            syn(client, server, tcp::Flags::SYN),
+            syn(server, client, both),
+        ),
+    ] {
+        assert_eq!(carry(&mut world, 12, &sent, 13).len(), 1);
+        let answered = carry(&mut world, 13, &answer, 12);
+        assert_eq!(answered.len(), 1, "the answer goes to the host");
+    }
+}
+
+#[test]
+fn a_host_is_asked_as_if_by_another_site_and_its_answer_goes_no_further() {
+    let mut world = undecided();
+    let host = SocketAddrV4::new(THERE.into(), 9);
+    let probe = Probe {
+        host,
+        source_port: 50_000,
+        sequence: 7,
+    };
+    let now = world.now;
+    assert!(world.node(13).probe_return(now, probe));
+    world.run(Duration::from_millis(10));
+    let asked = std::mem::take(&mut world.hosts.get_mut(&13).expect("a host").packets);
+    let [asked] = &asked[..] else {
+        panic!("{asked:?}");
+    };
+    let packet = ip::parse(asked).expect("well-formed");
+    let foreigner = IpAddr::from([192, 168, 1, 1]);
+    assert_eq!(packet.header.source, foreigner);
+    assert_eq!(packet.header.destination, IpAddr::from(THERE));
+    let header = tcp::Header {
+        source_port: 9,
+        destination_port: 50_000,
+        acknowledgement: 8,
+        flags: tcp::Flags::RST.with(tcp::Flags::ACK),
+        ..tcp::Header::default()
+    };
+    let mut body = [0; tcp::HEADER];
+    let segment = tcp::Segment {
+        header,
+        payload: &[],
+    };
+    tcp::emit(THERE.into(), foreigner, &segment, &mut body);
+    let refusal = raw(THERE.into(), foreigner, ip::TCP, &body);
+    assert_eq!(carry(&mut world, 13, &refusal, 12), Vec::<Vec<u8>>::new());
+    let returned = world.take(13, |event| {
+        if let Event::HostReturned { host } = event {
+            Some(*host)
+        } else {
+            None
+        }
+    });
+    assert_eq!(returned, [host]);
+    world.node(13).set_site_routes([].into());
+    assert!(!world.node(13).probe_return(now, probe), "as nobody");
 }
 
 #[test]
