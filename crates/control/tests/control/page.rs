@@ -314,7 +314,7 @@ const FORMS: &[(&str, &[(&str, &str)])] = &[
             ("name", "lyon"),
             ("node", "web"),
             ("prefixes", "10.0.0.0/8"),
-            ("mode", "routed"),
+            ("mode", "auto"),
         ],
     ),
     ("/ui/sites/{site}/remove", &[]),

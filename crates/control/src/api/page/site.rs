@@ -45,7 +45,7 @@ pub(super) async fn list(visit: Visit, Asked(part): Asked<Part>) -> Result<Respo
                 (layout::field("Name", "name", "", ""))
                 (layout::field("Node", "node", "", "The name of the node behind which it lies."))
                 (layout::field("Prefixes", "prefixes", "", "Such as 192.168.1.0/24."))
-                (layout::choice("Mode", "mode", &["masquerade", "routed"], "masquerade"))
+                (layout::choice("Mode", "mode", &["auto", "masquerade", "routed"], "masquerade"))
                 (layout::org_field(&visit))
                 button type="submit" { "Add" }
             }
