@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    future::Future,
+    future::{Future, pending},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
@@ -18,7 +18,7 @@ use model::{
     api::{CaptureEnd, NodeByKey, SentBlocks, Timestamp},
     id::{CaptureId, NodeId, OrgId, UserId},
     key::PublicKey,
-    map::NetworkMap,
+    map::{NetworkMap, Told},
     name::Label,
     policy::Role,
     token::{Kind, Pin, Token},
@@ -26,7 +26,6 @@ use model::{
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
-    time::sleep,
 };
 use zeroize::Zeroizing;
 
@@ -34,7 +33,7 @@ use crate::{
     api::error::ApiError,
     ca::{Authority, Certificates},
     capture::Captures,
-    map::Maps,
+    map::{Known, Maps},
     master_key::MasterKey,
     oidc::RelyingParty,
     publish::Publisher,
@@ -187,9 +186,6 @@ const BOOTSTRAP_SECONDS: i64 = 24 * 60 * 60;
 
 /// Requests that work at once; more would only wait for the database.
 const BUSY_MAX: usize = 256;
-
-/// How soon the map of the server's own gateway is built again when the database did not answer.
-const MAP_RETRY: Duration = Duration::from_secs(1);
 
 /// How often providers are asked by default: whoever was disabled is out within a minute.
 pub const REVALIDATION_INTERVAL: Duration = Duration::from_secs(60);
@@ -380,45 +376,19 @@ impl Server {
         Ok(id)
     }
 
-    /// Watches the map of a node in this process. The channel closes when the node is removed or
-    /// the last clone of the server is closed.
-    pub async fn maps(&self, node: NodeId) -> anyhow::Result<watch::Receiver<Arc<NetworkMap>>> {
-        let mut changes = self.inner.publisher.subscribe(None);
-        changes.borrow_and_update();
-        let map = self.map(node).await?;
-        let map = map.with_context(|| format!("there is no node {node}"))?;
-        let (sender, receiver) = watch::channel(Arc::new(map));
-        let server = self.clone();
-        let mut stopping = self.inner.stopping.subscribe();
-        tokio::spawn(async move {
-            let mut failed = false;
-            loop {
-                tokio::select! {
-                    changed = changes.changed() => if changed.is_err() { return },
-                    () = sleep(MAP_RETRY), if failed => {}
-                    () = sender.closed() => return,
-                    _ = stopping.wait_for(|stopping| *stopping) => return,
-                }
-                match server.map(node).await {
-                    Ok(Some(map)) => {
-                        failed = false;
-                        if map.serial != sender.borrow().serial {
-                            sender.send_replace(Arc::new(map));
-                        }
-                    }
-                    Ok(None) => return,
-                    Err(error) => {
-                        // The reader keeps its last map until the database answers again.
-                        if !failed {
-                            let error = format!("{error:#}");
-                            tracing::error!(error, "the map of the server's own gateway failed");
-                        }
-                        failed = true;
-                    }
-                }
-            }
-        });
-        Ok(receiver)
+    /// Returns the map of a node in this process; `None` when the node was removed.
+    pub async fn map_here(&self, node: NodeId) -> anyhow::Result<Option<NetworkMap>> {
+        Ok(self.map(node).await?)
+    }
+
+    /// Waits until the map of a gateway in this process is another than the one with serial
+    /// `after`, and tells how. [`Told::Same`] says that the server stops.
+    pub async fn map_after(&self, gateway: NodeId, after: u64) -> anyhow::Result<Told> {
+        let known = Known {
+            serial: after,
+            differences: true,
+        };
+        Ok(self.told(gateway, None, Some(known), pending()).await?)
     }
 
     /// Returns the client of a public key, for a gateway that met it in a handshake.
@@ -502,22 +472,54 @@ impl Server {
     }
 
     async fn map(&self, node: NodeId) -> Result<Option<NetworkMap>, storage::Error> {
-        let mut read = self.inner.store.read().await?;
-        self.map_from(&mut read, node).await
+        let (store, now) = (&self.inner.store, self.now());
+        let told = self.inner.maps.tell(store, now, node, None).await?;
+        Ok(match self.with_capture(node, told) {
+            Told::Map(map) => Some(map),
+            Told::Same | Told::Difference(_) | Told::Removed => None,
+        })
     }
 
-    /// Builds the map of a node from the connection's snapshot; `None` once it is removed.
-    async fn map_from(
+    /// Tells a node of `org`, or a gateway, how its map is another than the one it knows; waits for
+    /// that until `deadline`, or until the server stops.
+    async fn told(
         &self,
-        connection: &mut storage::Connection,
         node: NodeId,
-    ) -> Result<Option<NetworkMap>, storage::Error> {
-        let map = self.inner.maps.map(connection, self.now(), node).await?;
-        let capture = self.inner.captures.of(node);
-        Ok(map.map(|mut map| {
-            map.own.capture = capture;
-            map
-        }))
+        org: Option<OrgId>,
+        known: Option<Known>,
+        deadline: impl Future<Output = ()>,
+    ) -> Result<Told, storage::Error> {
+        let mut changes = self.inner.publisher.subscribe(org);
+        let mut stopping = self.inner.stopping.subscribe();
+        let mut deadline = std::pin::pin!(deadline);
+        let (maps, store) = (&self.inner.maps, &self.inner.store);
+        loop {
+            // Whatever is published from here on wakes the wait below.
+            changes.borrow_and_update();
+            let told = maps.tell(store, self.now(), node, known).await?;
+            if !matches!(told, Told::Same) {
+                return Ok(self.with_capture(node, told));
+            }
+            let changed = tokio::select! {
+                changed = changes.changed() => changed.is_ok(),
+                () = &mut deadline => false,
+                _ = stopping.wait_for(|stopping| *stopping) => false,
+            };
+            if !changed {
+                return Ok(told);
+            }
+        }
+    }
+
+    /// Tells the node of the capture that somebody asks it for.
+    fn with_capture(&self, node: NodeId, mut told: Told) -> Told {
+        let own = match &mut told {
+            Told::Map(map) => &mut map.own,
+            Told::Difference(difference) => &mut difference.own,
+            Told::Same | Told::Removed => return told,
+        };
+        own.capture = self.inner.captures.of(node);
+        told
     }
 
     async fn node_with_key(&self, key: PublicKey) -> Result<Option<NodeByKey>, storage::Error> {

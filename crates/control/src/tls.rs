@@ -16,8 +16,9 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::{Server, ca};
 
-/// Open connections; further ones wait in the listener's backlog.
-const CONNECTIONS_MAX: usize = 8192;
+/// Open connections, one for each node that waits for its map; further ones wait in the listener's
+/// backlog.
+const CONNECTIONS_MAX: usize = 16_384;
 
 /// How long a client may take for the TLS handshake, and between requests for the next header.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -24,7 +24,7 @@ use model::{
     },
     id::{NodeId, RuleId, ServiceId, SessionId, SiteId, TokenId, UserId},
     key::PublicKey,
-    map::NetworkMap,
+    map::{NetworkMap, Told},
     name::Label,
     ssh::{
         AuthorityView, BegunSession, Certificate, HostCertificateRequest, IssuedCertificate,
@@ -135,6 +135,14 @@ impl Error {
             | Self::Slow { .. }
             | Self::Foreign { .. } => None,
         }
+    }
+
+    /// Tells whether the server says that the node is not one of its own any more.
+    pub(crate) fn is_removed(&self) -> bool {
+        matches!(
+            self.code(),
+            Some(ErrorCode::NodeRemoved | ErrorCode::TokenUnknown | ErrorCode::TokenRevoked)
+        )
     }
 
     /// Returns what a failed TLS handshake has to do with.
@@ -328,28 +336,27 @@ impl Client {
         self.send_for_nothing(Method::POST, "/v1/logout").await
     }
 
-    /// Returns the map of the token's node. With `after`, waits up to 55 seconds until the map
-    /// has another serial; `None` if it has not.
-    pub(crate) async fn map(&self, after: Option<u64>) -> Result<Option<NetworkMap>, Error> {
-        self.map_at(after, "").await
+    /// Returns the map of the token's node.
+    pub(crate) async fn map(&self) -> Result<NetworkMap, Error> {
+        self.get("/v1/map").await
     }
 
-    /// Returns the map of the token's node at once; `None` if its serial is `after`.
-    pub(crate) async fn map_now(&self, after: Option<u64>) -> Result<Option<NetworkMap>, Error> {
-        self.map_at(after, "&wait=0").await
-    }
-
-    async fn map_at(&self, after: Option<u64>, wait: &str) -> Result<Option<NetworkMap>, Error> {
-        let path = match after {
-            Some(serial) => format!("/v1/map?after={serial}{wait}"),
-            None => "/v1/map".to_owned(),
-        };
-        let wait = REPLY_TIMEOUT + Duration::from_secs(MAP_WAIT_SECONDS_MAX);
+    /// Tells how the map of the token's node is another than the one with serial `after`, and
+    /// waits for that up to `wait`, at most 55 seconds.
+    pub(crate) async fn map_after(&self, after: u64, wait: Duration) -> Result<Told, Error> {
+        let wait = wait.as_secs().min(MAP_WAIT_SECONDS_MAX);
+        let path = format!("/v1/map?after={after}&wait={wait}&differences=true");
+        let wait = REPLY_TIMEOUT + Duration::from_secs(wait);
         let (status, body) = self.exchange(Method::GET, &path, None, wait).await?;
-        if status == StatusCode::NO_CONTENT {
-            return Ok(None);
+        match status {
+            StatusCode::NO_CONTENT => Ok(Told::Same),
+            StatusCode::IM_USED => self.parse(status, &body).map(Told::Difference),
+            _ => match self.parse(status, &body) {
+                Ok(map) => Ok(Told::Map(map)),
+                Err(error) if error.is_removed() => Ok(Told::Removed),
+                Err(error) => Err(error),
+            },
         }
-        self.parse(status, &body).map(Some)
     }
 
     /// Returns the client of a public key, with a gateway's node token; `None` if there is none.

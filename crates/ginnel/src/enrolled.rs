@@ -25,18 +25,13 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use model::{
     key::{PublicKey, SecretKey},
-    map::{NetworkMap, Role},
+    map::{Difference, NetworkMap, Role, Told},
 };
 use node::{Event, Node};
 use tokio::{sync::mpsc, time};
 
 pub(crate) use self::{
-    capture::Asked,
-    contact::Contact,
-    key::NodeKey,
-    led::Led,
-    return_path::Sites,
-    source::{Source, Update},
+    capture::Asked, contact::Contact, key::NodeKey, led::Led, return_path::Sites, source::Source,
 };
 use self::{publish::Publisher, site::Way};
 use crate::{api::Client, authority::Pinned, enrolment::State, remedy::advise};
@@ -77,7 +72,8 @@ impl Enrolled {
         listen: SocketAddr,
         interface: Option<&Wanted>,
     ) -> Result<Self> {
-        let map = match state.map()? {
+        let kept = if source.is_here() { None } else { state.map()? };
+        let map = match kept {
             Some(map) if !map.orgs.is_empty() => map,
             Some(_) | None => source.first().await?,
         };
@@ -178,9 +174,16 @@ impl Enrolled {
                     }
                     None => return Ok(()),
                 },
-                update = updates.recv() => match update {
-                    Some(Update::Map(map)) => self.apply(&map).await?,
-                    Some(Update::Removed) => return Err(self.leave()),
+                told = updates.recv() => match told {
+                    Some(Told::Map(map)) => self.apply(&map).await?,
+                    Some(Told::Difference(difference)) => {
+                        if !self.apply_difference(&difference).await? {
+                            // No map has this serial: the next one comes whole.
+                            updates = self.source.updates(0, self.contact.clone());
+                        }
+                    }
+                    Some(Told::Same) => {}
+                    Some(Told::Removed) => return Err(self.leave()),
                     None => return Ok(()),
                 },
                 () = self.tunnel.doubted() => self.endpoints.refresh(&self.tunnel),
@@ -255,22 +258,59 @@ impl Enrolled {
         }
     }
 
-    fn serial(&self) -> Option<u64> {
-        self.tunnel.with(|node, _| node.map().map(|map| map.serial))
+    /// Returns the serial of its map; no map has zero.
+    fn serial(&self) -> u64 {
+        let serial = |node: &Node| node.map().map_or(0, |map| map.serial);
+        self.tunnel.with(|node, _| serial(node))
     }
 
     /// Works by `map` at once and keeps it for the next start.
     async fn apply(&mut self, map: &NetworkMap) -> Result<()> {
         let is_new = self.authority.learn(map);
         self.tunnel.with(|node, now| node.apply(now, map));
-        self.tunnel.set_resolver(resolver(map));
+        self.follow(is_new).await
+    }
+
+    /// Works by the map after `difference` at once and keeps it for the next start; false when the
+    /// difference is to another map.
+    async fn apply_difference(&mut self, difference: &Difference) -> Result<bool> {
+        let authority = &self.authority;
+        let is_new = self.tunnel.with(|node, now| {
+            let fits = node.apply_difference(now, difference);
+            let map = node.map().filter(|_| fits);
+            map.map(|map| authority.learn(map))
+        });
+        match is_new {
+            Some(is_new) => self.follow(is_new).await.map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Lets everything else follow the map that the node works by, and keeps it, and whom it tells
+    /// to trust if that is new.
+    async fn follow(&mut self, is_new: bool) -> Result<()> {
+        let here = self.source.is_here();
+        let followed = self.tunnel.with(|node, _| {
+            let map = node.map()?;
+            // What is in the database of this process needs no copy, which would cost each change
+            // as much as there are nodes.
+            let own = map.own.clone();
+            Some((map.serial, own, resolver(map), (!here).then(|| map.clone())))
+        });
+        let Some((serial, own, resolver, map)) = followed else {
+            return Ok(());
+        };
+        self.tunnel.set_resolver(resolver);
         route_sites(&self.tunnel).await;
         self.sites.changed();
         self.publisher.listen(&self.tunnel);
-        let node = (&self.tunnel, &self.source, map.own.id);
-        self.asked.begin(map.own.capture.as_ref(), node);
-        tracing::info!(serial = map.serial, "map applied");
-        let (state, map) = (self.state.clone(), map.clone());
+        let node = (&self.tunnel, &self.source, own.id);
+        self.asked.begin(own.capture.as_ref(), node);
+        tracing::info!(serial, "map applied");
+        let Some(map) = map else {
+            return Ok(());
+        };
+        let state = self.state.clone();
         let authority = is_new.then(|| self.authority.clone());
         // The disk is waited for elsewhere: the map already holds.
         let kept = tokio::task::spawn_blocking(move || {
@@ -295,7 +335,7 @@ impl Enrolled {
             node.apply(now, &map);
             Some(map)
         });
-        if let Some(map) = empty
+        if let Some(map) = empty.filter(|_| !self.source.is_here())
             && let Err(error) = self.state.keep_map(&map)
         {
             tracing::warn!("{error:#}");

@@ -105,6 +105,10 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
         return copy::run(args, global).await;
     }
     let data = args.data.clone().context("name a directory with --data")?;
+    // Every node keeps a connection open while it waits for its map.
+    if let Err(error) = os::process::raise_descriptor_limit() {
+        tracing::debug!("raise the limit of descriptors: {error}");
+    }
     // Nobody else may touch the database while it is opened.
     let _lock = State::at(&data).lock("server")?;
     let (server, listener, state) = open(&args, data).await?;
@@ -118,10 +122,9 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
         .register_builtin_gateway(enrol::public_key(&key), &endpoint)
         .await
         .context("register the gateway of this process")?;
-    let maps = server.maps(node).await.context("publish maps")?;
     let source = Source::Here {
         server: server.clone(),
-        maps,
+        gateway: node,
     };
     let listen = SocketAddr::new(args.wireguard.ip(), port);
     let gateway = Enrolled::open(state, &key, source, listen, None).await?;

@@ -281,6 +281,9 @@ pub struct MapQuery {
     /// How long to wait, in seconds; 55 if absent or larger. After that the reply is 204.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wait: Option<u64>,
+    /// Whether the reply may be what changed after the asker's map; its status is 226 then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub differences: bool,
 }
 
 /// The node of a public key, for a gateway that met the key in a handshake.

@@ -15,6 +15,10 @@ use crate::{
     ssh,
 };
 
+pub use self::difference::{Difference, Head, OrgChange, OrgDifference, Told};
+
+mod difference;
+
 /// All that one node must know. A node that holds one works without the control plane.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct NetworkMap {

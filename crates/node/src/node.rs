@@ -11,7 +11,7 @@ use model::{
     endpoint::Endpoint,
     id::{NodeId, OrgId},
     key::{PublicKey, SecretKey},
-    map::{self, NetworkMap, Role},
+    map::{self, Difference, NetworkMap, OrgChange, Role},
     site::Ipv4Prefix,
     status::Happened,
     zone::{Answer, Question, Zone},
@@ -144,6 +144,9 @@ pub struct Node {
     pub(crate) roster: Roster,
     pub(crate) orgs: Orgs,
     pub(crate) source: Source,
+    /// Nodes that control told ahead of the map, as they stand in the map; a gateway has not more
+    /// of them than there are nodes.
+    ahead: BTreeMap<(OrgId, NodeId), Option<map::Node>>,
     pub(crate) counters: Counters,
     pub(crate) happened: Happened,
     filter: Filter,
@@ -235,6 +238,7 @@ impl Node {
             roster: Roster::default(),
             orgs: Orgs::default(),
             source: Source::Nothing,
+            ahead: BTreeMap::new(),
             counters: Counters::default(),
             happened: Happened::default(),
             filter,
@@ -269,7 +273,51 @@ impl Node {
         self.routed.apply(map);
         self.ask_about_strangers(map.own.role == Role::Gateway);
         self.source = Source::Map(map.clone());
+        self.ahead.clear();
         self.apply_to_stack(now);
+    }
+
+    /// Works by the map after `difference` from now on, as [`Self::apply`] does. A gateway touches
+    /// only organisations that changed: there may be very many others. Returns false, and changes
+    /// nothing, when the difference is to another map than the node's.
+    pub fn apply_difference(&mut self, now: Instant, difference: &Difference) -> bool {
+        let Source::Map(map) = &mut self.source else {
+            return false;
+        };
+        if !map.fits(difference) {
+            return false;
+        }
+        let former = part(map, difference, self.ahead.keys().map(|(org, _)| *org));
+        // What control told ahead of the map may have been undone since.
+        for ((org, id), node) in std::mem::take(&mut self.ahead) {
+            let Some(org) = map.orgs.get_mut(&org) else {
+                continue;
+            };
+            match node {
+                Some(node) => drop(org.nodes.insert(id, node)),
+                None => drop(org.nodes.remove(&id)),
+            }
+        }
+        map.apply(difference);
+        let Some(former) = former else {
+            let map = map.clone();
+            self.apply(now, &map);
+            return true;
+        };
+        let plans = [&former, &*map].map(|map| {
+            let orgs = former.orgs.keys().filter_map(|id| map.orgs.get(id));
+            roster::plan_of_gateway(map.own.id, orgs)
+        });
+        if self.roster.has_others(&plans) {
+            let map = map.clone();
+            self.apply(now, &map);
+            return true;
+        }
+        self.roster
+            .apply_part(now, &mut self.device, &plans[0], &plans[1]);
+        self.orgs.apply_part(map, former.orgs.keys());
+        self.filter.changed();
+        true
     }
 
     /// Works by a plain configuration from now on; its listen port and mark are for the caller.
@@ -315,6 +363,9 @@ impl Node {
         };
         // Only what concerns this node is touched: there may be very many others.
         let former = entry.nodes.insert(id, node.clone());
+        self.ahead
+            .entry((org, id))
+            .or_insert_with(|| former.clone());
         if let Some(former) = former.as_ref().filter(|former| former.public_key != key) {
             self.roster.remove(&mut self.device, &former.public_key);
         }
@@ -780,6 +831,38 @@ impl Node {
         self.services.apply(now, stack, &published);
         self.server.apply(now, stack, &resolvers);
     }
+}
+
+/// Returns `others` and the organisations of a gateway's map that `difference` changes; `None`
+/// where that is not all that has to be looked at.
+fn part(
+    map: &NetworkMap,
+    difference: &Difference,
+    others: impl Iterator<Item = OrgId>,
+) -> Option<NetworkMap> {
+    if map.own != difference.own || map.own.role != Role::Gateway {
+        return None;
+    }
+    let others = others.filter_map(|id| Some((id, map.orgs.get(&id)?.clone())));
+    let mut orgs: BTreeMap<_, _> = others.collect();
+    for (id, change) in &difference.orgs {
+        let org = map.orgs.get(id)?;
+        match change {
+            Some(OrgChange::Parts(parts)) => {
+                let head = parts.head.as_ref();
+                head.is_none_or(|head| head.prefix == org.prefix)
+                    .then_some(())?;
+            }
+            Some(OrgChange::Whole(whole)) => (whole.prefix == org.prefix).then_some(())?,
+            None => return None,
+        }
+        orgs.insert(*id, org.clone());
+    }
+    Some(NetworkMap {
+        serial: map.serial,
+        own: map.own.clone(),
+        orgs,
+    })
 }
 
 fn stack(mtu: usize, seed: [u8; 32]) -> Box<Stack> {

@@ -66,6 +66,24 @@ impl Orgs {
         }
     }
 
+    /// Takes over some organisations of `map` that changed and have the prefix they had.
+    pub(crate) fn apply_part<'a>(
+        &mut self,
+        map: &NetworkMap,
+        changed: impl Iterator<Item = &'a OrgId>,
+    ) {
+        for id in changed {
+            let Some(org) = map.orgs.get(id) else {
+                continue;
+            };
+            let served = self.served.get_mut(&org.prefix);
+            if let Some(served) = served.filter(|served| served.id == *id) {
+                served.zone = Zone::new(org, map.serial);
+                served.policy = Policy::of(org);
+            }
+        }
+    }
+
     /// Takes over one node of `org` that is new, or has changed from `former`.
     pub(crate) fn insert(
         &mut self,

@@ -76,6 +76,42 @@ impl Roster {
         for key in gone {
             self.remove(device, &key);
         }
+        self.disallow(device, plan);
+        self.refused.clear();
+        let mut names = Vec::new();
+        for (key, wanted) in plan {
+            names.extend(self.set(now, device, *key, wanted.clone()));
+        }
+        names
+    }
+
+    /// Tells whether a change from the first plan to the second touches peers that stand in
+    /// neither, or peers that were refused: then the whole plan decides.
+    pub(crate) fn has_others(&self, [former, plan]: &[Plan; 2]) -> bool {
+        let new = plan.keys().filter(|key| !former.contains_key(key));
+        !self.refused.is_empty() || new.into_iter().any(|key| self.peers.contains_key(key))
+    }
+
+    /// Changes the peers that stand in `former` to those of `plan` in the order of
+    /// [`Self::apply`], for a gateway: its peers have no endpoint to resolve.
+    pub(crate) fn apply_part(
+        &mut self,
+        now: Instant,
+        device: &mut Device,
+        former: &Plan,
+        plan: &Plan,
+    ) {
+        for key in former.keys().filter(|key| !plan.contains_key(key)) {
+            self.remove(device, key);
+        }
+        self.disallow(device, plan);
+        for (key, wanted) in plan {
+            self.set(now, device, *key, wanted.clone());
+        }
+    }
+
+    /// Takes from peers the prefixes that they do not have in `plan`.
+    fn disallow(&self, device: &mut Device, plan: &Plan) {
         for (key, wanted) in plan {
             if let Some(peer) = self.peers.get(key) {
                 for &prefix in peer.wanted.allowed.difference(&wanted.allowed) {
@@ -83,12 +119,6 @@ impl Roster {
                 }
             }
         }
-        self.refused.clear();
-        let mut names = Vec::new();
-        for (key, wanted) in plan {
-            names.extend(self.set(now, device, *key, wanted.clone()));
-        }
-        names
     }
 
     /// Adds or changes one peer and returns its endpoint when that has to be resolved.
@@ -227,17 +257,24 @@ impl Roster {
 /// Returns the peers of a map: for a client its gateways, for a gateway the nodes of all
 /// organisations.
 pub(crate) fn plan_of_map(map: &NetworkMap) -> Plan {
-    let mut plan = Plan::new();
-    for org in map.orgs.values() {
-        match map.own.role {
-            Role::Client => plan_gateway(&mut plan, org),
-            Role::Gateway => {
-                for (id, node) in &org.nodes {
-                    if *id != map.own.id {
-                        plan_node(&mut plan, org, *id, node);
-                    }
-                }
+    match map.own.role {
+        Role::Gateway => plan_of_gateway(map.own.id, map.orgs.values()),
+        Role::Client => {
+            let mut plan = Plan::new();
+            for org in map.orgs.values() {
+                plan_gateway(&mut plan, org);
             }
+            plan
+        }
+    }
+}
+
+/// Returns the peers of a gateway in some organisations.
+pub(crate) fn plan_of_gateway<'a>(own: NodeId, orgs: impl Iterator<Item = &'a Org>) -> Plan {
+    let mut plan = Plan::new();
+    for org in orgs {
+        for (id, node) in org.nodes.iter().filter(|(id, _)| **id != own) {
+            plan_node(&mut plan, org, *id, node);
         }
     }
     plan

@@ -557,7 +557,12 @@ impl World {
             };
             let clock = host.clock(self.now);
             if let Some(node) = host.node.as_mut().filter(|_| host.asleep.is_none()) {
-                node.apply(clock, &map);
+                let known = host.disk.map.as_ref();
+                let difference = known.map(|known| map.difference(known));
+                if !difference.is_some_and(|difference| node.apply_difference(clock, &difference)) {
+                    node.apply(clock, &map);
+                }
+                assert_eq!(node.map(), Some(&map), "a difference made another map");
                 host.disk.map = Some(map);
                 if index == GATEWAY.0 {
                     self.cut_removed();

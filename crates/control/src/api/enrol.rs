@@ -409,8 +409,7 @@ async fn insert_node_token(
 }
 
 async fn map_of(server: &Server, node: NodeId) -> Result<NetworkMap, ApiError> {
-    let mut read = server.inner.store.read().await?;
-    let map = server.inner.maps.map(&mut read, server.now(), node).await?;
+    let map = server.map(node).await?;
     map.ok_or_else(|| ApiError::new(ErrorCode::NodeRemoved, "the node was removed meanwhile"))
 }
 

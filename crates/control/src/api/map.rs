@@ -11,6 +11,7 @@ use axum::{
 use model::{
     api::{ErrorBody, ErrorCode, MAP_WAIT_SECONDS_MAX, MapQuery, NodeByKey},
     key::PublicKey,
+    map::Told,
 };
 use tokio::time::sleep;
 
@@ -19,12 +20,15 @@ use super::{
     extract::{Asked, Named},
     permission::Access,
 };
-use crate::Server;
+use crate::{Server, map::Known};
 
-/// Returns the asking node's map. With `after`, waits until it is another than the asker's.
+/// Returns the asking node's map, or with `differences` what changed in it. With `after`, waits
+/// until it is another than the asker's.
 #[utoipa::path(get, path = "/v1/map", params(MapQuery),
     responses((status = 200, body = Object, description = "A network map."),
         (status = 204, description = "Nothing changed in time; ask again."),
+        (status = 226, body = Object,
+            description = "What changed after the asker's map (RFC 3229)."),
         (status = "4XX", body = ErrorBody)))]
 pub(super) async fn map(
     State(server): State<Server>,
@@ -32,35 +36,27 @@ pub(super) async fn map(
     Asked(query): Asked<MapQuery>,
 ) -> Result<Response, ApiError> {
     let node = access.own()?;
-    let mut changes = server.inner.publisher.subscribe(node.org());
-    let mut stopping = server.inner.stopping.subscribe();
     let wait = query
         .wait
         .unwrap_or(MAP_WAIT_SECONDS_MAX)
         .min(MAP_WAIT_SECONDS_MAX);
-    let mut deadline = std::pin::pin!(sleep(Duration::from_secs(wait)));
-    let removed = || ApiError::new(ErrorCode::NodeRemoved, "this node was removed");
+    let known = query.after.map(|serial| Known {
+        serial,
+        differences: query.differences,
+    });
+    let deadline = sleep(Duration::from_secs(wait));
     server.saw(node.id);
-    loop {
-        // Whatever is published from here on wakes the wait below.
-        changes.borrow_and_update();
-        let mut read = server.inner.store.read().await?;
-        let serial = server.inner.maps.serial(&mut read, node.id).await?;
-        // Another serial, not only a later one: a restored backup may have gone back.
-        if query.after != Some(serial.ok_or_else(removed)?) {
-            let map = server.map_from(&mut read, node.id).await?;
-            return Ok(Json(map.ok_or_else(removed)?).into_response());
-        }
-        drop(read);
-        let changed = tokio::select! {
-            changed = changes.changed() => changed.is_ok(),
-            () = &mut deadline => false,
-            _ = stopping.wait_for(|stopping| *stopping) => false,
-        };
-        if !changed {
-            return Ok(StatusCode::NO_CONTENT.into_response());
-        }
-    }
+    Ok(
+        match server.told(node.id, node.org(), known, deadline).await? {
+            Told::Map(map) => Json(map).into_response(),
+            Told::Difference(difference) => (StatusCode::IM_USED, Json(difference)).into_response(),
+            Told::Same => StatusCode::NO_CONTENT.into_response(),
+            Told::Removed => {
+                let message = "this node was removed";
+                return Err(ApiError::new(ErrorCode::NodeRemoved, message));
+            }
+        },
+    )
 }
 
 /// Returns the client of a public key, for a gateway that met the key in a handshake.

@@ -115,6 +115,11 @@ const SQLITE: Migrations = &[
         "site_auto",
         include_str!("../../migrations/sqlite/0013_site_auto.sql"),
     ),
+    (
+        14,
+        "org_serial",
+        include_str!("../../migrations/sqlite/0014_org_serial.sql"),
+    ),
 ];
 
 /// Numbered as those of SQLite: no PostgreSQL is older than the eighth.
@@ -148,6 +153,11 @@ const POSTGRES: Migrations = &[
         13,
         "site_auto",
         include_str!("../../migrations/postgres/0013_site_auto.sql"),
+    ),
+    (
+        14,
+        "org_serial",
+        include_str!("../../migrations/postgres/0014_org_serial.sql"),
     ),
 ];
 

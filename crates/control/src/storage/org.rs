@@ -135,6 +135,26 @@ pub(crate) async fn orgs(
     .collect()
 }
 
+/// Returns the organisations that changed after `serial`; `None` is one that was removed.
+pub(crate) async fn changed(
+    connection: &mut AnyConnection,
+    serial: u64,
+) -> Result<Vec<(OrgId, Option<Org>)>, Error> {
+    let serial = i64::try_from(serial).unwrap_or(i64::MAX);
+    let rows = sqlx::query("SELECT * FROM org WHERE serial > $1")
+        .bind(serial)
+        .fetch_all(connection)
+        .await?;
+    rows.into_iter()
+        .map(|row| {
+            let id = OrgId(row.try_get("id")?);
+            let removed: Option<i64> = row.try_get("removed")?;
+            let org = removed.is_none().then(|| parse(row)).transpose()?;
+            Ok((id, org))
+        })
+        .collect()
+}
+
 /// Counts the organisations.
 pub(crate) async fn count(connection: &mut AnyConnection) -> Result<u32, Error> {
     let row = sqlx::query("SELECT COUNT(*) AS n FROM org WHERE removed IS NULL")

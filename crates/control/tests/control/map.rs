@@ -4,17 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use axum::http::StatusCode;
 use model::{
-    api::{ErrorCode, NewService, NodeByKey, Service},
+    api::{ErrorCode, NewService, NodeByKey, Service, UserChange},
     key::PublicKey,
-    map::{NetworkMap, Role},
+    map::{Difference, NetworkMap, Role, Told},
+    policy,
     token::Token,
 };
-use tokio::{
-    task::JoinHandle,
-    time::{sleep, timeout},
-};
+use tokio::{task::JoinHandle, time::timeout};
 
-use crate::world::{Reply, World, label, log};
+use crate::world::{Reply, World, label};
 
 /// How soon a change must have woken everybody who waits; the bound for people is 2 seconds.
 const WAKE_MAX: Duration = Duration::from_millis(500);
@@ -184,37 +182,28 @@ async fn removing_a_node_wakes_everybody_who_waits() {
         .register_builtin_gateway(own, "vpn.example:51820")
         .await
         .unwrap();
-    let mut own_maps = world.server.maps(own).await.unwrap();
-    own_maps.borrow_and_update();
+    let map = world.server.map_here(own).await.unwrap();
+    let mut map = map.expect("the gateway is known");
+    let (server, serial) = (world.server.clone(), map.serial);
+    let own_waits = tokio::spawn(async move { server.map_after(own, serial).await });
 
     let gateway_waits = wait(&world, &gateway.node_token).await;
     let web_waits = wait(&world, &web.node_token).await;
     let db_waits = wait(&world, &db.node_token).await;
     let removed = world.delete(&format!("/v1/nodes/{}", web.id), &admin).await;
     assert_eq!(removed.status, StatusCode::NO_CONTENT);
-    let map: NetworkMap = soon(gateway_waits).await.parse();
-    assert!(
-        map.orgs
-            .values()
-            .all(|org| !org.nodes.contains_key(&web.id))
-    );
-    let map: NetworkMap = soon(db_waits).await.parse();
-    assert!(
-        map.orgs
-            .values()
-            .all(|org| !org.nodes.contains_key(&web.id))
-    );
+    let gone = |map: &NetworkMap| {
+        let mut orgs = map.orgs.values();
+        orgs.all(|org| !org.nodes.contains_key(&web.id))
+    };
+    assert!(gone(&soon(gateway_waits).await.parse()));
+    assert!(gone(&soon(db_waits).await.parse()));
     soon(web_waits).await.is(ErrorCode::NodeRemoved);
-    timeout(WAKE_MAX, own_maps.changed())
-        .await
-        .unwrap()
-        .unwrap();
-    let map = own_maps.borrow().clone();
-    assert!(
-        map.orgs
-            .values()
-            .all(|org| !org.nodes.contains_key(&web.id))
-    );
+    let told = timeout(WAKE_MAX, own_waits).await.unwrap().unwrap();
+    let Told::Difference(difference) = told.unwrap() else {
+        panic!("the gateway has a map of this server");
+    };
+    assert!(map.apply(&difference) && gone(&map));
 }
 
 /// As when the database goes away just after it acknowledged a change.
@@ -229,8 +218,8 @@ async fn the_servers_own_gateway_hears_of_a_change_though_its_map_could_not_be_r
         .register_builtin_gateway(own, "vpn.example:51820")
         .await
         .unwrap();
-    let mut maps = world.server.maps(own).await.unwrap();
-    maps.borrow_and_update();
+    let map = world.server.map_here(own).await.unwrap();
+    let mut map = map.expect("the gateway is known");
 
     // Only maps need this table.
     let mut database = crate::disk::database(&world).await;
@@ -240,24 +229,149 @@ async fn the_servers_own_gateway_hears_of_a_change_though_its_map_could_not_be_r
         .post("/v1/services", &web.node_token, &service("shop", 80))
         .await;
     assert_eq!(added.status, StatusCode::CREATED);
-    let failed = async {
-        while !log().contains("the map of the server's own gateway failed") {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(HANG_MAX, failed).await.unwrap();
-    assert!(!maps.has_changed().unwrap());
+    let told = world.server.map_after(own, map.serial).await;
+    told.expect_err("the map cannot be read");
 
     let show = sqlx::query("ALTER TABLE hidden RENAME TO ssh_cut");
     show.execute(&mut database).await.unwrap();
-    timeout(HANG_MAX, maps.changed()).await.unwrap().unwrap();
-    let map = maps.borrow().clone();
-    let services = map
-        .orgs
-        .values()
-        .map(|org| org.services.len())
-        .sum::<usize>();
-    assert_eq!(services, 1);
+    let told = world.server.map_after(own, map.serial);
+    let told = timeout(HANG_MAX, told).await.unwrap().unwrap();
+    let Told::Difference(difference) = told else {
+        panic!("the gateway has a map of this server: {told:?}");
+    };
+    assert!(map.apply(&difference));
+    let services = map.orgs.values().map(|org| org.services.len());
+    assert_eq!(services.sum::<usize>(), 1);
+}
+
+/// Somebody who is told differences.
+struct Follower {
+    token: Token,
+    map: NetworkMap,
+    differences: u32,
+}
+
+impl Follower {
+    /// Takes what is told of its map, which must then be the whole one.
+    async fn follow(&mut self, world: &World) {
+        let serial = self.map.serial;
+        let path = format!("/v1/map?after={serial}&wait=0&differences=true");
+        let reply = world.get(&path, &self.token).await;
+        match reply.status {
+            StatusCode::NO_CONTENT => {}
+            StatusCode::IM_USED => {
+                self.differences += 1;
+                let difference: Difference = reply.parse();
+                assert!(self.map.apply(&difference), "{difference:?}");
+            }
+            _ => self.map = reply.parse(),
+        }
+        let whole: NetworkMap = world.get("/v1/map", &self.token).await.parse();
+        assert_eq!(self.map, whole);
+    }
+}
+
+#[tokio::test]
+async fn differences_make_the_map_that_is_told_whole() {
+    let world = World::new().await;
+    let admin = world.login().await.session_token;
+    world.add_org(&admin, "other").await;
+    let web = world.join(&admin, None, "web", 1).await;
+    let guest = world
+        .person(&admin, None, "gast", policy::Role::Guest, 2)
+        .await;
+    let edge = world.gateway(&admin, "edge", 9).await;
+    let follower = |token: &Token, map: &NetworkMap| Follower {
+        token: token.clone(),
+        map: map.clone(),
+        differences: 0,
+    };
+    let mut followers = [
+        follower(&web.node_token, &web.map),
+        follower(&guest.device.node_token, &guest.device.map),
+        follower(&edge.node_token, &edge.map),
+    ];
+    let role = UserChange {
+        role: Some(policy::Role::Developer),
+        ..UserChange::default()
+    };
+    let mut joined = Vec::new();
+    for round in 0..24_u8 {
+        let name = format!("n{round}");
+        match round % 8 {
+            0 | 1 => joined.push(world.join(&admin, None, &name, 20 + round).await.id),
+            2 => drop(world.join(&admin, Some("other"), &name, 20 + round).await),
+            3 => {
+                let mut request = service(&name, 80 + u16::from(round));
+                request.target = Some("127.0.0.1:3000".to_owned());
+                world.post("/v1/services", &web.node_token, &request).await;
+            }
+            4 => {
+                let person = policy::Role::Developer;
+                world.person(&admin, None, &name, person, 20 + round).await;
+            }
+            5 => {
+                let gone = joined.pop().expect("two have joined");
+                let gone = world.delete(&format!("/v1/nodes/{gone}"), &admin).await;
+                assert_eq!(gone.status, StatusCode::NO_CONTENT);
+            }
+            6 => {
+                world.add_org(&admin, &name).await;
+                if round > 10 {
+                    let path = format!("/v1/orgs/n{}", round - 8);
+                    let gone = world.delete(&path, &admin).await;
+                    assert_eq!(gone.status, StatusCode::NO_CONTENT);
+                }
+            }
+            _ => {
+                let path = format!("/v1/users/{}", guest.user);
+                let changed = world.patch(&path, &admin, &role).await;
+                assert_eq!(changed.status, StatusCode::OK);
+            }
+        }
+        // Some are some changes behind.
+        for (number, follower) in (0_u8..).zip(&mut followers) {
+            if (round + number) % (number + 1) == 0 {
+                follower.follow(&world).await;
+            }
+        }
+    }
+    for follower in &mut followers {
+        follower.follow(&world).await;
+        assert!(follower.differences > 4, "{}", follower.differences);
+    }
+}
+
+#[tokio::test]
+async fn a_difference_is_as_long_as_the_change() {
+    let world = World::new().await;
+    let admin = world.login().await.session_token;
+    let web = world.join(&admin, None, "web", 1).await;
+    let edge = world.gateway(&admin, "edge", 9).await;
+    let mut lengths = Vec::new();
+    let mut known = [
+        (web.node_token.clone(), web.map.serial),
+        (edge.node_token.clone(), edge.map.serial),
+    ];
+    for round in 0..30_u8 {
+        world
+            .join(&admin, None, &format!("n{round:02}"), 20 + round)
+            .await;
+        for (token, serial) in &mut known {
+            let path = format!("/v1/map?after={serial}&wait=0&differences=true");
+            let reply = world.get(&path, token).await;
+            if reply.status == StatusCode::IM_USED {
+                // At first the node is told of the gateway, too.
+                lengths.extend((round > 0).then_some(reply.body.len()));
+                *serial = reply.parse::<Difference>().serial;
+            } else {
+                *serial = reply.parse::<NetworkMap>().serial;
+            }
+        }
+    }
+    let (least, most) = (lengths.iter().min(), lengths.iter().max());
+    let (least, most) = (least.expect("a reply"), most.expect("a reply"));
+    assert!(lengths.len() >= 56 && most - least < 100, "{lengths:?}");
 }
 
 #[tokio::test]

@@ -127,9 +127,8 @@ fn own(global: &Global) -> Result<Client> {
 /// Keeps the map with this node's new service, so that a start serves it from its first moment.
 async fn keep_current_map(client: &Client, global: &Global) {
     let kept = async {
-        let map = client.map(None).await?;
-        let state = State::locate(global)?;
-        map.map_or(Ok(()), |map| state.keep_map(&map))
+        let map = client.map().await?;
+        State::locate(global)?.keep_map(&map)
     };
     if let Err(error) = kept.await {
         tracing::debug!("keep the map: {error:#}");

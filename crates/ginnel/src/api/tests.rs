@@ -30,6 +30,9 @@ struct SystemRandom;
 /// How soon a change must reach who waits for it; 100 ms on a quiet machine.
 const WAKE_MAX: Duration = Duration::from_secs(1);
 
+/// As long as a wait may be.
+const WAIT: Duration = Duration::from_secs(MAP_WAIT_SECONDS_MAX);
+
 #[tokio::test]
 async fn a_node_is_enrolled_over_pinned_tls() {
     let (running, admin, web) = Running::with_a_node().await;
@@ -48,8 +51,7 @@ async fn a_node_is_enrolled_over_pinned_tls() {
         (shown[0].id, &shown[0].node_name),
         (service.id, &label("web"))
     );
-    let map = node.map(None).await.unwrap();
-    assert_eq!(map.expect("a first map comes at once").orgs.len(), 1);
+    assert_eq!(node.map().await.unwrap().orgs.len(), 1);
     running.end().await;
 }
 
@@ -86,24 +88,25 @@ async fn a_removed_node_is_told_so_and_the_gateway_learns_it_at_once() {
     };
     assert_eq!(admin.nodes(&query).await.unwrap().items[0].id, web.id);
     let waiting = gateway.clone();
-    let serial = gateway.map(None).await.unwrap().expect("a map").serial;
-    let waiting = tokio::spawn(async move { waiting.map(Some(serial)).await });
+    let mut map = gateway.map().await.unwrap();
+    let serial = map.serial;
+    let waiting = tokio::spawn(async move { waiting.map_after(serial, WAIT).await });
     admin.remove_node(web.id).await.unwrap();
-    let map = timeout(WAKE_MAX, waiting)
+    let told = timeout(WAKE_MAX, waiting)
         .await
         .expect("removal wakes")
         .unwrap()
         .unwrap();
-    let map = map.expect("a change");
+    let Told::Difference(difference) = told else {
+        panic!("the gateway has a map: {told:?}");
+    };
+    assert!(map.apply(&difference));
     assert!(
         map.orgs
             .values()
             .all(|org| !org.nodes.contains_key(&web.id))
     );
-    let error = node
-        .map(None)
-        .await
-        .expect_err("a removed node gets no map");
+    let error = node.map().await.expect_err("a removed node gets no map");
     assert_eq!(error.code(), Some(ErrorCode::NodeRemoved));
     assert!(
         error
@@ -233,11 +236,11 @@ async fn a_server_ends_though_nodes_wait_for_maps() {
         .unwrap();
     let node = running.client(&laptop.device.node_token);
     let serial = laptop.device.map.serial;
-    let mut waiting = tokio::spawn(async move { node.map(Some(serial)).await });
+    let mut waiting = tokio::spawn(async move { node.map_after(serial, WAIT).await });
     let early = timeout(Duration::from_millis(200), &mut waiting).await;
     assert!(early.is_err(), "it waits");
     running.end().await;
-    assert!(waiting.await.unwrap().unwrap().is_none());
+    assert_eq!(waiting.await.unwrap().unwrap(), Told::Same);
 }
 
 #[test]

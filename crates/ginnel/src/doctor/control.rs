@@ -36,14 +36,7 @@ pub(super) fn sign_in(global: &Global) -> Seen<(State, Enrolment)> {
 pub(super) async fn control(state: &State, enrolment: &Enrolment) -> Seen<NetworkMap> {
     let client = Client::with_token(&enrolment.url, enrolment.token.clone());
     let client = client.map_err(|error| refused(&error))?;
-    let map = client.map(None).await.map_err(|error| refused(&error))?;
-    let map = map.ok_or_else(|| {
-        Finding::new(
-            Cause::ControlReplaced,
-            "server: it has no map for this node",
-            "use the same version of ginnel as the server",
-        )
-    })?;
+    let map = client.map().await.map_err(|error| refused(&error))?;
     let key = state.private_key();
     let key = key.map_err(|error| Finding::of_error(Cause::NotEnrolled, &error))?;
     let known = map.own_org().and_then(|org| org.nodes.get(&map.own.id));

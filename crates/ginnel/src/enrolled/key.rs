@@ -15,8 +15,11 @@ use tokio::{sync::watch, time};
 use tunnel::Tunnel;
 use wireguard::StaticSecret;
 
-use super::source::{BACK_OFF, BACK_OFF_MAX, is_removed, with_jitter};
-use crate::{api::Client, enrolment::State};
+use super::source::{BACK_OFF, BACK_OFF_MAX, with_jitter};
+use crate::{
+    api::{Client, Error},
+    enrolment::State,
+};
 
 /// The key of an enrolled node. Clones share it.
 #[derive(Clone)]
@@ -69,7 +72,7 @@ impl NodeKey {
     pub(crate) async fn replace(self) {
         let mut back_off = BACK_OFF;
         while let Err(error) = self.try_replace().await {
-            if error.downcast_ref().is_some_and(is_removed) {
+            if error.downcast_ref().is_some_and(Error::is_removed) {
                 return;
             }
             tracing::warn!("replace the key that a capture gave away: {error:#}");

@@ -5,19 +5,16 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use hyper::body::Bytes;
 use model::{
-    api::{CaptureEnd, ErrorCode, NodeByKey, SentBlocks},
+    api::{CaptureEnd, MAP_WAIT_SECONDS_MAX, NodeByKey, SentBlocks},
     id::{CaptureId, NodeId},
     key::PublicKey,
-    map::{NetworkMap, Role},
+    map::{NetworkMap, Role, Told},
 };
-use tokio::{
-    sync::{mpsc, watch},
-    time,
-};
+use tokio::{sync::mpsc, time};
 use zeroize::Zeroizing;
 
 use crate::{
-    api::{Client, Error},
+    api::Client,
     enrolled::{self, Contact},
 };
 
@@ -30,17 +27,9 @@ pub(crate) enum Source {
     Here {
         /// The control plane.
         server: control::Server,
-        /// The maps of this node.
-        maps: watch::Receiver<Arc<NetworkMap>>,
+        /// The gateway that runs here.
+        gateway: NodeId,
     },
-}
-
-/// What a source tells.
-pub(crate) enum Update {
-    /// There is a newer map.
-    Map(Arc<NetworkMap>),
-    /// The node is not part of the network any more.
-    Removed,
 }
 
 /// The first wait after a failure; each further one is twice as long.
@@ -56,22 +45,33 @@ impl Source {
     /// Returns the first map, for a node that has none yet.
     pub(crate) async fn first(&self) -> Result<NetworkMap> {
         match self {
-            Self::Server(client) => match client.map(None).await {
-                Ok(map) => map.context("the server has no map for this node"),
-                Err(error) if is_removed(&error) => Err(enrolled::removed(Role::Client)),
+            Self::Server(client) => match client.map().await {
+                Ok(map) => Ok(map),
+                Err(error) if error.is_removed() => Err(enrolled::removed(Role::Client)),
                 Err(error) => Err(error).context("fetch the network map"),
             },
-            Self::Here { maps, .. } => Ok(maps.borrow().as_ref().clone()),
+            Self::Here { server, gateway } => {
+                let map = server.map_here(*gateway).await?;
+                map.context("the gateway of this process was removed")
+            }
         }
     }
 
-    /// Yields every map that is newer than `serial`, until the receiver is dropped, and tells
-    /// `contact` how the server answers.
-    pub(crate) fn updates(&self, serial: Option<u64>, contact: Contact) -> mpsc::Receiver<Update> {
+    /// Tells whether the map is read from the database of this process, and needs no file then.
+    pub(crate) fn is_here(&self) -> bool {
+        match self {
+            Self::Server(_) => false,
+            Self::Here { .. } => true,
+        }
+    }
+
+    /// Yields what the node is told that knows the map with `serial`, until the receiver is
+    /// dropped, and tells `contact` how the server answers.
+    pub(crate) fn updates(&self, serial: u64, contact: Contact) -> mpsc::Receiver<Told> {
         let (sender, receiver) = mpsc::channel(UPDATES);
         match self.clone() {
             Self::Server(client) => tokio::spawn(poll(client, serial, sender, contact)),
-            Self::Here { maps, .. } => tokio::spawn(watch(maps, serial, sender)),
+            Self::Here { server, gateway } => tokio::spawn(follow(server, gateway, serial, sender)),
         };
         receiver
     }
@@ -124,56 +124,61 @@ impl Source {
     }
 }
 
-async fn watch(
-    mut maps: watch::Receiver<Arc<NetworkMap>>,
-    serial: Option<u64>,
-    sender: mpsc::Sender<Update>,
-) {
+async fn follow(server: control::Server, gateway: NodeId, serial: u64, sender: mpsc::Sender<Told>) {
     let mut known = serial;
+    let mut failed = false;
     loop {
-        let map = Arc::clone(&maps.borrow_and_update());
-        if known != Some(map.serial) {
-            known = Some(map.serial);
-            if sender.send(Update::Map(map)).await.is_err() {
-                return;
-            }
-        }
-        if maps.changed().await.is_err() {
+        let told = tokio::select! {
+            told = server.map_after(gateway, known) => told,
+            () = sender.closed() => return,
+        };
+        match told {
             // The control plane ends, and this process with it.
-            return;
+            Ok(Told::Same) => return,
+            Ok(told) => {
+                failed = false;
+                known = serial_of(&told).unwrap_or(known);
+                if sender.send(told).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                // The gateway keeps its last map until the database answers again.
+                if !std::mem::replace(&mut failed, true) {
+                    let error = format!("{error:#}");
+                    tracing::error!(error, "the map of the server's own gateway failed");
+                }
+                tokio::select! {
+                    () = time::sleep(BACK_OFF) => {}
+                    () = sender.closed() => return,
+                }
+            }
         }
     }
 }
 
-async fn poll(
-    client: Arc<Client>,
-    serial: Option<u64>,
-    sender: mpsc::Sender<Update>,
-    contact: Contact,
-) {
+async fn poll(client: Arc<Client>, serial: u64, sender: mpsc::Sender<Told>, contact: Contact) {
     let mut known = serial;
     let mut back_off = BACK_OFF;
     // The first answer comes at once, so that it is soon known whether the server is there.
     let mut reached = false;
     loop {
-        let ask = async {
-            match reached {
-                true => client.map(known).await,
-                false => client.map_now(known).await,
-            }
-        };
+        let wait = Duration::from_secs(if reached { MAP_WAIT_SECONDS_MAX } else { 0 });
         // An aborted wait must not outlive its receiver.
         let answer = tokio::select! {
-            answer = ask => answer,
+            answer = client.map_after(known, wait) => answer,
             () = sender.closed() => return,
         };
-        let update = match answer {
-            Ok(Some(map)) => {
-                known = Some(map.serial);
-                Some(Update::Map(Arc::new(map)))
+        match answer {
+            Ok(told) => {
+                back_off = BACK_OFF;
+                reached = true;
+                contact.reached();
+                known = serial_of(&told).unwrap_or(known);
+                if told != Told::Same && sender.send(told).await.is_err() {
+                    return;
+                }
             }
-            Ok(None) => None,
-            Err(error) if is_removed(&error) => Some(Update::Removed),
             Err(error) => {
                 reached = false;
                 contact.failed(os::clock::Clock::start().now(), &error.into());
@@ -182,17 +187,17 @@ async fn poll(
                     () = sender.closed() => return,
                 }
                 back_off = (back_off * 2).min(BACK_OFF_MAX);
-                continue;
             }
-        };
-        back_off = BACK_OFF;
-        reached = true;
-        contact.reached();
-        if let Some(update) = update
-            && sender.send(update).await.is_err()
-        {
-            return;
         }
+    }
+}
+
+/// Returns the serial of the map that a node has that was told so.
+fn serial_of(told: &Told) -> Option<u64> {
+    match told {
+        Told::Map(map) => Some(map.serial),
+        Told::Difference(difference) => Some(difference.serial),
+        Told::Same | Told::Removed => None,
     }
 }
 
@@ -201,12 +206,4 @@ pub(super) fn with_jitter(wait: Duration) -> Duration {
     let mut byte = [0];
     os::random::fill(&mut byte);
     wait / 2 + wait * u32::from(byte[0]) / 512
-}
-
-/// Tells whether the server says that the node is not one of its own any more.
-pub(super) fn is_removed(error: &Error) -> bool {
-    matches!(
-        error.code(),
-        Some(ErrorCode::NodeRemoved | ErrorCode::TokenUnknown | ErrorCode::TokenRevoked)
-    )
 }

@@ -1,12 +1,13 @@
 //! Stories of maps that change while traffic flows.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
+use model::{id::OrgId, key::PublicKey};
 use node::{Discard, Event};
 
 use crate::{
     reach::{Transfer, ping},
-    world::{GATEWAY, Installation, World, public_key, secret},
+    world::{GATEWAY, Installation, World, member, public_key, secret},
 };
 
 #[test]
@@ -34,6 +35,46 @@ fn a_removed_node_is_cut_off_at_once_with_a_transfer_running() {
 }
 
 #[test]
+fn a_node_that_came_and_went_between_two_maps_is_cut_off() {
+    let mut installation = Installation::new();
+    installation.remove(12);
+    installation.remove(13);
+    let mut world = World::standing(&installation, &[11]);
+    let now = world.now;
+    let before = installation.map_of(GATEWAY);
+
+    // The gateway asked for it, and learns of another key of 11 so, too.
+    let (id, node) = member(12, "db");
+    let (renewed, mut other) = member(11, "renewed");
+    other.public_key = public_key(13);
+    let gateway = world.node(GATEWAY);
+    assert!(gateway.insert_node(now, OrgId(1), id, &node));
+    assert!(gateway.insert_node(now, OrgId(1), renewed, &other));
+    assert_eq!(keys(&mut world), [public_key(12), public_key(13)].into());
+
+    // Both was undone before the next map, whose difference says nothing of it.
+    installation.serial += 2;
+    let difference = installation.map_of(GATEWAY).difference(&before);
+    assert!(difference.orgs.is_empty());
+    let now = world.now;
+    assert!(world.node(GATEWAY).apply_difference(now, &difference));
+    let map = world.node(GATEWAY).map().cloned();
+    assert_eq!(map, Some(installation.map_of(GATEWAY)));
+    assert_eq!(keys(&mut world), [public_key(11)].into());
+    let again = world.node(GATEWAY).apply_difference(now, &difference);
+    assert!(!again, "it was to another map");
+}
+
+/// Returns the keys of the peers of organisation 1 that the gateway has.
+fn keys(world: &mut World) -> BTreeSet<PublicKey> {
+    let now = world.now;
+    let others = [21, 22, 23].map(public_key);
+    let peers = world.node(GATEWAY).status(now).peers;
+    let keys = peers.iter().map(|peer| peer.public_key);
+    keys.filter(|key| !others.contains(key)).collect()
+}
+
+#[test]
 fn a_change_leaves_the_other_peers_undisturbed() {
     let mut installation = Installation::new();
     installation.publish(12, "files", 8080);
@@ -45,7 +86,7 @@ fn a_change_leaves_the_other_peers_undisturbed() {
     for round in 0..20 {
         transfer.run(&mut world, Duration::from_millis(30));
         let name = format!("new{round}");
-        let (id, node) = crate::world::member(100 + round, &name);
+        let (id, node) = member(100 + round, &name);
         let mut node = node;
         node.address = crate::world::prefix(1).address(model::address::Kind::Node, 1000);
         installation.org(1).nodes.insert(id, node);

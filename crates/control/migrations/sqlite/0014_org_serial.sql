@@ -1,0 +1,3 @@
+-- Gateways ask for the organisations that changed after a serial.
+
+CREATE INDEX org_serial ON org (serial);
