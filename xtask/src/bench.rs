@@ -1,6 +1,7 @@
 //! Benches: each measures ours and a baseline in one run and prints their ratio.
 
 mod capture;
+mod control;
 mod gateway;
 mod handshake;
 mod ssh;
@@ -51,6 +52,12 @@ const WORLDS: &[World] = &[
         measures: "a node in user mode while `ginnel capture` runs, against none",
         usage: capture::USAGE,
         run: capture::run,
+    },
+    World {
+        name: "control",
+        measures: "what a change costs the control plane, by how many nodes there are",
+        usage: control::USAGE,
+        run: control::run,
     },
     World {
         name: "ssh",

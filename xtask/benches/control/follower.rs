@@ -1,0 +1,48 @@
+//! A node or a gateway that follows its map.
+
+use std::time::Instant;
+
+use hyper::{Method, StatusCode, body::Bytes};
+use model::map::{Difference, NetworkMap};
+use tokio::sync::mpsc;
+
+use crate::{client::Client, now};
+
+/// What a follower was told.
+pub(crate) struct Heard {
+    /// The number of its organisation, or [`GATEWAY`].
+    pub(crate) place: usize,
+    pub(crate) at: Instant,
+    pub(crate) bytes: f64,
+}
+
+/// The place of the one that sees all.
+pub(crate) const GATEWAY: usize = usize::MAX;
+
+/// Follows the map after `serial`, tells of each answer, and knows what it says as a node has to.
+pub(crate) async fn follow(
+    client: Client,
+    place: usize,
+    serial: u64,
+    heard: mpsc::UnboundedSender<Heard>,
+) {
+    let mut known = serial;
+    loop {
+        let path = format!("/v1/map?after={known}&differences=true");
+        let (status, body) = client.ask(Method::GET, &path, Bytes::new()).await;
+        let at = now();
+        known = match status {
+            StatusCode::NO_CONTENT => continue,
+            StatusCode::IM_USED => parse::<Difference>(&body).serial,
+            _ => parse::<NetworkMap>(&body).serial,
+        };
+        let bytes = f64::from(u32::try_from(body.len()).expect("less than 4 GB"));
+        if heard.send(Heard { place, at, bytes }).is_err() {
+            return;
+        }
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(body: &Bytes) -> T {
+    serde_json::from_slice(body).expect("a map or a difference")
+}
