@@ -112,6 +112,7 @@ impl Transmitter {
             }
         }
         self.sealer.send(&mut self.packets);
+        self.packets.clear();
         Ok(())
     }
 
@@ -140,9 +141,10 @@ impl Transmitter {
             Ok(Given::Whole) => Ok(()),
             Ok(Given::Unsummed { start, offset }) => gso::complete_checksum(packet, start, offset),
             Ok(Given::Super { kind, size }) => {
-                // What was read before goes first.
+                // What was read before goes first; the slot stays where it is meanwhile.
                 self.sealer.send(&mut self.packets);
                 let sent = self.split(kind, size, length);
+                self.packets.clear();
                 if sent.is_err() {
                     self.tunnel.with(|state, _| state.count(Discard::NotIp, 1));
                 }
@@ -168,6 +170,7 @@ impl Transmitter {
             }
             if next.is_none() || self.parts.is_full() {
                 self.sealer.send(&mut self.parts);
+                self.parts.clear();
             }
             if next.is_none() {
                 return Ok(());
@@ -177,7 +180,8 @@ impl Transmitter {
 }
 
 impl Sealer {
-    /// Seals all packets of the batch and sends them in their order; the batch is empty then.
+    /// Seals all packets of the batch and sends them in their order; the batch is to be cleared
+    /// then.
     fn send(&mut self, batch: &mut Batch) {
         if batch.is_empty() {
             return;
@@ -197,7 +201,6 @@ impl Sealer {
         // Empty groups keep no keys, only their room.
         self.groups = groups;
         self.groups.clear();
-        batch.clear();
     }
 
     /// Finds the way of each packet; what has none yet goes to the device.
