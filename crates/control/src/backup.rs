@@ -26,7 +26,7 @@ use crate::{
         Store, Touched,
         audit::{Actor, Entry},
         backup::{Part, Sink, Source, Summary, TableSum, skip_given},
-        database::SCHEMA,
+        database::{Claim, SCHEMA},
     },
 };
 
@@ -258,7 +258,7 @@ pub async fn restore(
     let store = Store::open(&path).await.context("bring it up to date")?;
     let renewed = renew(&store, &header, seconds(now)).await;
     if let (Ok(()), Database::Postgres(url)) = (&renewed, database) {
-        let target = Store::open_postgres(url).await;
+        let target = Store::open_postgres(url, Claim::Alone).await;
         let target = target.context("open the PostgreSQL database")?;
         let copied = store.copy_to(&target).await;
         target.close().await;

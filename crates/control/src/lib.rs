@@ -9,7 +9,7 @@ use std::{
     future::{Future, pending},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicU64},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -40,6 +40,7 @@ use crate::{
     storage::{
         Change, Store, Touched,
         audit::{Actor, Entry},
+        database::Claim,
         node::Part,
         token::Grant,
     },
@@ -62,6 +63,7 @@ mod oidc;
 mod policy;
 mod publish;
 mod secret;
+mod siblings;
 mod ssh;
 mod storage;
 mod tls;
@@ -92,8 +94,9 @@ pub enum Database {
     /// An SQLite file in the directory of its state.
     #[default]
     File,
-    /// A PostgreSQL database, as `postgres://USER@HOST/DATABASE`; of one server alone. The URL may
-    /// hold a password.
+    /// A PostgreSQL database, as `postgres://USER@HOST/DATABASE`, which several servers of one
+    /// installation may share: each has the same `ca.key`, `ca.pem` and `master.key` in its
+    /// directory. The URL may hold a password.
     Postgres(Zeroizing<String>),
 }
 
@@ -154,6 +157,8 @@ struct Inner {
     publisher: Publisher,
     maps: Maps,
     captures: Captures,
+    /// The gateway in this process, once it is registered.
+    gateway: OnceLock<NodeId>,
     stopping: watch::Sender<bool>,
     /// When nodes last asked for their maps; bounded by the number of nodes.
     seen: Mutex<BTreeMap<NodeId, i64>>,
@@ -178,8 +183,11 @@ const OPERATOR: &str = "admin";
 /// How many names are tried for that person.
 const OPERATOR_NAMES_MAX: u32 = 100;
 
-/// The name of the gateway in the server's own process.
+/// The name of the gateway in the server's own process; those of further servers have a number.
 const BUILTIN_GATEWAY: &str = "server";
+
+/// How many names are tried for the gateway of a further server.
+const BUILTIN_GATEWAYS_MAX: u32 = 100;
 
 /// How long a bootstrap token is valid.
 const BOOTSTRAP_SECONDS: i64 = 24 * 60 * 60;
@@ -207,7 +215,7 @@ impl Server {
                 store
             }
             Database::Postgres(url) => {
-                let store = Store::open_postgres(url).await;
+                let store = Store::open_postgres(url, Claim::Servers).await;
                 store.context("open the PostgreSQL database")?
             }
         };
@@ -242,6 +250,7 @@ impl Server {
             publisher: Publisher::new(),
             maps: Maps::new(),
             captures: Captures::new(),
+            gateway: OnceLock::new(),
             stopping: watch::Sender::new(false),
             seen: Mutex::new(BTreeMap::new()),
             reports: Mutex::new(BTreeMap::new()),
@@ -252,9 +261,13 @@ impl Server {
         let server = Self {
             inner: Arc::new(inner),
         };
+        server.verify_master_key().await?;
         server.delete_past().await.context("delete old rows")?;
         let made = server.insert_missing_ssh_authorities().await;
         made.context("make the SSH authorities")?;
+        if let Database::Postgres(url) = config.database {
+            tokio::spawn(server.clone().work_beside_others(url));
+        }
         Ok(server)
     }
 
@@ -339,32 +352,51 @@ impl Server {
         public_key: PublicKey,
         endpoint: &str,
     ) -> anyhow::Result<NodeId> {
-        let endpoint = api::parse_endpoint(endpoint)
-            .map_err(|error| anyhow::anyhow!("{}", error.message))?
-            .to_owned();
+        let endpoint =
+            api::parse_endpoint(endpoint).map_err(|error| anyhow::anyhow!("{}", error.message))?;
+        let id = self.builtin_gateway(public_key, endpoint).await?;
+        // A second registration in one process is of the same gateway.
+        self.inner.gateway.get_or_init(|| id);
+        Ok(id)
+    }
+
+    async fn builtin_gateway(
+        &self,
+        public_key: PublicKey,
+        endpoint: &str,
+    ) -> anyhow::Result<NodeId> {
         let mut change = self.inner.store.change(self.now()).await?;
         let now = change.now();
         let connection = change.connection();
-        let known = storage::node::builtin_gateway(connection).await?;
+        let mut known = storage::node::builtin_gateway(connection, public_key, endpoint).await?;
+        if known.is_none() && !self.inner.store.is_shared() {
+            known = storage::node::only_builtin_gateway(connection).await?;
+        }
         let part = Part::Gateway {
-            endpoint: endpoint.clone(),
+            endpoint: endpoint.to_owned(),
             builtin: true,
         };
-        let name: Label = BUILTIN_GATEWAY.parse().expect("a well-formed label");
-        let id = match known {
+        let (id, name) = match known {
             Some(known) => {
                 let same = matches!(&known.part, Part::Gateway { endpoint: old, .. }
                     if *old == endpoint);
                 if same && known.public_key == public_key {
                     return Ok(known.id);
                 }
-                let (id, name) = (known.id, &known.name);
-                storage::node::update(connection, now, id, name, public_key, &part).await?;
-                id
+                let (id, name) = (known.id, known.name);
+                storage::node::update(connection, now, id, &name, public_key, &part).await?;
+                (id, name)
             }
-            None => storage::node::insert(connection, now, &name, public_key, &part).await?,
+            None => {
+                let name = builtin_gateway_name(connection).await?;
+                let id = storage::node::insert(connection, now, &name, public_key, &part).await?;
+                (id, name)
+            }
         };
         storage::org::update_gateways(connection).await?;
+        if !self.inner.store.is_shared() {
+            storage::org::use_builtin(connection, id).await?;
+        }
         let entry = Entry {
             actor: Actor::Server,
             action: "gateway_registered",
@@ -496,7 +528,11 @@ impl Server {
         loop {
             // Whatever is published from here on wakes the wait below.
             changes.borrow_and_update();
-            let told = maps.tell(store, self.now(), node, known).await?;
+            let told = match maps.tell(store, self.now(), node, known).await {
+                // The database closes before the last who wait have been answered.
+                Err(_) if known.is_some() && *stopping.borrow() => return Ok(Told::Same),
+                told => told?,
+            };
             if !matches!(told, Told::Same) {
                 return Ok(self.with_capture(node, told));
             }
@@ -627,7 +663,7 @@ impl Place {
                 restrict(&path)?;
                 Ok(store)
             }
-            Self::Postgres(url) => Ok(Store::open_postgres(url).await?),
+            Self::Postgres(url) => Ok(Store::open_postgres(url, Claim::Alone).await?),
         }
     }
 }
@@ -666,6 +702,27 @@ fn restrict(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Returns a name for the gateway of a server that nobody has yet.
+async fn builtin_gateway_name(connection: &mut storage::Connection) -> anyhow::Result<Label> {
+    for number in 1..=BUILTIN_GATEWAYS_MAX {
+        let name = match number {
+            1 => BUILTIN_GATEWAY.to_owned(),
+            _ => format!("{BUILTIN_GATEWAY}-{number}"),
+        };
+        let name: Label = name.parse().expect("a well-formed label");
+        if storage::node::node_named(connection, None, &name)
+            .await?
+            .is_none()
+        {
+            return Ok(name);
+        }
+    }
+    anyhow::bail!(
+        "{BUILTIN_GATEWAYS_MAX} servers have registered gateways; remove those of servers that \
+         are no more with `ginnel node remove`"
+    )
+}
+
 /// Makes the installation's row on the first start.
 async fn installed(store: &Store, now: i64) -> anyhow::Result<storage::installation::Installation> {
     let mut change = store.change(now).await?;
@@ -693,18 +750,20 @@ async fn authority(store: &Store, data: &Path, wall: SystemTime) -> anyhow::Resu
     anyhow::ensure!(
         row.authority.is_none() || Authority::exists(data),
         "the certificate authority (`ca.key`, `ca.pem`) is missing in `{folder}`, and every token \
-         pins it; restore it from a backup"
+         pins it; copy it from another server of this database, or restore it from a backup"
     );
     let authority = Authority::open(data, wall)?;
     match row.authority {
-        Some(known) => anyhow::ensure!(
-            Pin(known) == authority.pin(),
-            "the certificate authority in `{folder}` is not the one of its database; restore \
-             both from one backup"
-        ),
+        Some(known) => is_authority_of(Pin(known), &authority, data)?,
         None => {
             let mut change = store.change(seconds(wall)).await?;
             let pin = authority.pin();
+            let row = storage::installation::installation(change.connection()).await?;
+            if let Some(known) = row.and_then(|row| row.authority) {
+                // Another server has begun at the same time.
+                is_authority_of(Pin(known), &authority, data)?;
+                return Ok(authority);
+            }
             storage::installation::update_authority(change.connection(), pin.0).await?;
             let entry = Entry {
                 actor: Actor::Server,
@@ -716,6 +775,17 @@ async fn authority(store: &Store, data: &Path, wall: SystemTime) -> anyhow::Resu
         }
     }
     Ok(authority)
+}
+
+fn is_authority_of(known: Pin, authority: &Authority, data: &Path) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        known == authority.pin(),
+        "the certificate authority in `{}` is not the one of its database; copy `ca.key`, \
+         `ca.pem` and `master.key` from another server of this database, or restore both from one \
+         backup",
+        data.display()
+    );
+    Ok(())
 }
 
 /// Returns seconds since the Unix epoch; a clock before it counts as the epoch.

@@ -28,7 +28,7 @@ impl MasterKey {
             anyhow::ensure!(
                 !in_use,
                 "the master key `{}` is missing, and the secrets in the database are sealed with \
-                 it; restore it from a backup",
+                 it; copy it from another server of this database, or restore it from a backup",
                 path.display()
             );
             let mut key = Zeroizing::new([0; 32]);

@@ -163,6 +163,22 @@ impl Server {
         Ok(())
     }
 
+    /// Finds out whether the master key of this directory is the one of the database.
+    pub(crate) async fn verify_master_key(&self) -> anyhow::Result<()> {
+        let mut read = self.inner.store.read().await?;
+        let Some((org, key)) = storage::ssh::first_key(&mut read).await? else {
+            return Ok(());
+        };
+        let purpose = bound_to(org, key.usage);
+        let opened = self.inner.master_key.open(&purpose, &key.sealed);
+        anyhow::ensure!(
+            opened.is_some(),
+            "the master key (`master.key`) in the data directory is not the one of its database; \
+             copy it from another server of this database, or restore both from one backup"
+        );
+        Ok(())
+    }
+
     /// Deletes retired keys whose certificates have all ended.
     pub(crate) async fn delete_past_ssh_keys(&self) -> anyhow::Result<()> {
         let now = self.now();

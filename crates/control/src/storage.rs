@@ -1,8 +1,8 @@
 //! The store: all SQL of the installation, one file per noun.
 //!
-//! One connection writes, so that changes are serial; several read, each from a snapshot. A
-//! [`Change`] is one transaction and cannot be committed without its audit row, apart from the
-//! pieces of a record and the confirmations of sessions.
+//! One connection writes, and of several servers one at a time, so that changes are serial; several
+//! read, each from a snapshot. A [`Change`] is one transaction and cannot be committed without its
+//! audit row, apart from the pieces of a record and the confirmations of sessions.
 
 pub(crate) use model::id::OrgId;
 /// What every statement runs on.
@@ -18,6 +18,7 @@ mod copy;
 pub(crate) mod database;
 pub(crate) mod installation;
 pub(crate) mod node;
+pub(crate) mod notification;
 pub(crate) mod oidc;
 pub(crate) mod org;
 pub(crate) mod peer;
@@ -60,6 +61,7 @@ pub(crate) enum Error {
 
 /// One change: a write transaction that ends with its audit row and its serial.
 pub(crate) struct Change {
+    kind: Kind,
     transaction: Transaction<'static, Any>,
     now: i64,
 }
@@ -82,8 +84,19 @@ pub(crate) struct Committed {
 impl Store {
     /// Begins a change; it waits for changes before it and rolls back when dropped.
     pub(crate) async fn change(&self, now: i64) -> Result<Change, Error> {
-        let transaction = self.writer.begin_with(self.kind.begin_change()).await?;
-        Ok(Change { transaction, now })
+        Ok(Change {
+            kind: self.kind,
+            transaction: self.begin().await?,
+            now,
+        })
+    }
+
+    /// Tells whether other servers may work on the same database.
+    pub(crate) fn is_shared(&self) -> bool {
+        match self.kind {
+            Kind::Sqlite => false,
+            Kind::Postgres => true,
+        }
     }
 
     /// Begins to read from one snapshot.
@@ -93,8 +106,7 @@ impl Store {
 
     /// Chains the audit of a database that was written before its rows had hashes.
     pub(crate) async fn chain_audit(&self) -> Result<(), Error> {
-        let begun = self.writer.begin_with(self.kind.begin_change()).await;
-        let mut transaction = begun?;
+        let mut transaction = self.begin().await?;
         audit::chain_old(&mut transaction).await?;
         Ok(transaction.commit().await?)
     }
@@ -126,6 +138,9 @@ impl Change {
         let now = self.now;
         audit::insert(&mut self.transaction, now, &entry).await?;
         let serial = installation::advance(&mut self.transaction, touched).await?;
+        if touched != Touched::Nobody {
+            notification::notify(self.kind, &mut self.transaction).await?;
+        }
         self.transaction.commit().await?;
         Ok(Committed { serial, touched })
     }

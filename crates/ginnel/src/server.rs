@@ -44,9 +44,10 @@ pub(crate) struct Args {
 
     /// A PostgreSQL database instead of the file in DIR, as postgres://USER@HOST/DATABASE
     ///
-    /// The database is empty at first and of this server alone. The URL may hold a password, which
-    /// others on this machine see in a command line: give it by GINNEL_DATABASE then. Keys and
-    /// certificates stay in DIR.
+    /// The database is empty at first. Several servers may share it, each with a directory of its
+    /// own into which ca.key, ca.pem and master.key of the first were copied. The URL may hold a
+    /// password, which others on this machine see in a command line: give it by GINNEL_DATABASE
+    /// then. Keys and certificates stay in DIR.
     #[arg(long, value_name = "URL", env = "GINNEL_DATABASE", hide_env_values = true,
           value_parser = database_url)]
     database: Option<Zeroizing<String>>,
@@ -59,9 +60,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR:PORT", default_value = "[::]:51820")]
     wireguard: SocketAddr,
 
-    /// How nodes reach the API; the gateway has the same host [default: the address of --listen]
+    /// How nodes reach the API [default: the address of --listen]
     #[arg(long, value_name = "HOST:PORT")]
     public: Option<String>,
+
+    /// How nodes reach the gateway of this server [default: the host of --public, the port of
+    /// --wireguard]
+    #[arg(long, value_name = "HOST:PORT")]
+    endpoint: Option<String>,
 
     /// A certificate chain in PEM instead of the server's own authority
     #[arg(long, value_name = "FILE", requires = "certificate_key")]
@@ -115,9 +121,11 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     let metrics = args.metrics.listen().await?;
     let key = state.private_key_or_new()?;
     let url = server.url();
-    let host = host_of(&url);
     let port = gateway_port(args.wireguard)?;
-    let endpoint = format!("{host}:{port}");
+    let endpoint = match &args.endpoint {
+        Some(endpoint) => endpoint.clone(),
+        None => format!("{}:{port}", host_of(&url)),
+    };
     let node = server
         .register_builtin_gateway(enrol::public_key(&key), &endpoint)
         .await

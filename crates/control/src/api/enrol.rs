@@ -255,8 +255,13 @@ pub(crate) async fn remove_by(
     let touched = match &node.part {
         Part::Client { org, .. } => Touched::Org(*org),
         Part::Gateway { builtin: true, .. } => {
-            let message = "the server's own gateway ends with the server";
-            return Err(ApiError::new(ErrorCode::NotPermitted, message));
+            // Only that of another server that is no more can be one that nobody uses.
+            let own = server.inner.gateway.get() == Some(&id);
+            if own || storage::org::uses(change.connection(), id).await? {
+                let message = "the server's own gateway ends with the server";
+                return Err(ApiError::new(ErrorCode::NotPermitted, message));
+            }
+            Touched::Everybody
         }
         Part::Gateway { builtin: false, .. } => {
             storage::org::update_gateways(change.connection()).await?;

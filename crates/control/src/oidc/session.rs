@@ -67,13 +67,15 @@ impl Server {
         loop {
             let now = self.now();
             let mut read = self.inner.store.read().await?;
-            let due = storage::oidc::due_sessions(&mut read, now, BATCH).await?;
+            let due = storage::oidc::due_sessions(&mut read, now, 1).await?;
             drop(read);
             if due.is_empty() {
                 return Ok(());
             }
-            // Each is asked about once a round, whatever comes of it.
+            // Each is asked about once a round, whatever comes of it, and by one server: a provider
+            // takes a refresh token once.
             let mut change = self.change().await?;
+            let due = storage::oidc::due_sessions(change.connection(), now, BATCH).await?;
             for session in &due {
                 let next = now + self.interval_seconds();
                 storage::oidc::update_due(change.connection(), session.node, next).await?;

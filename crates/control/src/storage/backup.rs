@@ -190,8 +190,7 @@ impl Sink {
     /// Makes a database at `path` with a schema that a backup has.
     pub(crate) async fn create(path: &Path, schema: i64) -> Result<Self, OpenError> {
         let store = Store::open_at_schema(path, schema).await?;
-        let begun = store.writer.begin_with(store.kind.begin_change()).await;
-        let transaction = begun.map_err(OpenError::Open)?;
+        let transaction = store.begin().await.map_err(OpenError::Begin)?;
         Ok(Self {
             store,
             transaction,

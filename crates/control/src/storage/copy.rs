@@ -74,8 +74,7 @@ impl Store {
     pub(crate) async fn copy_to(&self, target: &Self) -> Result<u64, CopyError> {
         self.chain_audit().await.map_err(CopyError::Source)?;
         let mut source = self.read().await.map_err(CopyError::Source)?;
-        let begun = target.writer.begin_with(target.kind.begin_change()).await;
-        let mut sink = begun.map_err(|error| CopyError::Target(error.into()))?;
+        let mut sink = target.begin().await.map_err(CopyError::Target)?;
         let unknown = self.kind.unknown_table(&mut source).await;
         if let Some(table) = unknown.map_err(CopyError::Source)? {
             return Err(CopyError::UnknownTable(table));

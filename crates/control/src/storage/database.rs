@@ -2,16 +2,23 @@
 //!
 //! The statements are the same for both. Here stands all that is not: how one connects, how a
 //! transaction begins, and the schemas.
+//!
+//! Several servers may work on one PostgreSQL. Each holds the lock of the database shared with the
+//! others for as long as it runs, so that nobody migrates it beneath them; and the lock of changes
+//! alone for each of its changes, so that these are serial as in a file.
 
 use std::{fmt::Write as _, os::unix::ffi::OsStrExt as _, path::Path, time::Duration};
 
 use sqlx::{
-    AnyPool, ConnectOptions as _, Connection as _, Executor as _, Row as _, SqlSafeStr as _,
+    Any, AnyPool, AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _,
+    SqlSafeStr as _, Transaction,
     any::{AnyConnectOptions, AnyPoolOptions},
     migrate::{MigrateError, Migration, MigrationType, Migrator},
 };
 
-use super::{Connection, Store};
+use tokio::time::sleep;
+
+use super::{Connection, Error, Store};
 
 /// Readers beside the one writer; more find no free core on small servers.
 const READERS_MAX: u32 = 8;
@@ -19,14 +26,30 @@ const READERS_MAX: u32 = 8;
 /// How long a request waits for the writer or for a reader before it is refused.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a server waits for the one before it to leave the database.
+/// How long a server waits for others to leave the database.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often it looks meanwhile.
+const CLAIM_PAUSE: Duration = Duration::from_millis(50);
+
+/// After so long PostgreSQL ends a change of a server that has stopped in the middle of it, so that
+/// the others go on. Nothing in a change waits for anything but the database.
+const IDLE_CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Which of the two a store is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Kind {
     Sqlite,
     Postgres,
+}
+
+/// Who may work on a PostgreSQL at once; a file is locked with its directory by the program.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Claim {
+    /// Servers with the same schema.
+    Servers,
+    /// Whoever opens it, and nobody else.
+    Alone,
 }
 
 /// Why the database could not be opened.
@@ -39,12 +62,19 @@ pub(crate) enum OpenError {
     Newer { found: i64, known: i64 },
     #[error("the database's schema was changed by hand (migration {0}); restore a backup")]
     Altered(i64),
-    #[error("another server works on this database")]
+    #[error("another server works on this database, or a copy or a restore does")]
     InUse,
+    #[error(
+        "servers with an older schema work on this database, which has to be migrated: stop all \
+         of them, then start the newer version"
+    )]
+    InOlderUse,
     #[error("migrate the database")]
     Migrate(#[source] MigrateError),
     #[error("open the database")]
     Open(#[source] sqlx::Error),
+    #[error("write to the database")]
+    Begin(#[source] Error),
 }
 
 type Migrations = &'static [(i64, &'static str, &'static str)];
@@ -120,6 +150,11 @@ const SQLITE: Migrations = &[
         "org_serial",
         include_str!("../../migrations/sqlite/0014_org_serial.sql"),
     ),
+    (
+        15,
+        "several_servers",
+        include_str!("../../migrations/sqlite/0015_several_servers.sql"),
+    ),
 ];
 
 /// Numbered as those of SQLite: no PostgreSQL is older than the eighth.
@@ -159,6 +194,11 @@ const POSTGRES: Migrations = &[
         "org_serial",
         include_str!("../../migrations/postgres/0014_org_serial.sql"),
     ),
+    (
+        15,
+        "several_servers",
+        include_str!("../../migrations/postgres/0015_several_servers.sql"),
+    ),
 ];
 
 /// The version of the schema that this ginnel writes.
@@ -167,51 +207,53 @@ pub(crate) const SCHEMA: i64 = SQLITE[SQLITE.len() - 1].0;
 /// Opens a database to read from it. It is neither made nor migrated nor claimed.
 pub(super) async fn open_reader(kind: Kind, url: &str) -> Result<AnyPool, OpenError> {
     sqlx::any::install_default_drivers();
-    let options: AnyConnectOptions = url.parse().map_err(OpenError::Open)?;
-    let pool = kind
-        .pool(1)
-        .connect_with(options.disable_statement_logging());
+    let pool = kind.pool(1).connect_with(parse(url)?);
     pool.await.map_err(OpenError::Open)
 }
 
 impl Store {
     /// Opens the database at `path`, makes it if it is missing, and migrates it.
     pub(crate) async fn open(path: &Path) -> Result<Self, OpenError> {
-        let writer = url_of(path, "rwc");
-        let reader = url_of(path, "ro");
-        Self::connect(Kind::Sqlite, &writer, &reader, SCHEMA).await
+        Self::open_sqlite(path, SCHEMA).await
     }
 
     /// Makes a database at `path` with an older schema, to be filled with what has it.
     pub(super) async fn open_at_schema(path: &Path, schema: i64) -> Result<Self, OpenError> {
-        let writer = url_of(path, "rwc");
-        let reader = url_of(path, "ro");
-        Self::connect(Kind::Sqlite, &writer, &reader, schema).await
+        Self::open_sqlite(path, schema).await
     }
 
-    /// Opens the PostgreSQL database that `url` names, and migrates it. It is this server's alone:
-    /// another one would not learn of its changes.
-    pub(crate) async fn open_postgres(url: &str) -> Result<Self, OpenError> {
-        Self::connect(Kind::Postgres, url, url, SCHEMA).await
-    }
-
-    async fn connect(
-        kind: Kind,
-        writer: &str,
-        reader: &str,
-        schema: i64,
-    ) -> Result<Self, OpenError> {
+    /// Opens the PostgreSQL database that `url` names, and migrates it if nobody else works on it.
+    pub(crate) async fn open_postgres(url: &str, claim: Claim) -> Result<Self, OpenError> {
         sqlx::any::install_default_drivers();
-        let parse = |url: &str| {
-            let options: AnyConnectOptions = url.parse().map_err(OpenError::Open)?;
-            Ok(options.disable_statement_logging())
-        };
-        let writer = parse(writer)?;
-        kind.claim(&writer).await?;
-        let writer = kind.writer().connect_with(writer);
+        let options = parse(url)?;
+        prepare(&options, claim).await?;
+        let writer = postgres_writer(claim).connect_with(options.clone());
+        let writer = writer.await.map_err(OpenError::Open)?;
+        let reader = Kind::Postgres.pool(READERS_MAX).connect_with(options);
+        let reader = reader.await.map_err(OpenError::Open)?;
+        Ok(Self {
+            kind: Kind::Postgres,
+            writer,
+            reader,
+        })
+    }
+
+    /// Begins a transaction that writes, which is the only one then.
+    pub(super) async fn begin(&self) -> Result<Transaction<'static, Any>, Error> {
+        let mut transaction = self.writer.begin_with(self.kind.begin_change()).await?;
+        self.kind.lock_changes(&mut transaction).await?;
+        Ok(transaction)
+    }
+
+    async fn open_sqlite(path: &Path, schema: i64) -> Result<Self, OpenError> {
+        sqlx::any::install_default_drivers();
+        let kind = Kind::Sqlite;
+        let writer = kind.pool(1).connect_with(parse(&url_of(path, "rwc"))?);
         let writer = writer.await.map_err(OpenError::Open)?;
         migrate(kind, &writer, schema).await?;
-        let reader = kind.pool(READERS_MAX).connect_with(parse(reader)?);
+        let reader = kind
+            .pool(READERS_MAX)
+            .connect_with(parse(&url_of(path, "ro"))?);
         let reader = reader.await.map_err(OpenError::Open)?;
         Ok(Self {
             kind,
@@ -221,14 +263,32 @@ impl Store {
     }
 }
 
+fn parse(url: &str) -> Result<AnyConnectOptions, OpenError> {
+    let options: AnyConnectOptions = url.parse().map_err(OpenError::Open)?;
+    Ok(options.disable_statement_logging())
+}
+
 impl Kind {
-    /// How a change begins, which is the only one then.
-    pub(super) fn begin_change(self) -> &'static str {
+    /// How a change begins.
+    fn begin_change(self) -> &'static str {
         match self {
             // A deferred transaction that has read cannot become a writer after another process
             // wrote.
             Self::Sqlite => "BEGIN IMMEDIATE",
             Self::Postgres => "BEGIN",
+        }
+    }
+
+    /// Waits until no other server makes a change, in a transaction that has just begun: what
+    /// others changed is seen by the statements after it.
+    async fn lock_changes(self, transaction: &mut Connection) -> sqlx::Result<()> {
+        match self {
+            Self::Sqlite => Ok(()),
+            Self::Postgres => {
+                // The type `void` has no place in a row that both databases could give.
+                let lock = sqlx::query("SELECT CAST(pg_advisory_xact_lock($1) AS TEXT)");
+                lock.bind(CHANGE_LOCK).execute(transaction).await.map(drop)
+            }
         }
     }
 
@@ -256,43 +316,6 @@ impl Kind {
         }
     }
 
-    /// The one connection that writes. It holds the lock of the database, also when it had to be
-    /// made anew: what another server has taken meanwhile is not written to.
-    fn writer(self) -> AnyPoolOptions {
-        match self {
-            Self::Sqlite => self.pool(1),
-            Self::Postgres => self.pool(1).after_connect(|connection, _| {
-                Box::pin(async move {
-                    match lock(connection).await? {
-                        true => Ok(()),
-                        false => Err(sqlx::Error::PoolTimedOut),
-                    }
-                })
-            }),
-        }
-    }
-
-    /// Finds out whether the database answers and whether another server works on it; one that
-    /// has just ended is waited for.
-    ///
-    /// SQLite has a directory of its own, which the server locks.
-    async fn claim(self, options: &AnyConnectOptions) -> Result<(), OpenError> {
-        if self == Self::Sqlite {
-            return Ok(());
-        }
-        let mut connection = options.connect().await.map_err(OpenError::Open)?;
-        if !lock(&mut connection).await.map_err(OpenError::Open)? {
-            let seconds = CLAIM_TIMEOUT.as_secs();
-            tracing::info!(
-                seconds,
-                "another server works on this database; waiting for it"
-            );
-            wait_for_lock(&mut connection).await?;
-        }
-        connection.close().await.map_err(OpenError::Open)?;
-        Ok(())
-    }
-
     fn migrations(self) -> Migrations {
         match self {
             Self::Sqlite => SQLITE,
@@ -301,33 +324,90 @@ impl Kind {
     }
 }
 
-/// Takes the lock of a PostgreSQL for as long as the connection lasts, unless somebody has it.
-async fn lock(connection: &mut Connection) -> sqlx::Result<bool> {
-    let locked = sqlx::query("SELECT CASE WHEN pg_try_advisory_lock($1) THEN 1 ELSE 0 END AS n");
-    let row = locked.bind(LOCK).fetch_one(connection).await?;
+/// The one connection of a server that writes. It holds the lock of the database, also when it had
+/// to be made anew: a database that has been taken or migrated meanwhile is not written to.
+fn postgres_writer(claim: Claim) -> AnyPoolOptions {
+    Kind::Postgres.pool(1).after_connect(move |connection, _| {
+        Box::pin(async move {
+            if !lock(connection, claim).await? {
+                return Err(sqlx::Error::PoolTimedOut);
+            }
+            let schema = schema(connection).await?;
+            if schema != SCHEMA {
+                let message = format!("the schema is {schema} now, and this server's is {SCHEMA}");
+                return Err(sqlx::Error::Protocol(message));
+            }
+            let mut timeouts = format!("SET lock_timeout = {}", ACQUIRE_TIMEOUT.as_millis());
+            if claim == Claim::Servers {
+                let idle = IDLE_CHANGE_TIMEOUT.as_millis();
+                write!(
+                    timeouts,
+                    "; SET idle_in_transaction_session_timeout = {idle}"
+                )
+                .expect("a String takes everything");
+            }
+            let set = sqlx::raw_sql(AssertSqlSafe(timeouts));
+            set.execute(connection).await.map(drop)
+        })
+    })
+}
+
+/// Finds out whether a PostgreSQL answers and may be worked on, and migrates it if it has to be,
+/// while nobody works on it. Whoever has just ended is waited for.
+async fn prepare(options: &AnyConnectOptions, claim: Claim) -> Result<(), OpenError> {
+    // A pool would only say that it took too long.
+    let connection = options.connect().await.map_err(OpenError::Open)?;
+    connection.close().await.map_err(OpenError::Open)?;
+    // One connection: what it locks stays locked between statements.
+    let pool = Kind::Postgres.pool(1).connect_with(options.clone());
+    let pool = pool.await.map_err(OpenError::Open)?;
+    let looks_max = CLAIM_TIMEOUT.as_millis() / CLAIM_PAUSE.as_millis();
+    for look in 0..=looks_max {
+        let mut connection = pool.acquire().await.map_err(OpenError::Open)?;
+        let found = schema(&mut connection).await.map_err(OpenError::Open)?;
+        let needed = if found < SCHEMA { Claim::Alone } else { claim };
+        let locked = lock(&mut connection, needed).await;
+        drop(connection);
+        if locked.map_err(OpenError::Open)? {
+            migrate(Kind::Postgres, &pool, SCHEMA).await?;
+            let unlock = sqlx::query("SELECT CAST(pg_advisory_unlock_all() AS TEXT)");
+            unlock.execute(&pool).await.map_err(OpenError::Open)?;
+            pool.close().await;
+            return Ok(());
+        }
+        if look == looks_max && needed != claim {
+            return Err(OpenError::InOlderUse);
+        }
+        if look == 0 {
+            let seconds = CLAIM_TIMEOUT.as_secs();
+            tracing::info!(seconds, "others work on this database; waiting for them");
+        }
+        sleep(CLAIM_PAUSE).await;
+    }
+    Err(OpenError::InUse)
+}
+
+/// Takes the lock of a PostgreSQL for as long as the connection lasts, unless somebody has it who
+/// shares it with nobody, or at all.
+async fn lock(connection: &mut Connection, claim: Claim) -> sqlx::Result<bool> {
+    let lock = match claim {
+        Claim::Servers => "SELECT CASE WHEN pg_try_advisory_lock_shared($1) THEN 1 ELSE 0 END AS n",
+        Claim::Alone => "SELECT CASE WHEN pg_try_advisory_lock($1) THEN 1 ELSE 0 END AS n",
+    };
+    let row = sqlx::query(lock).bind(LOCK).fetch_one(connection).await?;
     Ok(row.try_get::<i64, _>("n")? == 1)
 }
 
-/// Takes the lock once nobody has it any more: PostgreSQL learns a little late that a server ended.
-async fn wait_for_lock(connection: &mut Connection) -> Result<(), OpenError> {
-    let timeout = format!("{}ms", CLAIM_TIMEOUT.as_millis());
-    let limited = sqlx::query("SELECT set_config('lock_timeout', $1, false)").bind(timeout);
-    limited
-        .execute(&mut *connection)
-        .await
-        .map_err(OpenError::Open)?;
-    // The type `void` has no place in a row that both databases could give.
-    let locked = sqlx::query("SELECT CAST(pg_advisory_lock($1) AS TEXT)").bind(LOCK);
-    match locked.execute(connection).await {
-        Ok(_) => Ok(()),
-        Err(error) if has_code(&error, LOCK_NOT_AVAILABLE) => Err(OpenError::InUse),
-        Err(error) => Err(OpenError::Open(error)),
+/// Returns the schema of a PostgreSQL; 0 before the first one.
+async fn schema(connection: &mut Connection) -> sqlx::Result<i64> {
+    let has_one = "SELECT CASE WHEN to_regclass('_sqlx_migrations') IS NULL THEN 0 ELSE 1 END AS n";
+    let row = sqlx::query(has_one).fetch_one(&mut *connection).await?;
+    if row.try_get::<i64, _>("n")? == 0 {
+        return Ok(0);
     }
-}
-
-fn has_code(error: &sqlx::Error, code: &str) -> bool {
-    let found = error.as_database_error().and_then(|error| error.code());
-    found.is_some_and(|found| found == code)
+    let newest = "SELECT COALESCE(MAX(version), 0) AS n FROM _sqlx_migrations";
+    let row = sqlx::query(newest).fetch_one(connection).await?;
+    row.try_get("n")
 }
 
 /// Tells whether the same may work a little later.
@@ -343,7 +423,7 @@ pub(super) fn is_busy(error: &sqlx::Error) -> bool {
         sqlite
             || matches!(
                 code,
-                LOCK_NOT_AVAILABLE | "57P01" | "57P02" | "57P03" | "53300"
+                LOCK_NOT_AVAILABLE | IDLE_IN_TRANSACTION | "57P01" | "57P02" | "57P03" | "53300"
             )
     };
     let lost = matches!(
@@ -396,5 +476,14 @@ pub(super) fn url_of(path: &Path, mode: &str) -> String {
 /// What PostgreSQL says when a lock was not to be had within `lock_timeout` (its appendix A).
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
-/// The advisory lock of a server: any number that no other program has.
+/// What it says when a transaction has waited for its client too long.
+const IDLE_IN_TRANSACTION: &str = "25P03";
+
+/// The advisory lock of whoever works on the database: any number that no other program has.
 const LOCK: i64 = 0x6769_6e6e_656c;
+
+/// The advisory lock of a change.
+const CHANGE_LOCK: i64 = LOCK + 1;
+
+/// The advisory lock of the server that leads.
+pub(super) const LEAD_LOCK: i64 = LOCK + 2;

@@ -227,13 +227,37 @@ pub(crate) async fn node_named(
     .transpose()
 }
 
-/// Returns the server's own gateway.
-pub(crate) async fn builtin_gateway(connection: &mut AnyConnection) -> Result<Option<Node>, Error> {
-    sqlx::query("SELECT * FROM node WHERE builtin = 1 AND removed IS NULL")
-        .fetch_optional(connection)
-        .await?
-        .map(parse)
-        .transpose()
+/// Returns the gateway that a server has registered: by its key, else by its endpoint.
+pub(crate) async fn builtin_gateway(
+    connection: &mut AnyConnection,
+    key: PublicKey,
+    endpoint: &str,
+) -> Result<Option<Node>, Error> {
+    sqlx::query(
+        "SELECT * FROM node WHERE builtin = 1 AND removed IS NULL
+                AND (public_key = $1 OR endpoint = $2)
+         ORDER BY CASE WHEN public_key = $1 THEN 0 ELSE 1 END, id LIMIT 1",
+    )
+    .bind(key.0.as_slice())
+    .bind(endpoint)
+    .fetch_optional(connection)
+    .await?
+    .map(parse)
+    .transpose()
+}
+
+/// Returns the gateway of a server that is the only one.
+pub(crate) async fn only_builtin_gateway(
+    connection: &mut AnyConnection,
+) -> Result<Option<Node>, Error> {
+    let rows = sqlx::query("SELECT * FROM node WHERE builtin = 1 AND removed IS NULL LIMIT 2")
+        .fetch_all(connection)
+        .await?;
+    let mut nodes = rows.into_iter().map(parse);
+    match (nodes.next(), nodes.next()) {
+        (Some(only), None) => only.map(Some),
+        (Some(_) | None, _) => Ok(None),
+    }
 }
 
 /// Tells whether an address belongs to a node or did so lately.

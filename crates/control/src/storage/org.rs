@@ -27,29 +27,95 @@ pub(crate) async fn insert(
     name: &Label,
     prefix: OrgPrefix,
 ) -> Result<OrgId, Error> {
+    let gateway = gateway(connection).await?;
     let row = sqlx::query(
         "INSERT INTO org (name, prefix, gateway, serial, created)
-         VALUES ($1, $2, (SELECT id FROM node WHERE role = 'gateway' AND removed IS NULL
-                          ORDER BY builtin, enrolled DESC, id DESC LIMIT 1), 1, $3)
-         RETURNING id",
+         VALUES ($1, $2, $3, 1, $4) RETURNING id",
     )
     .bind(name.as_str())
     .bind(prefix.to_string())
+    .bind(gateway)
     .bind(now)
     .fetch_one(connection)
     .await?;
     Ok(OrgId(row.try_get("id")?))
 }
 
-/// Gives every organisation the newest stand-alone gateway, else the server's own.
+/// Gives every organisation the installation's gateway.
 pub(crate) async fn update_gateways(connection: &mut AnyConnection) -> Result<(), Error> {
-    sqlx::query(
-        "UPDATE org SET gateway = (SELECT id FROM node WHERE role = 'gateway' AND removed IS NULL
-                                   ORDER BY builtin, enrolled DESC, id DESC LIMIT 1)",
+    let gateway = gateway(connection).await?;
+    sqlx::query("UPDATE org SET gateway = $1")
+        .bind(gateway)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Returns the newest stand-alone gateway, else that of a server: the one that organisations use
+/// already, if they do.
+async fn gateway(connection: &mut AnyConnection) -> Result<Option<i64>, Error> {
+    let row = sqlx::query(
+        "SELECT n.id FROM node n WHERE n.role = 'gateway' AND n.removed IS NULL
+         ORDER BY n.builtin,
+                  n.builtin * (SELECT COUNT(*) FROM org o WHERE o.gateway = n.id) DESC,
+                  n.enrolled DESC, n.id DESC LIMIT 1",
     )
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.map(|row| row.try_get("id")).transpose()?)
+}
+
+/// Whose gateways organisations use.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct UseOfBuiltin {
+    /// That of the asking server.
+    pub(crate) own: bool,
+    /// Those of other servers.
+    pub(crate) others: bool,
+}
+
+/// Tells whether organisations use the gateway of a server, or those of others.
+pub(crate) async fn use_of_builtin(
+    connection: &mut AnyConnection,
+    own: NodeId,
+) -> Result<UseOfBuiltin, Error> {
+    let rows = sqlx::query(
+        "SELECT DISTINCT o.gateway AS id FROM org o JOIN node n ON n.id = o.gateway
+         WHERE o.removed IS NULL AND n.builtin = 1",
+    )
+    .fetch_all(connection)
+    .await?;
+    let mut used = UseOfBuiltin {
+        own: false,
+        others: false,
+    };
+    for row in rows {
+        let id = NodeId(row.try_get("id")?);
+        used.own |= id == own;
+        used.others |= id != own;
+    }
+    Ok(used)
+}
+
+/// Gives organisations that use the gateway of another server that of `own`. Returns how many.
+pub(crate) async fn use_builtin(connection: &mut AnyConnection, own: NodeId) -> Result<u64, Error> {
+    let done = sqlx::query(
+        "UPDATE org SET gateway = $1 WHERE removed IS NULL AND gateway <> $1
+                AND gateway IN (SELECT id FROM node WHERE builtin = 1)",
+    )
+    .bind(own.0)
     .execute(connection)
     .await?;
-    Ok(())
+    Ok(done.rows_affected())
+}
+
+/// Tells whether an organisation uses a gateway.
+pub(crate) async fn uses(connection: &mut AnyConnection, gateway: NodeId) -> Result<bool, Error> {
+    let found = sqlx::query("SELECT 1 FROM org WHERE gateway = $1 AND removed IS NULL LIMIT 1")
+        .bind(gateway.0)
+        .fetch_optional(connection)
+        .await?;
+    Ok(found.is_some())
 }
 
 /// Removes an organisation without nodes, its people, and the tokens that lead into it.
@@ -152,6 +218,21 @@ pub(crate) async fn changed(
             let org = removed.is_none().then(|| parse(row)).transpose()?;
             Ok((id, org))
         })
+        .collect()
+}
+
+/// Returns the organisations that changed after `serial`, with their serials.
+pub(crate) async fn serials_after(
+    connection: &mut AnyConnection,
+    serial: u64,
+) -> Result<Vec<(OrgId, u64)>, Error> {
+    let serial = i64::try_from(serial).unwrap_or(i64::MAX);
+    sqlx::query("SELECT id, serial FROM org WHERE serial > $1")
+        .bind(serial)
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(|row| Ok((OrgId(row.try_get("id")?), number(&row, "serial")?)))
         .collect()
 }
 

@@ -179,6 +179,17 @@ pub(crate) async fn has_keys(connection: &mut AnyConnection) -> Result<bool, Err
     Ok(found.is_some())
 }
 
+/// Returns one of the keys, if any is stored, and whose it is.
+pub(crate) async fn first_key(
+    connection: &mut AnyConnection,
+) -> Result<Option<(OrgId, Key)>, Error> {
+    let row = sqlx::query("SELECT * FROM ssh_key ORDER BY id LIMIT 1")
+        .fetch_optional(connection)
+        .await?;
+    row.map(|row| Ok((OrgId(row.try_get("org")?), parse_key(row)?)))
+        .transpose()
+}
+
 /// Returns the organisations that have no authority yet.
 pub(crate) async fn orgs_without(connection: &mut AnyConnection) -> Result<Vec<OrgId>, Error> {
     sqlx::query(

@@ -3,14 +3,14 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use axum::http::StatusCode;
-use control::{CertificateSource, Config, Database, Server};
+use control::{CertificateSource, Server};
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
 use model::{
     map::NetworkMap,
     token::{Kind, Token},
 };
 use sqlx::{
-    AnyConnection, AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection,
+    AnyConnection, AssertSqlSafe, ConnectOptions as _, Connection as _,
     sqlite::SqliteConnectOptions,
 };
 use tokio::time::timeout;
@@ -37,7 +37,7 @@ async fn a_newer_database_is_refused_and_left_alone() {
         .expect("a newer database is refused");
     let error = format!("{error:#}");
     assert!(
-        error.contains("written by a newer ginnel (schema 999, this one knows 14)"),
+        error.contains("written by a newer ginnel (schema 999, this one knows 15)"),
         "{error}"
     );
 }
@@ -282,58 +282,6 @@ async fn with_an_operators_certificate_tokens_carry_no_pin() {
     );
 }
 
-/// With a file it is the directory that is locked, by the program.
-#[tokio::test]
-async fn a_postgres_that_another_server_works_on_is_refused_until_that_one_ends() {
-    let world = World::new().await;
-    if matches!(world.config().database, Database::File) {
-        return;
-    }
-    let data = tempfile::tempdir().unwrap();
-    let beside = Config {
-        data: data.path().to_owned(),
-        ..world.config()
-    };
-    let error = Server::open(beside).await.err().expect("it is refused");
-    let text = format!("{error:#}");
-    assert!(
-        text.contains("another server works on this database"),
-        "{text}"
-    );
-    world.server.close().await;
-    let again = Server::open(world.config()).await;
-    again.expect("the database is free again");
-}
-
-/// PostgreSQL may learn of the end of a server after its successor has come.
-#[tokio::test]
-async fn a_postgres_that_a_server_is_just_leaving_is_waited_for() {
-    let world = World::new().await;
-    let Database::Postgres(url) = world.config().database else {
-        return;
-    };
-    world.server.close().await;
-    let mut leaving = PgConnection::connect(&url).await.unwrap();
-    let lock = sqlx::query("SELECT pg_advisory_lock($1)").bind(0x6769_6e6e_656c_i64);
-    lock.execute(&mut leaving).await.unwrap();
-    let config = world.config();
-    let opening = tokio::spawn(async move { Server::open(config).await });
-    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
-        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    while sqlx::query_scalar::<_, i64>(waits)
-        .fetch_one(&mut leaving)
-        .await
-        .unwrap()
-        == 0
-    {
-        assert!(!opening.is_finished(), "it waits");
-        tokio::task::yield_now().await;
-    }
-    leaving.close().await.unwrap();
-    let opened = opening.await.expect("no panic");
-    opened.expect("the database is free now").close().await;
-}
-
 #[tokio::test]
 async fn a_public_endpoint_needs_a_port() {
     let world = World::new().await;
@@ -382,6 +330,7 @@ pub(crate) async fn back_to_schema_3(data: &Path) {
         .pragma("legacy_alter_table", "ON");
     let mut database = options.connect().await.expect("the database opens");
     let statements = "
+        CREATE UNIQUE INDEX node_builtin ON node (builtin) WHERE builtin = 1 AND removed IS NULL;
         DROP INDEX org_serial;
         DROP TRIGGER audit_update;
         DROP TRIGGER audit_delete;

@@ -15,6 +15,7 @@ mod permission;
 mod policy;
 mod provider;
 mod session;
+mod several;
 mod site;
 mod ssh;
 mod token;

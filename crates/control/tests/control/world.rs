@@ -108,6 +108,25 @@ impl World {
             .expect("the server opens again");
     }
 
+    /// Opens another server on the same database, with a copy of the keys.
+    pub(crate) async fn beside(&self) -> Self {
+        let data = tempfile::tempdir().expect("a temporary directory");
+        for name in ["ca.key", "ca.pem", "master.key"] {
+            let copied = std::fs::copy(self.data.path().join(name), data.path().join(name));
+            copied.expect("the first server has made it");
+        }
+        let (clock, random) = (self.clock.clone(), self.random.clone());
+        let config = config(data.path(), &self.database, &clock, &random);
+        let server = Server::open(config).await.expect("a further server opens");
+        Self {
+            server,
+            data,
+            database: self.database.clone(),
+            clock,
+            random,
+        }
+    }
+
     /// Returns the URL of its database.
     pub(crate) fn url(&self) -> String {
         match &self.database {
@@ -237,8 +256,7 @@ impl World {
     }
 
     pub(crate) async fn get(&self, path: &str, token: &Token) -> Reply {
-        self.request(Method::GET, path, Some(token.emit().as_str()), None)
-            .await
+        get_of(&self.server, path, token).await
     }
 
     pub(crate) async fn delete(&self, path: &str, token: &Token) -> Reply {
@@ -247,9 +265,7 @@ impl World {
     }
 
     pub(crate) async fn post(&self, path: &str, token: &Token, body: &impl Serialize) -> Reply {
-        let body = serde_json::to_string(body).expect("plain data");
-        self.request(Method::POST, path, Some(token.emit().as_str()), Some(body))
-            .await
+        post_to(&self.server, path, token, body).await
     }
 
     pub(crate) async fn request(
@@ -259,31 +275,65 @@ impl World {
         bearer: Option<&str>,
         body: Option<String>,
     ) -> Reply {
-        let mut request = Request::builder().method(method).uri(path);
-        if let Some(bearer) = bearer {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {bearer}"));
-        }
-        if body.is_some() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
-        }
-        let body = Body::from(body.unwrap_or_default());
-        self.send(request.body(body).expect("a well-formed request"))
-            .await
+        ask(&self.server, method, path, bearer, body).await
     }
 
     pub(crate) async fn send(&self, request: Request<Body>) -> Reply {
-        let response = self.call(request).await;
-        let status = response.status();
-        let body = response.into_body().collect().await.expect("a whole body");
-        let body = body.to_bytes().to_vec();
-        Reply { status, body }
+        send_to(&self.server, request).await
     }
 
     /// Returns a reply whose body may still come.
     pub(crate) async fn call(&self, request: Request<Body>) -> Response {
-        let router = TowerToHyperService::new(self.server.router());
-        router.call(request).await.expect("a router always answers")
+        call(&self.server, request).await
     }
+}
+
+/// Asks a server that is on its own.
+pub(crate) async fn get_of(server: &Server, path: &str, token: &Token) -> Reply {
+    ask(server, Method::GET, path, Some(token.emit().as_str()), None).await
+}
+
+pub(crate) async fn post_to(
+    server: &Server,
+    path: &str,
+    token: &Token,
+    body: &impl Serialize,
+) -> Reply {
+    let body = serde_json::to_string(body).expect("plain data");
+    let bearer = token.emit();
+    ask(server, Method::POST, path, Some(&bearer), Some(body)).await
+}
+
+async fn ask(
+    server: &Server,
+    method: Method,
+    path: &str,
+    bearer: Option<&str>,
+    body: Option<String>,
+) -> Reply {
+    let mut request = Request::builder().method(method).uri(path);
+    if let Some(bearer) = bearer {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {bearer}"));
+    }
+    if body.is_some() {
+        request = request.header(header::CONTENT_TYPE, "application/json");
+    }
+    let body = Body::from(body.unwrap_or_default());
+    let request = request.body(body).expect("a well-formed request");
+    send_to(server, request).await
+}
+
+async fn send_to(server: &Server, request: Request<Body>) -> Reply {
+    let response = call(server, request).await;
+    let status = response.status();
+    let body = response.into_body().collect().await.expect("a whole body");
+    let body = body.to_bytes().to_vec();
+    Reply { status, body }
+}
+
+async fn call(server: &Server, request: Request<Body>) -> Response {
+    let router = TowerToHyperService::new(server.router());
+    router.call(request).await.expect("a router always answers")
 }
 
 impl Reply {

@@ -1,0 +1,3 @@
+-- Each server on one database has a gateway of its own.
+
+DROP INDEX node_builtin;
