@@ -53,6 +53,8 @@ mod revocation;
 mod secrecy;
 #[path = "network/session.rs"]
 mod session;
+#[path = "network/several.rs"]
+mod several;
 #[path = "network/ssh.rs"]
 mod ssh;
 #[path = "network/terminal.rs"]

@@ -56,7 +56,7 @@ fn a_postgres_that_is_killed_and_comes_back_costs_no_acknowledged_change_and_no_
         let _stop = changes.begin(scope, &world);
         for round in 0..kills(2) {
             changes.wait_for_acknowledged(2);
-            thread::sleep(MOMENT * round);
+            moment(round);
             let refused = changes.refusals().len();
             postgres.kill();
             open.goes_on();
@@ -94,7 +94,7 @@ fn server_is_killed(mut world: World) {
         thread::scope(|scope| {
             let _stop = changes.begin(scope, &world);
             changes.wait_for_acknowledged(1);
-            thread::sleep(MOMENT * round);
+            moment(round);
             world.server.as_ref().expect("it runs").signal("KILL");
         });
         drop(world.server.take());
@@ -106,14 +106,19 @@ fn server_is_killed(mut world: World) {
     drop(world.up(&joined(last.expect("some joined"))));
 }
 
+/// Lets the moment of a round come.
+pub(crate) fn moment(round: u32) {
+    thread::sleep(MOMENT * round);
+}
+
 /// How often a test kills.
-fn kills(default: u32) -> u32 {
+pub(crate) fn kills(default: u32) -> u32 {
     let asked = std::env::var("KILLS").ok();
     asked.map_or(default, |asked| asked.parse().expect("a number"))
 }
 
 /// Machines that join and are renamed, one after another, and what was acknowledged of it.
-struct Changes {
+pub(crate) struct Changes {
     /// All of them join by this one.
     token: String,
     /// The number of the next machine.
@@ -126,13 +131,13 @@ struct Changes {
 }
 
 /// Ends the changes when it is dropped, also by a failure.
-struct Stop<'a>(&'a AtomicBool);
+pub(crate) struct Stop<'a>(&'a AtomicBool);
 
 /// How many machines the token lets in.
 const USES_MAX: u32 = 10_000;
 
 impl Changes {
-    fn new(world: &World) -> Self {
+    pub(crate) fn new(world: &World) -> Self {
         Self {
             token: world.token(&["--uses", &USES_MAX.to_string()]),
             next: AtomicU32::new(0),
@@ -144,7 +149,7 @@ impl Changes {
     }
 
     /// Makes changes until the result is dropped.
-    fn begin<'a>(&'a self, scope: &'a Scope<'a, '_>, world: &'a World) -> Stop<'a> {
+    pub(crate) fn begin<'a>(&'a self, scope: &'a Scope<'a, '_>, world: &'a World) -> Stop<'a> {
         self.stop.store(false, Ordering::Relaxed);
         for _ in 0..JOINERS {
             scope.spawn(|| {
@@ -191,7 +196,7 @@ impl Changes {
 
     /// Waits until so many more are acknowledged.
     #[track_caller]
-    fn wait_for_acknowledged(&self, more: u32) {
+    pub(crate) fn wait_for_acknowledged(&self, more: u32) {
         let wanted = self.acknowledged.load(Ordering::Relaxed) + more;
         wait_for("acknowledged changes", || {
             self.acknowledged.load(Ordering::Relaxed) >= wanted
@@ -200,7 +205,7 @@ impl Changes {
 
     /// Every acknowledged change is there, and each that is there is there as a whole.
     #[track_caller]
-    fn are_there(&self, world: &World) {
+    pub(crate) fn are_there(&self, world: &World) {
         let nodes = world.json("laptop", &["node", "list"]);
         let nodes = nodes.as_array().expect("a list").iter();
         let found: Vec<_> = nodes.filter_map(|node| node["name"].as_str()).collect();
@@ -235,7 +240,7 @@ fn joined(number: u32) -> String {
 }
 
 /// A PostgreSQL in a directory of its own, reached by a Unix socket there.
-struct Postgres {
+pub(crate) struct Postgres {
     programs: PathBuf,
     directory: tempfile::TempDir,
     server: Option<Child>,
@@ -243,7 +248,7 @@ struct Postgres {
 
 impl Postgres {
     /// Starts a new one; `None` where PostgreSQL is not installed.
-    fn start() -> Option<Self> {
+    pub(crate) fn start() -> Option<Self> {
         let Some(programs) = programs() else {
             let required = std::env::var("INTEROP").is_ok_and(|value| value == "required");
             assert!(!required, "required, but PostgreSQL is not installed");
@@ -269,7 +274,7 @@ impl Postgres {
         Some(postgres)
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         let host = self.directory.path().display();
         format!("postgres:///?host={host}&user=postgres")
     }
