@@ -43,6 +43,7 @@ const PACKAGES: &[&str] = &[
     "prometheus",
     "python3",
     "python3-paramiko",
+    "python3-venv",
     "rsync",
     "socat",
     "ssh-audit",
@@ -58,6 +59,8 @@ const PACKAGES: &[&str] = &[
 const BORINGTUN: &str = "0.7.1";
 /// The identity provider of the tests, which npm has.
 const OIDC_PROVIDER: &str = "9.13.3";
+/// What asks every route of the API, which PyPI has.
+const SCHEMATHESIS: &str = "4.32.5";
 /// The version whose configuration `deny.toml` is.
 const CARGO_DENY: &str = "0.20.2";
 
@@ -87,7 +90,8 @@ pub(crate) fn tests() -> Result<()> {
 /// Installs what Debian does not have.
 fn built() -> Result<()> {
     program("boringtun-cli", BORINGTUN)?;
-    module("oidc-provider", OIDC_PROVIDER)
+    module("oidc-provider", OIDC_PROVIDER)?;
+    python_program("schemathesis", SCHEMATHESIS)
 }
 
 /// Installs cargo-deny.
@@ -147,6 +151,31 @@ fn module(name: &str, version: &str) -> Result<()> {
         .arg(format!("{name}@{version}"))
         .stdout(Stdio::null());
     step::must(command).with_context(|| format!("install {name}"))
+}
+
+/// Installs a program of PyPI once, as [`program`] does. Its environment is its own, and of it only
+/// the program comes into `PATH`.
+fn python_program(name: &str, version: &str) -> Result<()> {
+    if is_in_path(name) {
+        return Ok(());
+    }
+    let environment = cache().join(name);
+    step::note(&format!(
+        "installing {name} {version} into {}",
+        environment.display()
+    ));
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-m", "venv", "--clear"]).arg(&environment);
+    step::must(command).context("make an environment for Python")?;
+    let mut command = Command::new(environment.join("bin/pip"));
+    command
+        .args(["install", "--quiet", "--disable-pip-version-check"])
+        .arg(format!("{name}=={version}"));
+    step::must(command).with_context(|| format!("install {name}"))?;
+    let programs = cache().join("bin");
+    std::fs::create_dir_all(&programs).context("make a directory for programs")?;
+    let (from, to) = (environment.join("bin").join(name), programs.join(name));
+    std::os::unix::fs::symlink(&from, &to).with_context(|| format!("link `{}`", to.display()))
 }
 
 fn cache() -> PathBuf {

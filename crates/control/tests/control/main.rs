@@ -14,6 +14,7 @@ mod peer;
 mod permission;
 mod policy;
 mod provider;
+mod schemathesis;
 mod session;
 mod several;
 mod site;
