@@ -32,7 +32,7 @@ use url::Url;
 
 use crate::{
     Random, Server,
-    storage::oidc::{Provider, Session},
+    storage::oidc::{Place, Provider, Session},
 };
 use http::{Authentication, Fault, Http};
 use identity::Identity;
@@ -432,7 +432,7 @@ impl Server {
         let challenge = digest::digest(&digest::SHA256, verifier.as_bytes());
         let challenge = BASE64URL_NOPAD.encode(challenge.as_ref());
         let mut url = known.metadata.authorization_endpoint.0.clone();
-        let scope = scope(&client.provider, Some(redirect));
+        let scope = scope(&client.provider);
         url.query_pairs_mut()
             .append_pair("response_type", "code")
             .append_pair("client_id", &client.provider.client_id)
@@ -465,7 +465,7 @@ impl Server {
     async fn begin_device(&self, client: &Client, known: &Known) -> Result<(Way, Begun), Error> {
         let endpoint = known.metadata.device_authorization_endpoint.as_ref();
         let endpoint = endpoint.ok_or(Error::Missing("sign-in by device code"))?;
-        let (what, scope) = ("device authorization", scope(&client.provider, None));
+        let (what, scope) = ("device authorization", scope(&client.provider));
         let party = &self.inner.relying_party;
         // A client that authenticates says its id in the form too (RFC 8628, 3.1).
         let form = [
@@ -677,14 +677,14 @@ impl Server {
         )?)
     }
 
-    /// Seals a refresh token for the session of a device.
-    pub(crate) fn seal_refresh_token(&self, node: model::id::NodeId, token: &Secret) -> Vec<u8> {
-        self.seal(&refresh_purpose(node), token.expose().as_bytes())
+    /// Seals a refresh token for a session.
+    pub(crate) fn seal_refresh_token(&self, place: Place, token: &Secret) -> Vec<u8> {
+        self.seal(&refresh_purpose(place), token.expose().as_bytes())
     }
 
     fn open_refresh_token(&self, session: &Session) -> Option<Secret> {
         let sealed = session.refresh_token.as_deref()?;
-        let purpose = refresh_purpose(session.node);
+        let purpose = refresh_purpose(session.place);
         secret(&self.inner.master_key.open(&purpose, sealed)?)
     }
 
@@ -755,23 +755,21 @@ fn client_purpose(org: OrgId, issuer: &str) -> Vec<u8> {
     format!("ginnel oidc client {org} {issuer}").into_bytes()
 }
 
-fn refresh_purpose(node: model::id::NodeId) -> Vec<u8> {
-    format!("ginnel oidc refresh {node}").into_bytes()
+fn refresh_purpose(place: Place) -> Vec<u8> {
+    let purpose = match place {
+        Place::Device(node) => format!("ginnel oidc refresh {node}"),
+        Place::Browser(browser) => format!("ginnel oidc refresh browser {browser}"),
+    };
+    purpose.into_bytes()
 }
 
 fn secret(opened: &[u8]) -> Option<Secret> {
     std::str::from_utf8(opened).ok().map(Secret::new)
 }
 
-fn scope(provider: &Provider, redirect: Option<Redirect>) -> String {
+fn scope(provider: &Provider) -> String {
     let mut scope = "openid".to_owned();
-    // What a browser is signed in by is not renewed: it goes to the provider again.
-    let is_wanted = |one: &&String| match redirect {
-        Some(Redirect::Page) => *one != "offline_access",
-        Some(Redirect::Loopback(_)) | None => true,
-    };
-    let others = provider.scopes.iter().filter(|one| *one != "openid");
-    for one in others.filter(is_wanted) {
+    for one in provider.scopes.iter().filter(|one| *one != "openid") {
         scope.push(' ');
         scope.push_str(one);
     }

@@ -231,10 +231,9 @@ pub(super) async fn end_at_page(
     };
     let mut change = server.change().await?;
     let (user, changed) = user_of(server, &mut change, &org, &signed_in).await?;
-    let (issuer, sid) = (&signed_in.provider.issuer, signed_in.sid.as_deref());
-    let opened = cookie::open(server, &mut change, user, Some((issuer, sid))).await?;
+    let opened = cookie::open(server, &mut change, user, Some(&signed_in)).await?;
     server.inner.relying_party.end(&signed_in, change.now())?;
-    let subject = &signed_in.identity.subject;
+    let (issuer, subject) = (&signed_in.provider.issuer, &signed_in.identity.subject);
     let mut entry = opened.entry(org.id);
     entry
         .subject

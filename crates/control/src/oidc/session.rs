@@ -12,7 +12,7 @@ use crate::{
     storage::{
         self, Change, Touched,
         audit::{Actor, Entry},
-        oidc::Session,
+        oidc::{Place, Session},
         user::User,
     },
 };
@@ -78,7 +78,7 @@ impl Server {
             let due = storage::oidc::due_sessions(change.connection(), now, BATCH).await?;
             for session in &due {
                 let next = now + self.interval_seconds();
-                storage::oidc::update_due(change.connection(), session.node, next).await?;
+                storage::oidc::update_due(change.connection(), session.place, next).await?;
             }
             change.commit_unaudited().await?;
             let mut issuers: BTreeMap<_, Vec<_>> = BTreeMap::new();
@@ -136,25 +136,35 @@ impl Server {
         user: UserId,
         signed_in: &SignedIn,
     ) -> Result<(), storage::Error> {
-        let now = change.now();
+        let session = self.begun_session(change.now(), Place::Device(node), user, signed_in);
+        storage::oidc::insert_session(change.connection(), node, &session).await
+    }
+
+    /// Returns the session that begins with a sign-in.
+    pub(crate) fn begun_session(
+        &self,
+        now: i64,
+        place: Place,
+        user: UserId,
+        signed_in: &SignedIn,
+    ) -> Session {
         let refresh_token = signed_in.refresh_token.as_ref();
         let due = match refresh_token {
             Some(_) => now + self.interval_seconds(),
             None => unconfirmed_end(now, signed_in.expires),
         };
-        let session = Session {
-            node,
+        Session {
+            place,
             user,
             org: signed_in.org,
             issuer: signed_in.provider.issuer.clone(),
             subject: signed_in.identity.subject.clone(),
             sid: signed_in.sid.clone(),
-            refresh_token: refresh_token.map(|token| self.seal_refresh_token(node, token)),
+            refresh_token: refresh_token.map(|token| self.seal_refresh_token(place, token)),
             begun: now,
             confirmed: now,
             due,
-        };
-        storage::oidc::insert_session(change.connection(), &session).await
+        }
     }
 
     fn interval_seconds(&self) -> i64 {
@@ -186,7 +196,7 @@ impl Server {
         let connection = change.connection();
         let same = storage::oidc::update_confirmed(connection, now, session, &refresh_token, due);
         if !same.await? {
-            // The person signed in on the device again meanwhile, or it left.
+            // The person signed in on the device again meanwhile, or it left, or the browser did.
             return Ok(None);
         }
         let Some(user) = storage::user::user(connection, session.user).await? else {
@@ -205,7 +215,7 @@ impl Server {
 
     /// Ends a session that nobody has confirmed for too long. Returns the error again.
     async fn unconfirmed(&self, session: &Session, error: String) -> Result<String, ApiError> {
-        tracing::warn!(node = %session.node, error, "a session was not confirmed");
+        tracing::warn!(place = ?session.place, error, "a session was not confirmed");
         if self.now() - session.confirmed >= UNCONFIRMED_SECONDS_MAX {
             let reason = format!("not confirmed for an hour: {error}");
             self.end_session(session, &reason).await?;
@@ -277,7 +287,7 @@ impl Server {
             return Err(Refusal::Subject.into());
         }
         let next = tokens.refresh_token.as_ref().unwrap_or(&refresh_token);
-        Ok((identity, self.seal_refresh_token(session.node, next)))
+        Ok((identity, self.seal_refresh_token(session.place, next)))
     }
 
     /// Gives a person the groups and the role that her provider says. Returns what the audit says
@@ -317,7 +327,8 @@ impl Server {
 
     /// Ends a session: its device is removed, and with it every device of the person that no
     /// provider answers for; her browsers are signed out, and sessions on other devices are asked
-    /// about at once.
+    /// about at once. With the session of a browser no device goes that is not refused itself: who
+    /// signs out at the provider need not have left.
     pub(crate) async fn end_session(
         &self,
         session: &Session,
@@ -325,7 +336,7 @@ impl Server {
     ) -> Result<(), ApiError> {
         let mut change = self.change().await?;
         let now = change.now();
-        let known = storage::oidc::session(change.connection(), session.node).await?;
+        let known = storage::oidc::session(change.connection(), session.place).await?;
         let is_same = |known: Session| {
             known.begun == session.begun && known.refresh_token == session.refresh_token
         };
@@ -336,28 +347,50 @@ impl Server {
         let user = storage::user::user(change.connection(), session.user).await?;
         let name = user.map(|user| user.name.to_string()).unwrap_or_default();
         let mut subject = format!("user:{} {name}", session.user);
-        for node in storage::node::nodes_of_user(change.connection(), session.user).await? {
-            let other = storage::oidc::session(change.connection(), node.id).await?;
-            if other.is_some_and(|other| other.node != session.node) {
-                continue;
+        let (action, touched) = match session.place {
+            Place::Device(_) => {
+                subject.push_str(&self.remove_devices(&mut change, session).await?);
+                storage::token::revoke_logins_of(change.connection(), now, session.user).await?;
+                ("oidc_session_ended", Touched::Org(session.org))
             }
-            storage::node::delete(change.connection(), now, node.id).await?;
-            ssh::revoke_removed(self, &mut change, &node).await?;
-            subject.push_str(&format!(" node:{} {}", node.id, node.name));
-        }
+            Place::Browser(id) => {
+                subject.push_str(&format!(" browser:{id}"));
+                ("browser_session_ended", Touched::Nobody)
+            }
+        };
         let connection = change.connection();
-        storage::token::revoke_logins_of(connection, now, session.user).await?;
         storage::browser::delete_of(connection, session.user).await?;
         storage::oidc::update_due_of(connection, session.user, now).await?;
         subject.push_str(": ");
         subject.push_str(reason);
         let entry = Entry {
             actor: Actor::Server,
-            action: "oidc_session_ended",
+            action,
             subject,
             org: Some(session.org),
         };
-        self.commit(change, entry, Touched::Org(session.org)).await
+        self.commit(change, entry, touched).await
+    }
+
+    /// Removes the device of a session, and those of its person that no provider answers for.
+    /// Returns what the audit says of them.
+    async fn remove_devices(
+        &self,
+        change: &mut Change,
+        session: &Session,
+    ) -> Result<String, ApiError> {
+        let (now, mut removed) = (change.now(), String::new());
+        for node in storage::node::nodes_of_user(change.connection(), session.user).await? {
+            let place = Place::Device(node.id);
+            let other = storage::oidc::session(change.connection(), place).await?;
+            if other.is_some_and(|other| other.place != session.place) {
+                continue;
+            }
+            storage::node::delete(change.connection(), now, node.id).await?;
+            ssh::revoke_removed(self, change, &node).await?;
+            removed.push_str(&format!(" node:{} {}", node.id, node.name));
+        }
+        Ok(removed)
     }
 }
 

@@ -3,7 +3,7 @@
 use model::id::{BrowserId, OrgId, UserId};
 use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
-use super::Error;
+use super::{Error, oidc::Session};
 
 /// A browser's row.
 #[derive(Clone, Debug)]
@@ -60,6 +60,28 @@ pub(crate) async fn insert(
     .fetch_one(connection)
     .await?;
     Ok(BrowserId(row.try_get("id")?))
+}
+
+/// Says what keeps a browser signed in by a provider from now on: a session that has a refresh token.
+pub(crate) async fn update_session(
+    connection: &mut AnyConnection,
+    id: BrowserId,
+    session: &Session,
+    expires: i64,
+) -> Result<(), Error> {
+    sqlx::query(
+        "UPDATE browser SET subject = $1, refresh_token = $2, confirmed = $3, due = $4, expires = $5
+         WHERE id = $6",
+    )
+    .bind(session.subject.as_str())
+    .bind(session.refresh_token.as_deref())
+    .bind(session.confirmed)
+    .bind(session.due)
+    .bind(expires)
+    .bind(id.0)
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Returns the browser of a hash, if its time is not over.

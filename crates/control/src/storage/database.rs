@@ -155,6 +155,11 @@ const SQLITE: Migrations = &[
         "several_servers",
         include_str!("../../migrations/sqlite/0015_several_servers.sql"),
     ),
+    (
+        17,
+        "browser_session",
+        include_str!("../../migrations/sqlite/0017_browser_session.sql"),
+    ),
 ];
 
 /// Numbered as those of SQLite: no PostgreSQL is older than the eighth.
@@ -198,6 +203,11 @@ const POSTGRES: Migrations = &[
         15,
         "several_servers",
         include_str!("../../migrations/postgres/0015_several_servers.sql"),
+    ),
+    (
+        17,
+        "browser_session",
+        include_str!("../../migrations/postgres/0017_browser_session.sql"),
     ),
 ];
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use model::{
-    id::{NodeId, OrgId, UserId},
+    id::{BrowserId, NodeId, OrgId, UserId},
     name::Label,
     policy::Role,
 };
@@ -26,10 +26,17 @@ pub(crate) struct Provider {
     pub(crate) created: i64,
 }
 
-/// What a device that a provider signed in needs to stay so.
+/// Where a person is signed in by a provider.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Place {
+    Device(NodeId),
+    Browser(BrowserId),
+}
+
+/// What a person needs to stay signed in by a provider.
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
-    pub(crate) node: NodeId,
+    pub(crate) place: Place,
     pub(crate) user: UserId,
     pub(crate) org: OrgId,
     pub(crate) issuer: String,
@@ -230,15 +237,16 @@ pub(crate) async fn groups_of(
 /// Begins the session of a device in place of an earlier one.
 pub(crate) async fn insert_session(
     connection: &mut AnyConnection,
+    node: NodeId,
     session: &Session,
 ) -> Result<(), Error> {
-    delete_session(connection, session.node).await?;
+    delete_session(connection, node).await?;
     sqlx::query(
         "INSERT INTO oidc_session (node, \"user\", org, issuer, subject, sid, refresh_token, begun,
                                    confirmed, due)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
     )
-    .bind(session.node.0)
+    .bind(node.0)
     .bind(session.user.0)
     .bind(session.org.0)
     .bind(session.issuer.as_str())
@@ -265,32 +273,51 @@ pub(crate) async fn delete_session(
     Ok(())
 }
 
-/// Returns the session of a device.
+/// Returns the session of a device, or that of a browser which has a refresh token.
 pub(crate) async fn session(
     connection: &mut AnyConnection,
-    node: NodeId,
+    place: Place,
 ) -> Result<Option<Session>, Error> {
-    sqlx::query("SELECT * FROM oidc_session WHERE node = $1")
-        .bind(node.0)
-        .fetch_optional(connection)
-        .await?
-        .map(parse)
-        .transpose()
+    let query = match place {
+        Place::Device(node) => {
+            sqlx::query("SELECT * FROM oidc_session WHERE node = $1").bind(node.0)
+        }
+        Place::Browser(browser) => sqlx::query(
+            "SELECT b.*, u.org FROM browser b JOIN \"user\" u ON u.id = b.\"user\"
+             WHERE b.id = $1 AND b.due IS NOT NULL",
+        )
+        .bind(browser.0),
+    };
+    let row = query.fetch_optional(connection).await?;
+    row.map(|row| match place {
+        Place::Device(_) => parse(row),
+        Place::Browser(_) => parse_browser(row),
+    })
+    .transpose()
 }
 
-/// Returns sessions that are due, those that wait longest first.
+/// Returns sessions that are due, those that wait longest first: of devices, and of browsers.
 pub(crate) async fn due_sessions(
     connection: &mut AnyConnection,
     now: i64,
     limit: u32,
 ) -> Result<Vec<Session>, Error> {
-    sqlx::query("SELECT * FROM oidc_session WHERE due <= $1 ORDER BY due, node LIMIT $2")
+    let devices = sqlx::query("SELECT * FROM oidc_session WHERE due <= $1 ORDER BY due LIMIT $2")
         .bind(now)
         .bind(i64::from(limit))
-        .fetch_all(connection)
-        .await?
-        .into_iter()
-        .map(parse)
+        .fetch_all(&mut *connection)
+        .await?;
+    let browsers = sqlx::query(
+        "SELECT b.*, u.org FROM browser b JOIN \"user\" u ON u.id = b.\"user\"
+         WHERE b.due <= $1 AND b.expires > $1 ORDER BY b.due LIMIT $2",
+    )
+    .bind(now)
+    .bind(i64::from(limit))
+    .fetch_all(connection)
+    .await?;
+    let devices = devices.into_iter().map(parse);
+    devices
+        .chain(browsers.into_iter().map(parse_browser))
         .collect()
 }
 
@@ -325,12 +352,16 @@ pub(crate) async fn sessions_of(
 /// Says when to ask about a session again.
 pub(crate) async fn update_due(
     connection: &mut AnyConnection,
-    node: NodeId,
+    place: Place,
     due: i64,
 ) -> Result<(), Error> {
-    sqlx::query("UPDATE oidc_session SET due = $1 WHERE node = $2")
+    let (statement, id) = match place {
+        Place::Device(node) => ("UPDATE oidc_session SET due = $1 WHERE node = $2", node.0),
+        Place::Browser(browser) => ("UPDATE browser SET due = $1 WHERE id = $2", browser.0),
+    };
+    sqlx::query(statement)
         .bind(due)
-        .bind(node.0)
+        .bind(id)
         .execute(connection)
         .await?;
     Ok(())
@@ -342,11 +373,16 @@ pub(crate) async fn update_due_of(
     user: UserId,
     due: i64,
 ) -> Result<(), Error> {
-    sqlx::query("UPDATE oidc_session SET due = $1 WHERE \"user\" = $2 AND due > $1")
-        .bind(due)
-        .bind(user.0)
-        .execute(connection)
-        .await?;
+    for statement in [
+        "UPDATE oidc_session SET due = $1 WHERE \"user\" = $2 AND due > $1",
+        "UPDATE browser SET due = $1 WHERE \"user\" = $2 AND due > $1",
+    ] {
+        sqlx::query(statement)
+            .bind(due)
+            .bind(user.0)
+            .execute(&mut *connection)
+            .await?;
+    }
     Ok(())
 }
 
@@ -359,31 +395,51 @@ pub(crate) async fn update_confirmed(
     refresh_token: &[u8],
     due: i64,
 ) -> Result<bool, Error> {
-    let done = sqlx::query(
-        "UPDATE oidc_session SET confirmed = $1, refresh_token = $2, due = $3
-         WHERE node = $4 AND refresh_token = $5",
-    )
-    .bind(now)
-    .bind(refresh_token)
-    .bind(due)
-    .bind(old.node.0)
-    .bind(old.refresh_token.as_deref())
-    .execute(connection)
-    .await?;
+    let (statement, id) = match old.place {
+        Place::Device(node) => (
+            "UPDATE oidc_session SET confirmed = $1, refresh_token = $2, due = $3
+             WHERE node = $4 AND refresh_token = $5",
+            node.0,
+        ),
+        Place::Browser(browser) => (
+            "UPDATE browser SET confirmed = $1, refresh_token = $2, due = $3
+             WHERE id = $4 AND refresh_token = $5",
+            browser.0,
+        ),
+    };
+    let done = sqlx::query(statement)
+        .bind(now)
+        .bind(refresh_token)
+        .bind(due)
+        .bind(id)
+        .bind(old.refresh_token.as_deref())
+        .execute(connection)
+        .await?;
     Ok(done.rows_affected() > 0)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
 fn parse(row: AnyRow) -> Result<Session, Error> {
+    let place = Place::Device(NodeId(row.try_get("node")?));
+    parse_session(&row, place, row.try_get("begun")?)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]
+fn parse_browser(row: AnyRow) -> Result<Session, Error> {
+    let place = Place::Browser(BrowserId(row.try_get("id")?));
+    parse_session(&row, place, row.try_get("created")?)
+}
+
+fn parse_session(row: &AnyRow, place: Place, begun: i64) -> Result<Session, Error> {
     Ok(Session {
-        node: NodeId(row.try_get("node")?),
+        place,
         user: UserId(row.try_get("user")?),
         org: OrgId(row.try_get("org")?),
         issuer: row.try_get("issuer")?,
         subject: row.try_get("subject")?,
         sid: row.try_get("sid")?,
         refresh_token: row.try_get("refresh_token")?,
-        begun: row.try_get("begun")?,
+        begun,
         confirmed: row.try_get("confirmed")?,
         due: row.try_get("due")?,
     })

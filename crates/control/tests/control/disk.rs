@@ -23,6 +23,10 @@ async fn a_newer_database_is_refused_and_left_alone() {
     world.login().await;
     world.server.close().await;
     let mut database = database(&world).await;
+    let known: i64 = sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations")
+        .fetch_one(&mut database)
+        .await
+        .unwrap();
     sqlx::query(
         "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
          VALUES (999, 'future', 1, x'00', 0)",
@@ -36,10 +40,8 @@ async fn a_newer_database_is_refused_and_left_alone() {
         .err()
         .expect("a newer database is refused");
     let error = format!("{error:#}");
-    assert!(
-        error.contains("written by a newer ginnel (schema 999, this one knows 15)"),
-        "{error}"
-    );
+    let versions = format!("written by a newer ginnel (schema 999, this one knows {known})");
+    assert!(error.contains(&versions), "{error}");
 }
 
 #[tokio::test]

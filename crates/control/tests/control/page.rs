@@ -278,6 +278,21 @@ impl Stage {
         Browser::signed_in(&self.world, &invited.token).await
     }
 
+    /// Gives the organisation an identity provider.
+    async fn provider(&self) -> Provider {
+        let provider = Provider::new(&self.world.clock);
+        let settings = json!({
+            "issuer": provider.issuer, "client_id": CLIENT, "client_secret": SECRET,
+            "scopes": ["offline_access"], "groups_claim": "groups",
+            "roles": { "dev": "developer" },
+        });
+        let (bearer, body) = (self.admin.emit(), Some(settings.to_string()));
+        let path = "/v1/oidc/provider";
+        let set = self.world.request(Method::PUT, path, Some(&bearer), body);
+        set.await.parse::<Settings>();
+        provider
+    }
+
     async fn audit(&self) -> Vec<AuditEntry> {
         let page: Page<AuditEntry> = self.world.get("/v1/audit", &self.admin).await.parse();
         page.items
@@ -718,16 +733,8 @@ async fn hostile_text_in_forms_and_queries_is_refused_or_stays_text() {
 async fn a_person_signs_in_by_her_provider_for_an_hour_and_it_can_sign_her_out() {
     let stage = Stage::new().await;
     let world = &stage.world;
-    let provider = Provider::new(&world.clock);
-    let settings = json!({
-        "issuer": provider.issuer, "client_id": CLIENT, "client_secret": SECRET,
-        "scopes": ["offline_access"], "groups_claim": "groups", "roles": { "dev": "developer" },
-    });
-    let (bearer, body) = (stage.admin.emit(), Some(settings.to_string()));
-    let set = world
-        .request(Method::PUT, "/v1/oidc/provider", Some(&bearer), body)
-        .await;
-    set.parse::<Settings>();
+    let provider = stage.provider().await;
+    provider.state().refreshes = false;
 
     let mut browser = Browser::new(world);
     let callback = begin(&mut browser, &provider).await;
@@ -769,6 +776,67 @@ async fn a_person_signs_in_by_her_provider_for_an_hour_and_it_can_sign_her_out()
     assert_eq!(rows.last().unwrap().action, "browser_session_ended");
 }
 
+/// She has no device, so that nothing but her browsers is there to be asked about.
+#[tokio::test]
+async fn a_browser_is_signed_in_for_as_long_as_the_provider_confirms_it() {
+    let stage = Stage::new().await;
+    let world = &stage.world;
+    let provider = stage.provider().await;
+    let confirm = async |seconds: u64| {
+        world.pass(seconds);
+        world.server.revalidate().await.expect("the store answers");
+    };
+    let mut browsers = [Browser::new(world), Browser::new(world)];
+    for browser in &mut browsers {
+        let callback = begin(browser, &provider).await;
+        browser.get(&callback).await.leads_to("/ui");
+    }
+    let [mut first, mut second] = browsers;
+    // The provider of the tests knows one refresh token, the last: it refuses the first browser's.
+    confirm(60).await;
+    first.get("/ui").await.leads_to("/ui/sign-in");
+    second.get("/ui").await.leads_to("/ui/sign-in");
+
+    let callback = begin(&mut first, &provider).await;
+    first.get(&callback).await.leads_to("/ui");
+    // Longer than the hour that nobody is trusted for without an answer, and another role.
+    for _ in 0..3 {
+        confirm(30 * 60).await;
+        first.get("/ui").await.shows("developer");
+    }
+    provider.state().claims = json!({ "groups": [] });
+    confirm(60).await;
+    first.get("/ui").await.shows("guest");
+    provider.state().is_down = true;
+    confirm(59 * 60).await;
+    first.get("/ui").await.is(200);
+    confirm(60).await;
+    first.get("/ui").await.leads_to("/ui/sign-in");
+    provider.state().is_down = false;
+
+    let callback = begin(&mut first, &provider).await;
+    first.get(&callback).await.leads_to("/ui");
+    provider.state().refresh_error = Some("invalid_grant");
+    confirm(60).await;
+    first.get("/ui").await.leads_to("/ui/sign-in");
+    let rows = stage.audit().await;
+    let last = rows.last().expect("a row");
+    assert_eq!(last.action, "browser_session_ended");
+    let why = "the identity provider refuses: invalid_grant";
+    assert!(last.subject.contains(why), "{last:?}");
+    assert!(last.subject.contains(" browser:"), "{last:?}");
+    provider.state().refresh_error = None;
+
+    // A working day is the longest.
+    let callback = begin(&mut first, &provider).await;
+    first.get(&callback).await.leads_to("/ui");
+    for _ in 0..12 {
+        first.get("/ui").await.is(200);
+        confirm(60 * 60).await;
+    }
+    first.get("/ui").await.leads_to("/ui/sign-in");
+}
+
 /// Begins a sign-in and has the provider answer. Returns where the browser comes back.
 async fn begin(browser: &mut Browser<'_>, provider: &Provider) -> String {
     browser.get("/ui/sign-in").await.is(200);
@@ -783,7 +851,6 @@ async fn begin(browser: &mut Browser<'_>, provider: &Provider) -> String {
     let url = url.and_then(|rest| rest.split('"').next()).expect("a link");
     let url = url.replace("&amp;", "&");
     assert!(url.contains("redirect_uri=https%3A%2F%2Fvpn.example%3A443%2Fui%2Fcallback"));
-    assert!(!url.contains("offline_access"), "{url}");
     let answer = provider.authorize(&url);
     let mut query = form_urlencoded::Serializer::new(String::new());
     query.append_pair("code", answer.code.expose());

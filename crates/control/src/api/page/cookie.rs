@@ -11,10 +11,12 @@ use model::{
 use crate::{
     Server,
     api::error::ApiError,
+    oidc::SignedIn,
     storage::{
         self, Change,
         audit::{Actor, Entry},
         browser::NewBrowser,
+        oidc::Place,
     },
 };
 
@@ -28,10 +30,11 @@ pub(crate) const VISITOR: &str = "__Host-ginnel-visitor";
 /// Holds a sign-in that has begun, sealed.
 pub(crate) const ATTEMPT: &str = "__Host-ginnel-attempt";
 
-/// How long a person stays signed in by a login token, in seconds: a working day.
+/// How long a person stays signed in by a login token, in seconds: a working day. So she does by an
+/// identity provider that is asked all along.
 const SESSION_SECONDS: i64 = 12 * 60 * 60;
 
-/// How long she stays signed in by an identity provider before it is asked again, in seconds.
+/// How long she stays signed in by an identity provider that gave no refresh token, in seconds.
 const PROVIDER_SECONDS: i64 = 60 * 60;
 
 /// Length of the secret of a browser, in bytes.
@@ -58,28 +61,33 @@ impl Opened {
     }
 }
 
-/// Signs a person in at a browser, in a change; `provider` names who says that it is she, and the
-/// session there.
+/// Signs a person in at a browser, in a change; `signed_in` is how, if not by a login token.
 pub(crate) async fn open(
     server: &Server,
     change: &mut Change,
     user: UserId,
-    provider: Option<(&String, Option<&str>)>,
+    signed_in: Option<&SignedIn>,
 ) -> Result<Opened, ApiError> {
     let secret = drawn(server);
     let now = change.now();
-    let seconds = match provider {
+    let mut seconds = match signed_in {
         Some(_) => PROVIDER_SECONDS,
         None => SESSION_SECONDS,
     };
     let new = NewBrowser {
         user,
         hash: hash(secret.expose()),
-        issuer: provider.map(|(issuer, _)| issuer.as_str()),
-        sid: provider.and_then(|(_, sid)| sid),
+        issuer: signed_in.map(|signed_in| signed_in.provider.issuer.as_str()),
+        sid: signed_in.and_then(|signed_in| signed_in.sid.as_deref()),
         expires: now + seconds,
     };
     let id = storage::browser::insert(change.connection(), now, &new).await?;
+    if let Some(signed_in) = signed_in.filter(|signed_in| signed_in.refresh_token.is_some()) {
+        seconds = SESSION_SECONDS;
+        let session = server.begun_session(now, Place::Browser(id), user, signed_in);
+        let expires = now + seconds;
+        storage::browser::update_session(change.connection(), id, &session, expires).await?;
+    }
     Ok(Opened {
         id,
         user,
