@@ -60,18 +60,30 @@ impl Scene {
         provider
             .arg(program("provider.mjs"))
             .args([&modules, &path("key.pem"), &path("leaf.pem")])
-            .arg(format!("{}/v1/oidc/logout/default", world.url))
+            .arg(&world.url)
             .env("NODE_EXTRA_CA_CERTS", world.path("data/ca.pem"));
         let provider = Provider::start(&mut provider, &world.path("provider.log"));
-        let secret = world.path("secret");
+        let scene = Self {
+            provider,
+            browser: Browser::start(),
+            _laptop: laptop,
+            world,
+        };
+        scene.set_client("ginnel");
+        Some(scene)
+    }
+
+    /// Has the server be a client of this name at the provider.
+    fn set_client(&self, id: &str) {
+        let secret = self.world.path("secret");
         fs::write(&secret, format!("{CLIENT_SECRET}\n")).expect("a file");
         let line = [
             "oidc",
             "set",
             "--issuer",
-            &provider.issuer,
+            &self.provider.issuer,
             "--client-id",
-            "ginnel",
+            id,
             "--client-secret-file",
             secret.to_str().expect("UTF-8"),
             "--role",
@@ -79,13 +91,7 @@ impl Scene {
             "--role",
             "dev=developer",
         ];
-        world.run("laptop", &line);
-        Some(Self {
-            provider,
-            browser: Browser::start(),
-            _laptop: laptop,
-            world,
-        })
+        self.world.run("laptop", &line);
     }
 
     /// Signs a person in on a device, as `ginnel oidc show` says how.
@@ -167,17 +173,23 @@ impl Browser {
         Self { port, child }
     }
 
-    /// Signs a person in; the screenshots stay under `target`.
+    /// Signs a person in.
     fn sign_in(&self, url: &str, person: &str, name: &str) {
-        let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("screenshots");
-        fs::create_dir_all(&shots).expect("a directory");
-        let ended = crate::world::finish(
-            Command::new("node")
-                .arg(program("browser.mjs"))
-                .args([&self.port.to_string(), url, person])
-                .arg(shots.join(format!("sign-in-{name}"))),
-        );
+        let mut story = self.story("browser.mjs", url, person, &format!("sign-in-{name}"));
+        let ended = crate::world::finish(&mut story);
         assert_eq!(ended.code, Some(0), "{ended:?}");
+    }
+
+    /// Returns what a person does at this browser; the screenshots stay under `target`.
+    fn story(&self, story: &str, url: &str, person: &str, shots: &str) -> Command {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("screenshots");
+        fs::create_dir_all(&folder).expect("a directory");
+        let mut command = Command::new("node");
+        command
+            .arg(program(story))
+            .args([&self.port.to_string(), url, person])
+            .arg(folder.join(shots));
+        command
     }
 }
 
@@ -341,6 +353,45 @@ fn nothing_of_a_person_works_within_a_minute_after_the_provider_disabled_her() {
     scene.sign_in("desk", "alice", &[]);
     let user = scene.world.json("desk", &["whoami"])["user"].to_string();
     assert_eq!(before, format!("user:{user}"));
+}
+
+/// She has no device: nothing but her browser is there to be asked about.
+#[test]
+fn a_person_signs_in_at_the_page_and_is_out_when_the_provider_has_disabled_her() {
+    let Some(mut scene) = Scene::new("1s") else {
+        return;
+    };
+    scene.set_client("ginnel-page");
+    let world = &scene.world;
+    let mut story = scene
+        .browser
+        .story("page.mjs", &world.url, "alice", "page-sign-in");
+    let mut visit = world.spawn(&mut story);
+    visit.until("signed in");
+    let nodes = world.run("laptop", &["node", "list"]);
+    assert!(!nodes.contains("alice"), "{nodes}");
+    // The provider confirms her first, and tells of another group.
+    scene.provider.tell("groups alice ops");
+    let world = &scene.world;
+    wait_for("a confirmation", || {
+        let audit = world.run("laptop", &["audit", "list"]);
+        audit.contains("alice admin groups:ops")
+    });
+    assert_eq!(visit.lines_so_far(), [""; 0]);
+    scene.provider.tell("disable alice");
+    let ended = visit.ended();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(ended.stdout, "signed out", "{ended:?}");
+    let audit = scene.world.run("laptop", &["audit", "list"]);
+    let line = audit
+        .lines()
+        .find(|line| line.contains("browser_session_ended"));
+    let line = line.expect("a row of the audit");
+    assert!(line.contains("alice browser:"), "{line}");
+    assert!(
+        line.contains("the identity provider refuses: invalid_grant"),
+        "{line}"
+    );
 }
 
 fn assert_nothing_works(world: &World, who: &str) {

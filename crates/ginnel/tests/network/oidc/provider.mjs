@@ -1,6 +1,6 @@
 // An OpenID provider for the tests: oidc-provider with people who are in groups, over HTTPS.
 //
-//   node provider.mjs MODULES KEY CERTIFICATE LOGOUT_URI
+//   node provider.mjs MODULES KEY CERTIFICATE URL_OF_THE_SERVER
 //
 // Prints its issuer. Then each line on stdin is a command, answered by one line: `disable NAME`,
 // `enable NAME`, `groups NAME GROUP,GROUP`, `logout NAME`.
@@ -12,7 +12,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { pathToFileURL } from "node:url";
 
-const [modules, key, certificate, logoutUri] = process.argv.slice(2);
+const [modules, key, certificate, url] = process.argv.slice(2);
 const entry = join(modules, "oidc-provider", "lib", "index.js");
 const { default: Provider } = await import(pathToFileURL(entry));
 
@@ -24,22 +24,25 @@ const disabled = new Set();
 const groups = new Map([["alice", ["dev"]]]);
 const signing = generateKeyPairSync("ec", { namedCurve: "P-256" }).privateKey;
 
+const client = {
+  client_secret: "a secret of the tests",
+  response_types: ["code"],
+  grant_types: [
+    "authorization_code",
+    "refresh_token",
+    "urn:ietf:params:oauth:grant-type:device_code",
+  ],
+  backchannel_logout_uri: `${url}/v1/oidc/logout/default`,
+  backchannel_logout_session_required: true,
+};
+// A server on the loopback cannot be a native client's by HTTPS, so the page is a client of its own.
+const native = { application_type: "native", redirect_uris: ["http://127.0.0.1/callback"] };
+const page = { application_type: "web", redirect_uris: [`${url}/ui/callback`] };
+
 const provider = new Provider(issuer, {
   clients: [
-    {
-      client_id: "ginnel",
-      client_secret: "a secret of the tests",
-      application_type: "native",
-      redirect_uris: ["http://127.0.0.1/callback"],
-      response_types: ["code"],
-      grant_types: [
-        "authorization_code",
-        "refresh_token",
-        "urn:ietf:params:oauth:grant-type:device_code",
-      ],
-      backchannel_logout_uri: logoutUri,
-      backchannel_logout_session_required: true,
-    },
+    { ...client, ...native, client_id: "ginnel" },
+    { ...client, ...page, client_id: "ginnel-page" },
   ],
   jwks: { keys: [{ ...signing.export({ format: "jwk" }), alg: "ES256", use: "sig", kid: "1" }] },
   clientDefaults: { id_token_signed_response_alg: "ES256" },
