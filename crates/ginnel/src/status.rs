@@ -208,8 +208,11 @@ pub(crate) fn peer_text(peer: &Peer) -> String {
     };
     let handshake = peer.last_handshake_seconds;
     let handshake = handshake.map_or_else(|| "never".to_owned(), |s| format!("{} ago", age(s)));
+    let path_mtu = peer.path_mtu_bytes;
+    let path_mtu = path_mtu.map_or_else(String::new, |bytes| format!(", path MTU {bytes} B"));
     format!(
-        "{name} at {endpoint}: {tunnel}, last handshake {handshake}, {} B received, {} B sent",
+        "{name} at {endpoint}: {tunnel}, last handshake {handshake}, {} B received, {} B \
+         sent{path_mtu}",
         peer.traffic.received_bytes, peer.traffic.sent_bytes
     )
 }

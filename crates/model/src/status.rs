@@ -92,6 +92,10 @@ pub struct Peer {
     /// Interval of persistent keepalives; `None` when off.
     #[serde(default)]
     pub persistent_keepalive_seconds: Option<u16>,
+    /// The longest IP packet, in bytes, that passes through the tunnel without being fragmented
+    /// outside (RFC 8899), looked for up to the 1,280 of the network; `None` while unknown.
+    #[serde(default)]
+    pub path_mtu_bytes: Option<u16>,
 }
 
 /// Datagrams that are authentic or were sealed; the numbers only grow.
@@ -237,6 +241,7 @@ mod tests {
                     ..Traffic::default()
                 },
                 persistent_keepalive_seconds: Some(25),
+                path_mtu_bytes: None,
             }],
             peers_total: 1,
             peers_up: 0,

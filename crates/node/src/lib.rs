@@ -18,6 +18,7 @@ mod forward;
 mod node;
 mod org;
 mod path;
+mod path_mtu;
 mod probe;
 mod refusal;
 pub mod resolver;

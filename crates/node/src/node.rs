@@ -25,6 +25,7 @@ use crate::{
     discard::{Counters, Reason},
     filter::Filter,
     org::Orgs,
+    path_mtu::PathMtu,
     probe::Probes,
     refusal,
     resolver::server::Server,
@@ -36,6 +37,7 @@ use crate::{
 
 mod event;
 mod flow;
+mod path_mtu;
 mod probe;
 mod tap;
 
@@ -88,6 +90,8 @@ pub struct Run {
     pub length: usize,
     /// Bytes of each but the last, which may be shorter.
     pub segment: usize,
+    /// Nobody may fragment it on its way: it probes the path MTU. It is one datagram then.
+    pub whole: bool,
 }
 
 /// Something that happened.
@@ -155,6 +159,10 @@ pub struct Node {
     sites: Sites,
     routed: Routed,
     probes: Probes,
+    /// Of the tunnel to the gateway.
+    path_mtu: PathMtu,
+    /// Whether something passed that makes the path MTU worth knowing.
+    wants_path_mtu: bool,
     server: Server,
     /// Packets of the node's own making, for peers; at most [`QUEUE_MAX`], further ones are not
     /// made.
@@ -247,6 +255,8 @@ impl Node {
             sites: Sites::default(),
             routed: Routed::default(),
             probes: Probes::default(),
+            path_mtu: PathMtu::default(),
+            wants_path_mtu: false,
             server: Server::default(),
             outgoing: VecDeque::new(),
             incoming: VecDeque::new(),
@@ -261,6 +271,7 @@ impl Node {
     /// Works by `map` from now on. Peers that are as they were are not disturbed; the session keys
     /// of a peer that vanished are gone when this returns.
     pub fn apply(&mut self, now: Instant, map: &NetworkMap) {
+        let path = self.probed_path();
         let former = match std::mem::replace(&mut self.source, Source::Nothing) {
             Source::Map(former) => Some(former),
             Source::Nothing | Source::Config { .. } => None,
@@ -274,6 +285,9 @@ impl Node {
         self.ask_about_strangers(map.own.role == Role::Gateway);
         self.source = Source::Map(map.clone());
         self.ahead.clear();
+        if self.probed_path() != path {
+            self.path_mtu = PathMtu::default();
+        }
         self.apply_to_stack(now);
     }
 
@@ -329,6 +343,7 @@ impl Node {
         self.ask_for(names);
         self.orgs.clear();
         self.routed = Routed::default();
+        self.path_mtu = PathMtu::default();
         self.ask_about_strangers(false);
         let addresses = config.interface.addresses.iter();
         self.source = Source::Config {
@@ -389,6 +404,7 @@ impl Node {
         // The same address again is no reason for another attempt: it would never end, and
         // packets that wait for it would never be given up.
         if let Some(peer) = peer.filter(|_| former != Some(endpoint)) {
+            self.leave_path(peer);
             self.device.initiate(now, peer);
         }
     }
@@ -470,6 +486,11 @@ impl Node {
             return self.forward(now, peer, datagram, length);
         }
         let packet = &mut datagram[HEADER..HEADER + length];
+        self.fit_to_path(packet);
+        if self.take_path_mtu(now, packet) {
+            self.tap_received(now, packet, None);
+            return Outcome::Nothing;
+        }
         let is_answer = self.answers_host(now, packet);
         if !self.admits(now, packet) {
             self.counters.add(Reason::Policy, 1);
@@ -566,6 +587,7 @@ impl Node {
             ecn,
             length,
             segment: length,
+            whole: false,
         };
         loop {
             if let Some(transmit) = self.device.poll_transmit() {
@@ -580,6 +602,14 @@ impl Node {
             }
             if let Some(peer) = self.initiate.pop_front() {
                 self.device.initiate(now, peer);
+            } else if let Some((peer, packet)) = self.poll_path_probe(now) {
+                match self.seal_copy(now, peer, &packet, buffer) {
+                    Some(sealed) => {
+                        let run = one(Ecn::NotEct, sealed);
+                        return Some(Run { whole: true, ..run });
+                    }
+                    None => self.path_mtu.give_up(),
+                }
             } else if let Some((peer, packet)) = self.outgoing.pop_front() {
                 let sealed = self.seal_copy(now, peer, &packet, buffer);
                 if let Some(sealed) = sealed {
@@ -631,6 +661,7 @@ impl Node {
             self.device.poll_timeout(),
             stack,
             self.server.poll_timeout(),
+            self.path_mtu.poll_timeout(),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -638,6 +669,7 @@ impl Node {
     /// Performs every action that is due at `now`. Calling it early, late or twice is harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.device.handle_timeout(now);
+        self.path_mtu.handle_timeout(now);
         if let Link::Tun(stack) | Link::Netstack(stack) = &mut self.attachment {
             stack.handle_timeout(now);
             self.server.handle_timeout(now, stack);

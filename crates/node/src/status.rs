@@ -123,6 +123,7 @@ impl Node {
             last_handshake_seconds: age.map(|age| age.as_secs()),
             traffic: traffic(status.traffic),
             persistent_keepalive_seconds: status.persistent_keepalive.map(Into::into),
+            path_mtu_bytes: peer.and_then(|peer| self.path_mtu_of(peer.id)),
         }
     }
 

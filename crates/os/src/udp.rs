@@ -39,7 +39,7 @@ pub struct Options {
 ///
 /// Its datagrams may be fragmented on their way, as those of the kernel's WireGuard: the packets
 /// inside are already as small as the tunnel's MTU asks, and what is dropped for its size is
-/// dropped without a word on many paths.
+/// dropped without a word on many paths. [`Socket::send_whole`] finds out what passes without.
 #[derive(Debug)]
 pub struct Socket {
     socket: socket2::Socket,
@@ -101,7 +101,7 @@ impl Socket {
         if options.buffer_bytes != 0 {
             set_buffers(&socket, options.buffer_bytes)?;
         }
-        control::allow_fragments(&socket, local.is_ipv6())?;
+        control::allow_fragments(&socket, local.is_ipv6(), true)?;
         control::request_all(&socket, local.is_ipv6());
         socket.bind(&local.into())?;
         let local = socket

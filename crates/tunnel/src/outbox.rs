@@ -49,8 +49,10 @@ struct Parcel {
     count: usize,
     length: usize,
     segment: usize,
-    /// A shorter datagram ends a parcel (udp(7), `UDP_SEGMENT`).
+    /// A shorter datagram ends a parcel (udp(7), `UDP_SEGMENT`), and so does one that is `whole`.
     ended: bool,
+    /// Nobody may fragment it; it is alone.
+    whole: bool,
 }
 
 const BUFFER: usize = 256 * 1024;
@@ -108,19 +110,23 @@ impl Outbox {
         let mut left = run.length;
         while left > 0 {
             let length = left.min(run.segment);
-            self.push(run.destination, run.ecn, length);
+            self.push_one(run.destination, run.ecn, length, run.whole);
             left -= length;
         }
     }
 
     /// Takes the datagram of `length` bytes that was written to `room`.
     pub(super) fn push(&mut self, destination: SocketAddr, ecn: Ecn, length: usize) {
+        self.push_one(destination, ecn, length, false);
+    }
+
+    fn push_one(&mut self, destination: SocketAddr, ecn: Ecn, length: usize, whole: bool) {
         if self.buffer.get(self.used) == Some(&INITIATION_TYPE)
             && let Some(sources) = &mut self.sources
         {
             sources.begin_handshake(destination);
         }
-        let parcel = self.parcel_for(destination, ecn, length);
+        let parcel = self.parcel_for(destination, ecn, length, whole);
         self.datagrams.push(Datagram {
             parcel,
             start: self.used,
@@ -129,11 +135,18 @@ impl Outbox {
         self.used += length;
     }
 
-    fn parcel_for(&mut self, destination: SocketAddr, ecn: Ecn, length: usize) -> usize {
+    fn parcel_for(
+        &mut self,
+        destination: SocketAddr,
+        ecn: Ecn,
+        length: usize,
+        whole: bool,
+    ) -> usize {
         let newest = self.parcels.len().checked_sub(1);
         let newest = newest.filter(|place| self.parcels[*place].destination == destination);
         let known = newest.or_else(|| self.latest.get(&destination).copied());
         if let Some(place) = known.filter(|place| *place >= self.sent)
+            && !whole
             && self.parcels[place].accepts(ecn, length)
         {
             self.parcels[place].add(length);
@@ -145,7 +158,8 @@ impl Outbox {
             count: 1,
             length,
             segment: length,
-            ended: false,
+            ended: whole,
+            whole,
         });
         let place = self.parcels.len() - 1;
         self.latest.insert(destination, place);
@@ -179,7 +193,14 @@ impl Outbox {
         let mut place = 0;
         while let Some(first) = parcels.get(place) {
             let destination = first.envelope.to;
-            place += match sockets.send(&parcels[place..]) {
+            let mut wholes = self.parcels[sent + place..].iter().map(|one| one.whole);
+            let given = if wholes.next() == Some(true) {
+                sockets.send_whole(first)
+            } else {
+                let end = wholes.position(|whole| whole);
+                sockets.send(&parcels[place..end.map_or(parcels.len(), |end| place + 1 + end)])
+            };
+            place += match given {
                 Ok(sent) => sent,
                 Err(SendError::WouldBlock) => {
                     self.blocked = Some(destination);
@@ -355,6 +376,40 @@ mod tests {
         let mut roaming = Outbox::new(false);
         roaming.note_source(caller, local, true);
         assert_eq!(source(&mut roaming, &sockets, data, &peer).await, chosen);
+    }
+
+    #[tokio::test]
+    async fn what_nobody_may_fragment_leaves_alone_and_in_its_turn() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        let destination = receiver.local_addr().expect("bound");
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let sockets = Sockets::bind(any, None).expect("a free port");
+        let mut outbox = Outbox::new(true);
+        let wholes = [false, true, true, false, false, true];
+        for (number, whole) in (0..).zip(wholes) {
+            outbox.room()[..100].fill(number);
+            outbox.push_run(node::Run {
+                destination,
+                ecn: Ecn::NotEct,
+                length: 100,
+                segment: 100,
+                whole,
+            });
+        }
+        let parcels = outbox.parcels.iter();
+        let parcels: Vec<_> = parcels.map(|one| (one.count, one.whole)).collect();
+        let (several, alone) = ((2, false), (1, true));
+        assert_eq!(parcels, [(1, false), alone, alone, several, alone]);
+        outbox.send(&sockets);
+        while outbox.blocked.is_some() {
+            sockets.writable(outbox.blocked.take()).await;
+            outbox.send(&sockets);
+        }
+        for number in 0..6 {
+            let mut buffer = [0; 200];
+            let length = receiver.recv(&mut buffer).expect("it was sent");
+            assert_eq!(buffer[..length], [number; 100]);
+        }
     }
 
     #[test]

@@ -83,17 +83,39 @@ impl Sockets {
             return Ok(0);
         };
         let is_v4 = first.envelope.to.is_ipv4();
-        let Some(socket) = (if is_v4 { &self.v4 } else { &self.v6 }) else {
-            return Err(SendError::Unreachable);
-        };
         let others = parcels
             .iter()
             .position(|one| one.envelope.to.is_ipv4() != is_v4);
         let parcels = &parcels[..others.unwrap_or(parcels.len())];
+        self.send_by(is_v4, |socket| socket.send_parcels(parcels))
+    }
+
+    /// Sends a parcel of one datagram that nobody may fragment; returns one, or why it is not sent.
+    pub(super) fn send_whole(&self, parcel: &Parcel<'_>) -> Result<usize, SendError> {
+        let Parcel {
+            envelope,
+            datagrams: [datagram],
+        } = parcel
+        else {
+            return self.send(&[*parcel]);
+        };
+        self.send_by(envelope.to.is_ipv4(), |socket| {
+            socket.send_whole(envelope, datagram).map(|()| 1)
+        })
+    }
+
+    fn send_by(
+        &self,
+        is_v4: bool,
+        send: impl FnOnce(&Socket) -> Result<usize, SendError>,
+    ) -> Result<usize, SendError> {
+        let Some(socket) = (if is_v4 { &self.v4 } else { &self.v6 }) else {
+            return Err(SendError::Unreachable);
+        };
         let mut outcome = Err(SendError::WouldBlock);
         // Only a full queue is hidden here, so that the driver really waits for room.
         let tried = socket.try_io(Interest::WRITABLE, |socket| {
-            outcome = socket.send_parcels(parcels);
+            outcome = send(socket);
             match outcome {
                 Err(SendError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
                 Ok(_) | Err(_) => Ok(()),

@@ -317,6 +317,7 @@ mod tests {
             last_handshake_seconds: Some(7),
             traffic: Traffic::default(),
             persistent_keepalive_seconds: None,
+            path_mtu_bytes: None,
         }
     }
 

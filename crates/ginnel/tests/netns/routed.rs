@@ -11,6 +11,7 @@
 
 use std::{
     fs,
+    io::{self, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     path::PathBuf,
     process::Command,
@@ -20,7 +21,7 @@ use std::{
 use super::{
     attachment::{Running, word},
     site::{finish, ginnel, serve, succeeded},
-    world::{Apart, GINNEL, LONG, Space, World, find, lacks, text, unique, within},
+    world::{Apart, GINNEL, LONG, Space, World, find, lacks, now, text, unique, within},
 };
 
 /// The address that routing chooses at the hub, and the one that is its public address.
@@ -353,20 +354,19 @@ fn plain_devices_of_two_offices_reach_each_other_and_see_true_addresses() {
     within(LONG, "b still reaches d", || ping(one, other) == 1);
 }
 
-#[test]
-fn a_path_whose_mtu_nobody_is_told_carries_a_transfer() {
-    let Some(scene) = Scene::new() else {
-        return;
-    };
-    let [one, other] = &scene.offices;
+/// Offices whose uplinks carry packets of `mtu` bytes, and where nobody is told what is too long.
+fn with_silent_uplinks(mtu: u16) -> Option<Scene> {
+    let mut scene = Scene::new()?;
+    // The nodes look at their paths when they start; the server goes on.
+    scene.running.truncate(1);
     for (from, to) in [("shenzhen", "beijing"), ("beijing", "shenzhen")] {
         let (from, to) = (format!("site:{from}"), format!("site:{to}"));
         scene.run(&["policy", "add", "--from", &from, "--to", &to]);
     }
     for office in &scene.offices {
         let Office { router, node, .. } = office;
-        router.0.ip(&["link", "set", &office.uplink, "mtu", "1400"]);
-        // Nor does anybody hear that the tunnel carries less than the LAN.
+        let mtu = mtu.to_string();
+        router.0.ip(&["link", "set", &office.uplink, "mtu", &mtu]);
         for space in [&router.0, &node.0, &office.device.0] {
             nft(
                 space,
@@ -378,11 +378,54 @@ fn a_path_whose_mtu_nobody_is_told_carries_a_transfer() {
             );
         }
     }
+    for number in 0..scene.offices.len() {
+        let up = scene.up(number);
+        scene.running.push(up);
+    }
+    let [one, other] = &scene.offices;
+    for (near, far) in [(one, other), (other, one)] {
+        within(LONG, "the far device is reached", || {
+            near.device.0.ping(far.address(), 1) == 1
+        });
+    }
+    Some(scene)
+}
+
+/// Waits until both nodes know what their paths carry.
+fn find_path_mtu(scene: &Scene, expected: u64) {
+    for number in 0..scene.offices.len() {
+        within(LONG, "the path MTU is found", || {
+            let status = finish(scene.at_office(number, &["status", "--json"]));
+            let status = serde_json::from_str(&succeeded(&status));
+            let status: serde_json::Value = status.expect("JSON");
+            status["node"]["peers"][0]["path_mtu_bytes"] == expected
+        });
+    }
+}
+
+/// Segments that a machine has sent, and how many of them again.
+fn segments(space: &Space) -> [u64; 2] {
+    let file = space.enter(|| fs::read_to_string("/proc/thread-self/net/snmp"));
+    let file = file.expect("the kernel counts");
+    let mut lines = file.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = (lines.next().expect("names"), lines.next().expect("values"));
+    ["OutSegs", "RetransSegs"].map(|wanted| {
+        let place = names.split(' ').position(|name| name == wanted);
+        let value = place.and_then(|place| values.split(' ').nth(place));
+        value.expect(wanted).parse().expect("a number")
+    })
+}
+
+#[test]
+fn a_path_whose_mtu_nobody_is_told_carries_a_transfer() {
+    let Some(scene) = with_silent_uplinks(1400) else {
+        return;
+    };
+    find_path_mtu(&scene, 1280);
+    let [one, other] = &scene.offices;
     for (near, far) in [(one, other), (other, one)] {
         let (from, to) = (&near.device.0, &far.device.0);
-        within(LONG, "the far device is reached", || {
-            from.ping(far.address(), 1) == 1
-        });
+        // Nor does anybody hear that the tunnel carries less than the LAN.
         let mut ping = from.command("ping");
         ping.args(["-n", "-M", "do", "-s", "1400", "-c", "1", "-W", "1"]);
         ping.arg(far.address().to_string());
@@ -391,6 +434,58 @@ fn a_path_whose_mtu_nobody_is_told_carries_a_transfer() {
         assert!(!lost.contains("rror"), "nobody says why: {lost}");
         from.transfer(to, far.address(), 10_000_000);
     }
+}
+
+#[test]
+fn a_path_that_carries_less_than_the_tunnel_is_found_and_needs_no_fragments() {
+    let Some(scene) = with_silent_uplinks(1270) else {
+        return;
+    };
+    // IPv4, UDP and WireGuard have 60 bytes, and packets are padded to 16.
+    find_path_mtu(&scene, 1200);
+    let hub = &scene.hub.0;
+    nft(
+        hub,
+        "add table ip seen; \
+         add chain ip seen in { type filter hook prerouting priority -450; }; \
+         add rule ip seen in ip frag-off & 0x3fff != 0 counter",
+    );
+    let [one, other] = &scene.offices;
+    // First as it is, then with the segment size set right by hand.
+    let mut took = Vec::new();
+    for by_hand in [false, true] {
+        if by_hand {
+            for office in &scene.offices {
+                let gateway = office.host(1).to_string();
+                let line = ["route", "change", "default", "via", &gateway];
+                office
+                    .device
+                    .0
+                    .ip(&[&line[..], &["advmss", "1150"]].concat());
+            }
+        }
+        let began = now();
+        for (near, far) in [(one, other), (other, one)] {
+            let (from, to) = (&near.device.0, &far.device.0);
+            let [sent, again] = segments(from);
+            from.transfer(to, far.address(), 10_000_000);
+            let [all, retransmitted] = segments(from);
+            let (sent, again) = (all - sent, retransmitted - again);
+            assert!(again * 4 < sent, "{again} of {sent} are retransmissions");
+        }
+        took.push(began.elapsed());
+    }
+    let mut list = hub.command("nft");
+    list.args(["list", "table", "ip", "seen"]);
+    let seen = succeeded(&finish(list));
+    assert!(seen.contains("counter packets 0 "), "{seen}");
+    let said = writeln!(
+        io::stderr().lock(),
+        "40 MB over a path of 1270 bytes: {:?}, with the segment size set by hand {:?}",
+        took[0],
+        took[1]
+    );
+    said.expect("stderr is open");
 }
 
 #[test]

@@ -39,6 +39,7 @@ impl Node {
             wireguard::Event::HandshakeCompleted { peer } => {
                 self.tell("handshake completed with", peer);
                 self.happened.handshakes_completed += 1;
+                self.look_at_path(now, peer);
                 if let Some((public_key, peer)) = self.roster.by_id_mut(peer) {
                     peer.attempts = 0;
                     let event = Event::HandshakeCompleted { public_key };
@@ -54,6 +55,7 @@ impl Node {
                 self.tell("peer moved to", peer);
                 self.happened.endpoints_moved += 1;
                 self.roster.note_heard(now, peer, endpoint);
+                self.leave_path(peer);
                 if let Some(public_key) = self.roster.key(peer) {
                     self.events.push_back(Event::EndpointMoved {
                         public_key,
@@ -106,7 +108,10 @@ impl Node {
             return;
         };
         match endpoint.socket_address() {
-            Some(address) => self.device.set_endpoint(id, Some(address)),
+            Some(address) => {
+                self.device.set_endpoint(id, Some(address));
+                self.leave_path(id);
+            }
             None => self.ask_for(vec![(public_key, endpoint)]),
         }
     }

@@ -10,7 +10,7 @@ use netstack::Transmit;
 use packet::{ecn::Ecn, flow::Part, ip, pcapng::Direction};
 use wireguard::{HEADER, OVERHEAD, PeerId, Seal, padded};
 
-use super::{Link, Node, Outcome, QUEUE_MAX, Run, Source};
+use super::{Link, Node, Outcome, QUEUE_MAX, Run, Source, path_mtu};
 use crate::{
     discard::{Discard, Reason},
     forward::{self, Verdict},
@@ -151,6 +151,7 @@ impl Node {
         };
         self.tap_received(now, packet, None);
         packet[HOP_LIMIT_V6] = hop_limit - 1;
+        path_mtu::fit_to_network(packet);
         self.pass_on(now, from, peer, datagram, length)
     }
 
@@ -260,6 +261,7 @@ impl Node {
             self.tap_refused(now, &slot[HEADER..HEADER + length], Reason::NoRoom.into());
             return None;
         }
+        self.fit_to_path(&mut slot[HEADER..HEADER + length]);
         if self.filters() {
             self.filter.sent(now, &slot[HEADER..HEADER + length]);
         }
@@ -445,6 +447,7 @@ impl Node {
                         ecn,
                         length: 0,
                         segment: length,
+                        whole: false,
                     });
                     run.length += length;
                 }

@@ -6,6 +6,7 @@ mod discard;
 mod isolation;
 mod map_change;
 mod names;
+mod path_mtu;
 mod plain;
 mod policy;
 mod reach;

@@ -31,6 +31,10 @@ pub(crate) struct World {
     pub(crate) routers: fn(Ecn) -> Ecn,
     /// Hosts whose datagrams are lost, both ways.
     pub(crate) cut: Vec<u8>,
+    /// The longest datagram in bytes that passes in one piece.
+    pub(crate) carries: usize,
+    /// Whether longer ones pass in several.
+    pub(crate) fragments: bool,
     buffer: Vec<u8>,
 }
 
@@ -198,6 +202,8 @@ impl World {
             link: VecDeque::new(),
             routers: |ecn| ecn,
             cut: Vec::new(),
+            carries: usize::MAX,
+            fragments: true,
             buffer: vec![0; Node::DATAGRAM_MAX],
         }
     }
@@ -265,7 +271,7 @@ impl World {
         } = outcome
         {
             let datagram = datagram.to_vec();
-            self.transmit(host, destination, ecn, datagram);
+            self.transmit(host, destination, ecn, datagram, false);
         }
         self.drain(host);
     }
@@ -331,7 +337,7 @@ impl World {
                 datagram,
             } => {
                 let datagram = datagram.to_vec();
-                self.transmit(to, destination, ecn, datagram);
+                self.transmit(to, destination, ecn, datagram, false);
             }
         }
         self.drain(to);
@@ -342,7 +348,8 @@ impl World {
         let mut buffer = std::mem::take(&mut self.buffer);
         while let Some(run) = self.node(host).poll_transmit_run(now, 65_000, &mut buffer) {
             for datagram in buffer[..run.length].chunks(run.segment) {
-                self.transmit(host, run.destination, run.ecn, datagram.to_vec());
+                let datagram = datagram.to_vec();
+                self.transmit(host, run.destination, run.ecn, datagram, run.whole);
             }
         }
         self.buffer = buffer;
@@ -355,7 +362,17 @@ impl World {
         }
     }
 
-    fn transmit(&mut self, from: u8, destination: SocketAddr, ecn: Ecn, datagram: Vec<u8>) {
+    fn transmit(
+        &mut self,
+        from: u8,
+        destination: SocketAddr,
+        ecn: Ecn,
+        datagram: Vec<u8>,
+        whole: bool,
+    ) {
+        if datagram.len() > self.carries && (whole || !self.fragments) {
+            return;
+        }
         let IpAddr::V4(address) = destination.ip() else {
             panic!("the network has IPv4 only");
         };

@@ -53,22 +53,25 @@ pub(super) fn request_all(socket: &socket2::Socket, v6: bool) {
     set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1).ok();
 }
 
-/// Lets routers and this machine fragment what is too long for the path.
-pub(super) fn allow_fragments(socket: &socket2::Socket, v6: bool) -> io::Result<()> {
-    let (level, option, value) = if v6 {
+/// Lets routers and this machine fragment what is too long for the path, or forbids it to both,
+/// whatever this machine believes about the path.
+pub(super) fn allow_fragments(socket: &socket2::Socket, v6: bool, allowed: bool) -> io::Result<()> {
+    let (level, option, dont, probe) = if v6 {
         (
             libc::IPPROTO_IPV6,
             libc::IPV6_MTU_DISCOVER,
             libc::IPV6_PMTUDISC_DONT,
+            libc::IPV6_PMTUDISC_PROBE,
         )
     } else {
         (
             libc::IPPROTO_IP,
             libc::IP_MTU_DISCOVER,
             libc::IP_PMTUDISC_DONT,
+            libc::IP_PMTUDISC_PROBE,
         )
     };
-    set_option(socket, level, option, value)
+    set_option(socket, level, option, if allowed { dont } else { probe })
 }
 
 /// Sets an option that takes a number.

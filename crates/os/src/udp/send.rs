@@ -84,6 +84,18 @@ impl Socket {
             .map_err(|errno| classify(errno, envelope.from))
     }
 
+    /// Sends one datagram that nobody may fragment, to see whether the path carries it; what is too
+    /// long for the first link is [`SendError::TooLong`] at once. What another thread sends by the
+    /// same socket meanwhile is not fragmented either.
+    pub fn send_whole(&self, envelope: &Envelope, bytes: &[u8]) -> Result<(), SendError> {
+        let failed = |error: io::Error| SendError::Failed(error.raw_os_error().unwrap_or(0));
+        let v6 = self.local.is_ipv6();
+        control::allow_fragments(&self.socket, v6, false).map_err(failed)?;
+        let sent = self.send(envelope, bytes);
+        control::allow_fragments(&self.socket, v6, true).map_err(failed)?;
+        sent
+    }
+
     /// Sends `bytes` as datagrams of `segment` bytes each, of which the last may be shorter.
     ///
     /// Returns how many bytes are on their way, a multiple of `segment` unless all are; call again

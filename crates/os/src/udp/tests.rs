@@ -190,6 +190,20 @@ fn datagrams_may_be_fragmented_on_their_way() {
     assert_eq!(option(&v4, ip, libc::IP_MTU_DISCOVER), dont);
     let dont = libc::IPV6_PMTUDISC_DONT;
     assert_eq!(option(&v6, ip6, libc::IPV6_MTU_DISCOVER), dont);
+    // The loopback interface carries less than UDP's most, which leaves in fragments.
+    let most = vec![0; 65_507];
+    for localhost in ["127.0.0.1", "[::1]"] {
+        let (sender, receiver) = pair(localhost);
+        let envelope = Envelope::to(receiver.local_address());
+        assert_eq!(sender.send_whole(&envelope, &most[..1_200]), Ok(()));
+        assert_eq!(sender.send(&envelope, &most), Ok(()));
+        let mtu = crate::link::mtu("lo").unwrap();
+        if mtu < most.len() {
+            let whole = sender.send_whole(&envelope, &most);
+            assert_eq!(whole, Err(SendError::TooLong), "{localhost}");
+        }
+        assert_eq!(sender.send(&envelope, &most), Ok(()));
+    }
 }
 
 fn option(socket: &Socket, level: i32, name: i32) -> i32 {
