@@ -214,7 +214,10 @@ impl Walk {
         self.step(Hop::Echo, tunnel::echo(agent, gateway)).await?;
         self.step(Hop::Mtu, tunnel::full_size(agent, gateway))
             .await?;
-        self.step(Hop::Names, tunnel::names(agent)).await?;
+        let names = self.step(Hop::Names, tunnel::names(agent, gateway)).await;
+        if names.is_none() && self.finding.as_ref()?.code.is_of_network() {
+            return None;
+        }
         match site::behind(agent).await {
             Ok(None) => {}
             Ok(Some(sites)) => {

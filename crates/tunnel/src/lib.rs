@@ -55,7 +55,7 @@ pub use self::{
     listener::TcpListener,
     network::{Network, OsRandom},
     record::{Record, RecordKind},
-    resolver::Resolver,
+    resolver::{Resolver, ask_as_machine},
     site::{Flow, Held},
     stream::TcpStream,
     udp::UdpSocket,

@@ -16,6 +16,10 @@ use tokio::{
 
 use super::{Code, Failure, Record, RecordKind, Tunnel, UdpSocket, system};
 
+mod machine;
+
+pub use machine::ask_as_machine;
+
 /// Whom to ask, and which domains to try behind a short name.
 #[derive(Clone, Debug, Default)]
 pub struct Resolver {

@@ -64,6 +64,120 @@ fn ci_runs_what_the_contributor_runs() {
     assert!(read("CONTRIBUTING.md").contains("cargo xtask test"));
 }
 
+/// The causes that the doctor has to tell apart, and which test of ginnel provokes each.
+const PROVOKED: [(&str, &str, &str); 10] = [
+    (
+        "no_return_route",
+        "netns/return_path.rs",
+        "each_way_to_set_up_the_lans_is_recognised_and_served_as_well_as_can_be",
+    ),
+    (
+        "triangle",
+        "netns/return_path.rs",
+        "each_way_to_set_up_the_lans_is_recognised_and_served_as_well_as_can_be",
+    ),
+    (
+        "mtu_black_hole",
+        "netns/doctor.rs",
+        "large_packets_that_vanish_are_told",
+    ),
+    (
+        "one_way",
+        "netns/doctor.rs",
+        "a_tunnel_that_stands_and_through_which_nothing_comes_back_is_told",
+    ),
+    (
+        "clock_skew",
+        "network/doctor.rs",
+        "a_wrong_clock_is_told_and_the_network_works_with_it",
+    ),
+    (
+        "key_mismatch",
+        "network/doctor.rs",
+        "a_machine_that_is_not_or_no_more_in_the_network_is_told_so",
+    ),
+    (
+        "udp_unanswered",
+        "netns/doctor.rs",
+        "udp_that_a_firewall_drops_is_told_before_anything_else",
+    ),
+    (
+        "dns_captured",
+        "netns/doctor.rs",
+        "dns_that_something_else_on_the_machine_takes_is_told_and_the_walk_goes_on",
+    ),
+    (
+        "route_conflict",
+        "netns/routed.rs",
+        "a_prefix_that_is_routed_elsewhere_is_named_and_left_alone",
+    ),
+    (
+        "prohibited",
+        "network/doctor.rs",
+        "what_keeps_a_machine_from_being_reached_is_told_apart",
+    ),
+];
+
+/// Those that no test provokes.
+const NOT_PROVOKED: [&str; 6] = [
+    "gateway",
+    "agent",
+    "no_gateway",
+    "endpoint_unknown",
+    "resolver_silent",
+    "silent",
+];
+
+/// The tests of ginnel that run its doctor.
+const DOCTORS: [&str; 5] = [
+    "netns/doctor.rs",
+    "netns/return_path.rs",
+    "netns/routed.rs",
+    "netns/site.rs",
+    "network/doctor.rs",
+];
+
+#[test]
+fn each_cause_of_the_doctor_is_provoked_by_a_test_or_listed() {
+    let test = |file: &str| read(&format!("crates/ginnel/tests/{file}"));
+    let causes = causes();
+    assert!(causes.len() > PROVOKED.len(), "{causes:?}");
+    for (cause, file, name) in PROVOKED {
+        assert!(causes.iter().any(|it| it == cause), "no cause {cause}");
+        let text = test(file);
+        assert!(text.contains(&format!("fn {name}(")), "{file}: no {name}");
+        assert!(text.contains(&format!("\"{cause}\"")), "{file}: {cause}");
+    }
+    let tests = DOCTORS.map(test).concat();
+    for cause in causes {
+        let is_provoked = tests.contains(&format!("\"{cause}\""));
+        let is_listed = NOT_PROVOKED.contains(&cause.as_str());
+        assert!(is_provoked != is_listed, "{cause}");
+    }
+}
+
+/// The causes of the doctor's findings, as programs read them.
+fn causes() -> Vec<String> {
+    let text = read("crates/ginnel/src/doctor/finding.rs");
+    let body = text.split_once("enum Cause {\n").expect("the causes").1;
+    let body = body.split_once("\n}\n").expect("their end").0;
+    let names = body
+        .lines()
+        .filter_map(|line| line.trim().strip_suffix(','));
+    let snake = |name: &str| {
+        let mut out = String::new();
+        for letter in name.chars() {
+            if letter.is_ascii_uppercase() && !out.is_empty() {
+                out.push('_');
+            }
+            out.push(letter.to_ascii_lowercase());
+        }
+        out
+    };
+    let is_name = |name: &&str| name.starts_with(|letter: char| letter.is_ascii_uppercase());
+    names.filter(is_name).map(snake).collect()
+}
+
 /// The first words of the indented lines of `cargo xtask help`.
 fn words_of_help() -> Vec<String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));

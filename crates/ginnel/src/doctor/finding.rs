@@ -50,6 +50,8 @@ pub(super) enum Cause {
     MtuBlackHole,
     /// The resolver of the network does not answer.
     ResolverSilent,
+    /// What programs of this machine ask the resolver of the network, something else answers.
+    DnsCaptured,
     /// Addresses of the network are routed elsewhere on this machine.
     RouteConflict,
     /// What devices of a site behind this node answer to other sites does not come back.
@@ -77,10 +79,15 @@ pub(super) enum Cause {
 }
 
 impl Cause {
-    /// Tells whether packets are kept from passing by it; they pass without a control plane, and
-    /// with a wrong clock.
+    /// Tells whether packets are kept from passing by it; they pass without a control plane, with a
+    /// wrong clock, and where programs do not learn names.
     pub(super) fn is_of_network(self) -> bool {
-        let others = [Self::ControlAway, Self::ControlReplaced, Self::ClockSkew];
+        let others = [
+            Self::ControlAway,
+            Self::ControlReplaced,
+            Self::ClockSkew,
+            Self::DnsCaptured,
+        ];
         !others.contains(&self)
     }
 }

@@ -99,9 +99,27 @@ pub(super) async fn full_size(agent: &Agent, gateway: IpAddr) -> Seen<()> {
     }
 }
 
-/// Asks the resolver of the network.
-pub(super) async fn names(agent: &Agent) -> Seen<()> {
+/// Asks the resolver of the network; with an interface also as programs of this machine do, which
+/// may have been told to ask it.
+pub(super) async fn names(agent: &Agent, gateway: IpAddr) -> Seen<()> {
     agent.resolve(HEALTH).await?;
+    if let (Some(_), IpAddr::V6(resolver)) = (agent.status().await?.interface, gateway) {
+        let asked = tunnel::ask_as_machine(resolver, HEALTH).await;
+        asked.map_err(|instead| {
+            Finding::new(
+                Cause::DnsCaptured,
+                format!(
+                    "names: what programs of this machine ask the resolver {resolver} of the \
+                     network does not reach it: {instead}"
+                ),
+                format!(
+                    "let what else handles DNS here, such as a rule that redirects port 53, a \
+                     filter or another VPN, leave out {resolver}; commands of ginnel find names \
+                     without"
+                ),
+            )
+        })?;
+    }
     Ok(((), "the resolver answers".to_owned()))
 }
 

@@ -75,6 +75,31 @@ fn a_tunnel_that_stands_and_through_which_nothing_comes_back_is_told() {
 }
 
 #[test]
+fn dns_that_something_else_on_the_machine_takes_is_told_and_the_walk_goes_on() {
+    let Some(network) = network() else {
+        return;
+    };
+    let _up = network.start(At::Alpha, &["up", "--tun"], "ready on ginnel0");
+    let healthy = doctor(&network);
+    assert_eq!(healthy["finding"], Value::Null, "{healthy}");
+    let alpha = network.space(At::Alpha);
+    for line in [
+        "add table ip6 manager",
+        "add chain ip6 manager out { type nat hook output priority -100 ; }",
+        "add rule ip6 manager out udp dport 53 redirect to :5353",
+    ] {
+        let output = alpha.command("nft").arg(line).output().expect("nft runs");
+        assert!(output.status.success(), "{line}: {}", text(&output));
+    }
+    let output = network.output(At::Alpha, &["doctor", "--json", "beta"]);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    tells(&report, "names", "dns_captured");
+    let steps = report["steps"].as_array().expect("a list");
+    let name = steps.iter().find(|step| step["name"] == "name");
+    assert_eq!(name.expect("a step")["outcome"], "passed", "{report}");
+}
+
+#[test]
 fn a_route_that_leads_the_network_away_is_told_and_user_mode_needs_none() {
     let Some(network) = network() else {
         return;

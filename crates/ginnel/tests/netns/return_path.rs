@@ -292,6 +292,29 @@ fn speak(mut stream: &TcpStream, word: &[u8]) {
 }
 
 #[test]
+fn a_node_that_shall_route_and_does_not_is_told() {
+    let Some(mut scene) = Scene::with("routed") else {
+        return;
+    };
+    let tells = |scene: &Scene, code: &str| {
+        let report = doctor(scene, 1);
+        assert_eq!(report["finding"]["code"], code, "{report}");
+        let failed = |step: &&Value| step["outcome"] == "failed";
+        let steps = report["steps"].as_array().expect("a list");
+        let failed = steps.iter().find(failed).expect("one fails");
+        assert_eq!(failed["name"], "own_sites", "{report}");
+    };
+    // Its program is the last one that was started.
+    drop(scene.running.pop());
+    set(&scene.offices[1].node.0, "all", "forwarding", "0");
+    let up = scene.up(1);
+    tells(&scene, "not_forwarding");
+    drop(up);
+    let _up = scene.up_in_user_mode(1);
+    tells(&scene, "not_routed");
+}
+
+#[test]
 fn a_route_that_appears_is_noticed_and_conversations_go_on() {
     let Some(mut scene) = Scene::with("auto") else {
         return;

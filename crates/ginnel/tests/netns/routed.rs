@@ -203,6 +203,10 @@ impl Scene {
         self.start(self.at_office(number, &["up", "--tun"]), "is ready")
     }
 
+    pub(super) fn up_in_user_mode(&self, number: usize) -> Running {
+        self.start(self.at_office(number, &["up", "--user"]), "is ready")
+    }
+
     fn up_except_lan(&self, number: usize) -> Running {
         let line = ["up", "--tun", "--except-lan"];
         self.start(self.at_office(number, &line), "is ready")
@@ -509,6 +513,12 @@ fn a_prefix_that_is_routed_elsewhere_is_named_and_left_alone() {
     });
     assert!(up.said().contains("--except-lan"), "{}", up.said());
     assert!(!routed(&scene));
+    let doctor = finish(scene.at_office(1, &["doctor", "--json"]));
+    let report: serde_json::Value = serde_json::from_slice(&doctor.stdout).expect("JSON");
+    let finding = &report["finding"];
+    assert_eq!(finding["code"], "route_conflict", "{report}");
+    let message = finding["message"].as_str().expect("a text");
+    assert!(message.contains("192.168.201.128/25"), "{message}");
     drop(up);
     let up = scene.up_except_lan(1);
     within(LONG, "the rest is routed", || routed(&scene));
