@@ -301,30 +301,25 @@ impl Node {
         if !map.fits(difference) {
             return false;
         }
-        let former = part(map, difference, self.ahead.keys().map(|(org, _)| *org));
-        // What control told ahead of the map may have been undone since.
-        for ((org, id), node) in std::mem::take(&mut self.ahead) {
-            let Some(org) = map.orgs.get_mut(&org) else {
-                continue;
-            };
-            match node {
-                Some(node) => drop(org.nodes.insert(id, node)),
-                None => drop(org.nodes.remove(&id)),
-            }
-        }
-        map.apply(difference);
-        let Some(former) = former else {
-            let map = map.clone();
+        let Some(former) = part(map, difference, self.ahead.keys().map(|(org, _)| *org)) else {
+            // The former map stays until then: it says what has changed.
+            let mut map = map.clone();
+            undo(&mut map, &self.ahead);
+            map.apply(difference);
             self.apply(now, &map);
             return true;
         };
+        undo(map, &std::mem::take(&mut self.ahead));
+        map.apply(difference);
         let plans = [&former, &*map].map(|map| {
             let orgs = former.orgs.keys().filter_map(|id| map.orgs.get(id));
             roster::plan_of_gateway(map.own.id, orgs)
         });
         if self.roster.has_others(&plans) {
-            let map = map.clone();
-            self.apply(now, &map);
+            // Nothing of the former map is known any more.
+            if let Source::Map(map) = std::mem::replace(&mut self.source, Source::Nothing) {
+                self.apply(now, &map);
+            }
             return true;
         }
         self.roster
@@ -862,6 +857,19 @@ impl Node {
         self.sites.apply(now, stack, &sites);
         self.services.apply(now, stack, &published);
         self.server.apply(now, stack, &resolvers);
+    }
+}
+
+/// Takes back what control told `ahead` of the map: it may have been undone since.
+fn undo(map: &mut NetworkMap, ahead: &BTreeMap<(OrgId, NodeId), Option<map::Node>>) {
+    for ((org, id), node) in ahead {
+        let Some(org) = map.orgs.get_mut(org) else {
+            continue;
+        };
+        match node {
+            Some(node) => drop(org.nodes.insert(*id, node.clone())),
+            None => drop(org.nodes.remove(id)),
+        }
     }
 }
 

@@ -240,7 +240,11 @@ impl World {
         for host in hosts {
             let map = installation.map_of(host);
             let now = self.now;
-            self.node(host).apply(now, &map);
+            let node = self.node(host);
+            let difference = node.map().map(|known| map.difference(known));
+            if !difference.is_some_and(|difference| node.apply_difference(now, &difference)) {
+                node.apply(now, &map);
+            }
         }
     }
 
