@@ -174,6 +174,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_the_slot_outlasts_the_sealing_of_what_stands_before_it() {
+        let mut batch = Batch::default();
+        for length in [1, 1_419, 33] {
+            batch.slot()[HEADER..HEADER + length].fill(1);
+            batch.push(length, 1420);
+        }
+        batch.slot()[HEADER..HEADER + 9_000].fill(7);
+        for place in 0..batch.len() {
+            batch.roomy_slot_of(place).0.fill(9);
+        }
+        assert_eq!(batch.slot()[HEADER..HEADER + 9_000], vec![7; 9_000]);
+    }
+
+    #[test]
     fn a_batch_is_full_before_the_largest_packet_has_no_room() {
         let mut batch = Batch::default();
         for length in [1, PACKET_MAX, PACKET_MAX] {
