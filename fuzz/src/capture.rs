@@ -83,7 +83,7 @@ fn recorded_by(ours: usize) -> Vec<u8> {
     pcapng::interface_description(&mut file, &interface);
     for side in [0, 1, 0] {
         while let Some(event) = devices[side].poll_event() {
-            if let Event::KeyLog(log) = event {
+            if let Event::KeyLog { log, .. } = event {
                 let kind = SecretsType::WireGuardKeyLog;
                 pcapng::decryption_secrets(&mut file, kind, log.expose().as_bytes());
             }

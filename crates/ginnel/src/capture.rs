@@ -48,6 +48,10 @@ use crate::{
 /// administrators, at most an hour and 1 GB. The audit tells who, what and when; whoever owns the
 /// machine sees it in `ginnel status` and `ginnel events`.
 ///
+/// With --keys the filter decides whose keys are written: only of handshakes both of whose messages
+/// it wants. So `host` with the address of one peer gives nothing away of the sessions of others.
+/// The private key opens no data by itself, but it tells who began a handshake with this node.
+///
 /// A filter is a part of pcap-filter(7): ip, ip6, tcp, udp, icmp, icmp6, host, net, port,
 /// portrange, less and greater, with src and dst, joined by and, or, not and parentheses. It is
 /// compared with the packets of each interface; names are not looked up.

@@ -37,7 +37,8 @@ pub struct Settings {
     pub outer: bool,
     /// Which of both; `None` for all. Of datagrams, it is compared with the headers in the file.
     pub filter: Option<Filter>,
-    /// Whether keys are written that open the datagrams. They hold the node's private key.
+    /// Whether keys are written that open the datagrams: of the handshakes that the filter wants.
+    /// They hold the node's private key.
     pub keys: bool,
     /// Our UDP port.
     pub port: u16,
@@ -213,10 +214,38 @@ impl Capture {
         self.complete = true;
     }
 
-    /// Writes keys, before the datagrams that they open, if keys are wanted.
-    pub fn write_keys(&mut self, log: &KeyLog) {
+    /// Tells whether the keys of a handshake with `remote` are wanted: keys are, and the filter
+    /// takes both of its messages, without which nobody can make use of them. So the keys of
+    /// others never leave.
+    #[must_use]
+    pub fn wants_keys(&self, remote: SocketAddr, initiator: bool) -> bool {
+        let initiation = match initiator {
+            true => Direction::Outbound,
+            false => Direction::Inbound,
+        };
+        let messages = [
+            (initiation, &[0; INITIATION][..]),
+            (reversed(initiation), &[0; RESPONSE][..]),
+        ];
+        let wants = |(direction, message): (Direction, &[u8])| {
+            let mut header = [0; ip::V6_HEADER + udp::HEADER];
+            let length = emit_headers(direction, remote, self.port, message, &mut header);
+            let filter = self.filter.as_ref();
+            filter.is_none_or(|filter| filter.matches(&header[..length], length + message.len()))
+        };
+        self.keys.is_some() && messages.into_iter().all(wants)
+    }
+
+    /// Writes keys, before the datagrams that they open, if they are wanted.
+    pub fn write_keys(&mut self, log: &KeyLog, remote: SocketAddr, initiator: bool) {
+        if self.wants_keys(remote, initiator) {
+            self.write_secrets(log);
+        }
+    }
+
+    fn write_secrets(&mut self, log: &KeyLog) {
         let secrets = log.expose().as_bytes();
-        if self.keys.is_none() || !self.has_room(secrets.len() + BLOCK) {
+        if !self.has_room(secrets.len() + BLOCK) {
             return;
         }
         if self.queue.len() + secrets.len() + BLOCK <= BUFFER - END_MAX {

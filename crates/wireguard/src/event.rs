@@ -94,7 +94,14 @@ pub enum Event {
         peer: PeerId,
     },
     /// Keys for Wireshark, before the datagram they open is sent or answered.
-    KeyLog(KeyLog),
+    KeyLog {
+        /// The keys.
+        log: KeyLog,
+        /// Where the peer is that the handshake is made with.
+        remote: SocketAddr,
+        /// Whether this device sends the initiation.
+        initiator: bool,
+    },
     /// Packets or outputs that were accepted earlier and gave way since.
     Discarded {
         /// Why.

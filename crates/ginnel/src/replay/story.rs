@@ -406,7 +406,7 @@ impl Replay {
                 }
             }
             Event::SessionsZeroed { .. } => changes.push("all keys zeroed".to_owned()),
-            Event::KeyLog(_) => {}
+            Event::KeyLog { .. } => {}
             Event::Discarded { discard, count } => {
                 changes.push(format!("{count} discarded: {}", discard.name()));
             }

@@ -102,7 +102,7 @@ impl World {
             let mut silent = true;
             for side in [0, 1] {
                 while let Some(event) = self.devices[side].poll_event() {
-                    if let Event::KeyLog(log) = event {
+                    if let Event::KeyLog { log, .. } = event {
                         let secrets = log.expose().as_bytes();
                         let kind = SecretsType::WireGuardKeyLog;
                         pcapng::decryption_secrets(&mut self.file, kind, secrets);

@@ -492,7 +492,7 @@ impl State {
             }
             Event::EndpointMoved { endpoint, .. } => tracing::debug!(%endpoint, "endpoint moved"),
             Event::Discarded { discard, count } => self.count(*discard, *count),
-            Event::KeyLog(log) => {
+            Event::KeyLog { log, .. } => {
                 if let Some(writer) = &mut self.key_log {
                     writer.append(log);
                 }

@@ -313,20 +313,33 @@ fn keys_are_written_only_when_they_are_wanted() {
     device.set_endpoint(id, Some(peer()));
     device.initiate(now, id);
     let mut logs = std::iter::from_fn(|| device.poll_event()).filter_map(|event| {
-        if let Event::KeyLog(log) = event {
-            Some(log)
+        if let Event::KeyLog { log, remote, .. } = event {
+            Some((log, remote))
         } else {
             None
         }
     });
-    let log = logs.next().expect("keys of the initiation");
-    for keys in [false, true] {
-        let mut settings = both();
-        settings.keys = keys;
-        let (now, mut capture) = start(settings);
-        capture.write_keys(&log);
-        let order = if keys { "SIIKEE" } else { "SIIEE" };
-        assert_eq!(end(capture, now).order, order);
+    let (log, remote) = logs.next().expect("keys of the initiation");
+    assert_eq!(remote, peer());
+    let at = format!("host {} and udp port {}", peer().ip(), peer().port());
+    for (keys, filter, written) in [
+        (false, None, false),
+        (true, None, true),
+        (true, Some(&*at), true),
+        (true, Some("host 203.0.113.200"), false),
+        // One of the two messages is not enough.
+        (true, Some("less 130"), false),
+        (true, Some("greater 130"), false),
+    ] {
+        for initiator in [false, true] {
+            let mut settings = both();
+            settings.keys = keys;
+            settings.filter = filter.map(|text| Filter::parse(text).expect("it is well formed"));
+            let (now, mut capture) = start(settings);
+            capture.write_keys(&log, remote, initiator);
+            let order = if written { "SIIKEE" } else { "SIIEE" };
+            assert_eq!(end(capture, now).order, order, "{filter:?}");
+        }
     }
 }
 

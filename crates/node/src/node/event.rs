@@ -64,9 +64,13 @@ impl Node {
                 }
             }
             wireguard::Event::SessionsZeroed { .. } => {}
-            wireguard::Event::KeyLog(log) => {
+            wireguard::Event::KeyLog {
+                log,
+                remote,
+                initiator,
+            } => {
                 if let Some(capture) = &mut self.capture {
-                    capture.write_keys(&log);
+                    capture.write_keys(&log, remote, initiator);
                 }
             }
             wireguard::Event::Discarded { discard, count } => self.discard_late(discard, count),

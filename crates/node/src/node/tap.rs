@@ -17,18 +17,22 @@ use crate::{
 impl Node {
     /// Begins a capture, if none runs; `wall` is the time of day at `now`.
     ///
-    /// With keys, new handshakes begin with all peers, because those of older sessions are gone.
+    /// With keys, new handshakes begin with all peers that are wanted, because those of older
+    /// sessions are gone.
     pub fn start_capture(&mut self, now: Instant, wall: SystemTime, settings: Settings) -> bool {
         if self.capture.is_some() {
             return false;
         }
-        if settings.keys {
+        let capture = Capture::new(now, wall, settings);
+        if capture.has_keys() {
             self.device.set_key_log(true);
-            for (public_key, _) in self.endpoints() {
-                self.initiate(now, &public_key);
+            for (public_key, endpoint) in self.endpoints() {
+                if capture.wants_keys(endpoint, true) {
+                    self.initiate(now, &public_key);
+                }
             }
         }
-        self.capture = Some(Box::new(Capture::new(now, wall, settings)));
+        self.capture = Some(Box::new(capture));
         true
     }
 

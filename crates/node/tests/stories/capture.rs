@@ -9,6 +9,7 @@ use std::{
 
 use model::config::Config;
 use node::capture::{Settings, buffer};
+use packet::pcap_filter::Filter;
 
 use crate::{
     reach::ping,
@@ -16,11 +17,20 @@ use crate::{
 };
 
 fn start(world: &mut World, host: u8, keys: bool) {
+    start_with(world, host, (true, keys), (keys, None));
+}
+
+fn start_with(
+    world: &mut World,
+    host: u8,
+    (inner, outer): (bool, bool),
+    (keys, filter): (bool, Option<&str>),
+) {
     let settings = Settings {
         application: "stories".to_owned(),
-        inner: true,
-        outer: keys,
-        filter: None,
+        inner,
+        outer,
+        filter: filter.map(|text| Filter::parse(text).expect("it is well formed")),
         keys,
         port: 51_820,
         packets_max: None,
@@ -143,6 +153,65 @@ fn a_capture_with_keys_begins_in_the_middle_and_opens_all_that_it_has() {
     }
     let file = end(&mut world, GATEWAY);
     check(&file, 6);
+}
+
+/// Puts the keys of one file behind the header of another.
+fn with_keys_of(keys: &[u8], file: &[u8]) -> Vec<u8> {
+    let word = |bytes: &[u8], at: usize| {
+        let word = bytes[at..].first_chunk().expect("a block goes on");
+        u32::from_le_bytes(*word)
+    };
+    let length = |bytes: &[u8]| usize::try_from(word(bytes, 4)).expect("it fits");
+    let (header, rest) = file.split_at(length(file));
+    let mut joined = header.to_vec();
+    let mut blocks = keys;
+    while !blocks.is_empty() {
+        let (block, after) = blocks.split_at(length(blocks));
+        // A decryption secrets block.
+        if word(block, 0) == 10 {
+            joined.extend_from_slice(block);
+        }
+        blocks = after;
+    }
+    joined.extend_from_slice(rest);
+    joined
+}
+
+#[test]
+fn with_a_filter_the_keys_of_other_peers_never_leave() {
+    let mut world = World::standing(&Installation::new(), &[11, 12]);
+    let filter = format!("host {}", endpoint(11).ip());
+    start_with(&mut world, GATEWAY, (false, true), (true, Some(&filter)));
+    for host in [11, 12] {
+        start_with(&mut world, host, (false, true), (false, None));
+    }
+    // Over two rekeys, begun by either side.
+    for _ in 0..40 {
+        assert!(ping(&mut world, 11, 12) && ping(&mut world, 12, 11));
+        world.run(Duration::from_secs(10));
+    }
+    let keys = end(&mut world, GATEWAY);
+    let files = [11, 12].map(|host| end(&mut world, host));
+    let [of_captured, of_other] = files.map(|file| with_keys_of(&keys, &file));
+    let Some(opened) = tshark(
+        &of_other,
+        &["-Y", "wg.handshake_ok == 1 || wg.type == 4 && ipv6"],
+    ) else {
+        return;
+    };
+    assert_eq!(opened.len(), 0, "{opened:?}");
+    let count = |file: &[u8], filter: &str| {
+        let lines = tshark(file, &["-Y", filter]);
+        lines.expect("it ran before").len()
+    };
+    assert!(count(&of_other, "wg.type == 4") > 80);
+    assert!(count(&of_captured, "wg.type == 4 && ipv6") > 80);
+    assert!(count(&keys, "wg.type == 4") > 80);
+    assert_eq!(
+        count(&keys, "wg.type == 4"),
+        count(&keys, "wg.type == 4 && (ipv6 || wg.keepalive)")
+    );
+    assert!(count(&keys, "wg.type == 2") >= 3);
 }
 
 #[test]

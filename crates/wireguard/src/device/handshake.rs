@@ -194,7 +194,11 @@ impl Device {
         }
         self.reschedule(place);
         if let Some(log) = log {
-            self.push_event(Event::KeyLog(log));
+            self.push_event(Event::KeyLog {
+                log,
+                remote: endpoint,
+                initiator: true,
+            });
         }
         self.push_transmit(Some(place), endpoint, message.to_vec());
     }
@@ -504,7 +508,11 @@ impl Device {
         {
             let (key, preshared) = (&answer.key, answer.preshared.as_ref());
             let log = KeyLog::new(&identity.secret, key, &answer.ephemeral, preshared);
-            self.push_event(Event::KeyLog(log));
+            self.push_event(Event::KeyLog {
+                log,
+                remote: source,
+                initiator: false,
+            });
         }
         Ok(())
     }
