@@ -263,6 +263,8 @@ impl Server {
         };
         server.verify_master_key().await?;
         server.delete_past().await.context("delete old rows")?;
+        let ended = server.end_open_captures().await;
+        ended.context("tell the end of captures")?;
         let made = server.insert_missing_ssh_authorities().await;
         made.context("make the SSH authorities")?;
         if let Database::Postgres(url) = config.database {

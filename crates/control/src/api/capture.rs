@@ -158,6 +158,10 @@ async fn capture(
     Ok((headers, body).into_response())
 }
 
+/// The words of an audit row that say of which capture, which node and what name it had; names have
+/// no spaces.
+const SUBJECT_WORDS: usize = 3;
+
 /// The media type that is usual for pcapng; it is not registered.
 const PCAPNG: &str = "application/x-pcapng";
 
@@ -267,6 +271,24 @@ async fn still_reaches(
 }
 
 impl Server {
+    /// Tells the end of captures that ran when the server last went down without telling it.
+    pub(crate) async fn end_open_captures(&self) -> Result<(), storage::Error> {
+        let mut read = self.inner.store.read().await?;
+        let open = storage::audit::open_captures(&mut read).await?;
+        drop(read);
+        for (begun, org) in open {
+            let subject: Vec<_> = begun.split(' ').take(SUBJECT_WORDS).collect();
+            let entry = Entry {
+                actor: Actor::Server,
+                action: "capture_ended",
+                subject: format!("{} bytes:- end:server_stopped", subject.join(" ")),
+                org,
+            };
+            self.change().await?.commit(entry, Touched::Nobody).await?;
+        }
+        Ok(())
+    }
+
     /// Draws the number of a capture: nobody keeps it, so a node must not mistake it for one of
     /// before a restart. JSON numbers are whole up to 53 bits (RFC 8259, 6).
     fn draw_capture_id(&self) -> CaptureId {

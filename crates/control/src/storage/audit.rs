@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use futures_util::TryStreamExt as _;
 use model::{
     api::{AuditChain, AuditEntry, AuditHash, AuditLink, Timestamp},
     id::{NodeId, OrgId, TokenId, UserId},
@@ -208,6 +209,35 @@ pub(crate) async fn rows(
     .into_iter()
     .map(parse)
     .collect()
+}
+
+/// Returns the rows about captures whose end no row tells, the oldest first: what they say of the
+/// capture, and whose they are.
+pub(crate) async fn open_captures(
+    connection: &mut AnyConnection,
+) -> Result<Vec<(String, Option<OrgId>)>, Error> {
+    let mut rows = sqlx::query(
+        "SELECT action, subject, org FROM audit
+         WHERE action IN ('capture_begun', 'capture_ended') ORDER BY id",
+    )
+    .fetch(connection);
+    // Only what stands open is kept: a server that is killed leaves few.
+    let mut open: Vec<(String, Option<OrgId>)> = Vec::new();
+    while let Some(row) = rows.try_next().await? {
+        let (action, subject): (&str, &str) = (row.try_get("action")?, row.try_get("subject")?);
+        if action == "capture_begun" {
+            let org: Option<i64> = row.try_get("org")?;
+            open.push((subject.to_owned(), org.map(OrgId)));
+        } else {
+            open.retain(|(begun, _)| first_word(begun) != first_word(subject));
+        }
+    }
+    Ok(open)
+}
+
+/// The name of what a row is about.
+fn first_word(subject: &str) -> Option<&str> {
+    subject.split(' ').next()
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the shape that `map` wants")]

@@ -110,6 +110,12 @@ fn a_key_that_a_capture_elsewhere_gave_away_is_replaced_whoever_goes_away() {
     assert_eq!(ended.code, Some(1), "{ended:?}");
     world.restart_server();
     replaced(&world, "another key after the server was killed");
+    // What it could not tell any more, it tells when it is back.
+    let rows = world.run("laptop", &["audit", "list"]);
+    let ends = |end: &str| rows.matches(end).count();
+    assert_eq!(ends("capture_begun"), 3, "{rows}");
+    assert_eq!(ends("capture_ended"), 3, "{rows}");
+    assert_eq!(ends("bytes:- end:server_stopped"), 1, "{rows}");
 }
 
 /// Starts a capture of `shed` at `laptop` and waits until it has begun there.
