@@ -4,7 +4,7 @@ use std::fs::File;
 
 use anyhow::{Context as _, Result};
 use model::{
-    api::{CAPTURE_COMPLETE, CaptureEnd, NewCapture},
+    api::{CAPTURE_COMPLETE, CaptureEnd, ErrorCode, NewCapture},
     name::Label,
 };
 use tokio::io::AsyncWriteExt as _;
@@ -27,7 +27,15 @@ pub(super) async fn run(
 ) -> Result<()> {
     let client = admin::client(global)?;
     let found = admin::node::find(&client, org, node).await?;
-    let mut capture = client.capture(found.id, keys, wanted).await?;
+    let mut capture = match client.capture(found.id, keys, wanted).await {
+        Err(error) if error.code() == Some(ErrorCode::LimitReached) => {
+            return Err(advise(
+                error,
+                "wait until it ends, or ask whoever began it: `ginnel audit list`",
+            ));
+        }
+        begun => begun?,
+    };
     let mut file = tokio::fs::File::from_std(file);
     let mut asked_to_end = false;
     let interrupted = terminal::interrupted();

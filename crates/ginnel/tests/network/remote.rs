@@ -26,6 +26,7 @@ fn the_packets_of_another_machine_are_told_to_who_asked_and_to_its_owner() {
     );
     let again = world.try_run("laptop", &["capture", "--node", "shed", "-w", "/dev/null"]);
     assert!(again.stderr.contains("runs already"), "{again:?}");
+    assert!(again.stderr.contains("wait until it ends"), "{again:?}");
     wait_for("packets in the file", || {
         world.run("laptop", &["ping", "shed", "-c", "3", "-i", "0.1"]);
         fs::metadata(&file).expect("it is there").len() > 1_000
