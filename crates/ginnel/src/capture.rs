@@ -1,5 +1,6 @@
 //! `ginnel capture`: what passes the tunnel, as a file that Wireshark opens.
 
+mod interface;
 mod remote;
 
 use std::{
@@ -31,6 +32,7 @@ use crate::{
     cli::Global,
     remedy::{Advise as _, advise},
     terminal,
+    tun::Wanted,
 };
 
 /// Capture what passes the tunnel, for Wireshark
@@ -47,6 +49,9 @@ use crate::{
 /// With --node another machine of the organisation captures, and the server passes the file on: for
 /// administrators, at most an hour and 1 GB. The audit tells who, what and when; whoever owns the
 /// machine sees it in `ginnel status` and `ginnel events`.
+///
+/// With --tun the process of `ginnel tun NAME` captures; whoever may configure the interface may
+/// ask. Its key is its administrator's: after a capture with --keys replace it.
 ///
 /// With --keys the filter decides whose keys are written: only of handshakes both of whose messages
 /// it wants. So `host` with the address of one peer gives nothing away of the sessions of others.
@@ -65,6 +70,10 @@ pub(crate) struct Args {
     /// The organisation of the node, if you are in several
     #[arg(long, requires = "node")]
     org: Option<Label>,
+
+    /// Capture at the interface of `ginnel tun NAME`
+    #[arg(long, value_name = "NAME", conflicts_with = "node")]
+    tun: Option<String>,
 
     /// Which side of the tunnel: inner, or outer with --keys
     #[arg(long, value_enum)]
@@ -115,6 +124,7 @@ impl Args {
             write: Some(pipe),
             node: None,
             org: None,
+            tun: None,
         }
     }
 }
@@ -125,6 +135,7 @@ Examples:
   ginnel capture --filter 'tcp port 5432' | wireshark -k -i -
   ginnel capture --node db --duration 1m -w db.pcapng
   ginnel capture --keys --yes -w - | wireshark -k -i -
+  ginnel capture --tun wg0 --interface both -w wg0.pcapng
   ssh gateway ginnel capture --interface both | tshark -r -";
 
 /// On which side of the tunnel packets are seen.
@@ -145,25 +156,9 @@ const BUFFER: usize = 256 * 1_024;
 
 /// Captures until Ctrl-C or a bound.
 pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode> {
-    let side = match (args.interface, args.keys) {
-        (None, false) => Side::Inner,
-        (None, true) => Side::Outer,
-        (Some(Side::Inner), true) => {
-            return Err(advise(
-                "--keys opens datagrams, and the inner side has none",
-                "leave --interface out, or name outer or both",
-            ));
-        }
-        (Some(side), _) => side,
-    };
-    if args.node.is_some() && global.config.is_some() {
-        return Err(advise(
-            "a plain configuration has no server that passes captures on",
-            "leave --config or --node out",
-        ));
-    }
+    let side = side(&args, global)?;
     if args.keys && !args.yes {
-        ask(args.node.as_ref(), global.config.is_some())?;
+        ask(&args, global.config.is_some())?;
     }
     let file = open(args.write.as_deref())?;
     if let Some(node) = &args.node {
@@ -176,6 +171,18 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
             bytes_max: args.size,
         };
         remote::run((node, args.org), args.keys, &wanted, file, global).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(name) = &args.tun {
+        let wanted = Wanted {
+            inner: side != Side::Outer,
+            outer: side != Side::Inner,
+            filter: args.filter,
+            keys: args.keys,
+            packets_max: args.count,
+            bytes_max: args.size,
+        };
+        interface::run(name, &wanted, args.duration, file).await?;
         return Ok(ExitCode::SUCCESS);
     }
     let wanted = protocol::Capture {
@@ -192,19 +199,48 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
     let Answer::Capturing = answer else {
         return Err(client::unexpected(&answer));
     };
-    receive(stream, file).await?;
+    // The agent knows how long.
+    receive(stream, file, std::future::pending()).await?;
     if args.keys {
         tell_key(global).await?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks whether the key of `node`, or of this one, may be given away.
-fn ask(node: Option<&Label>, in_configuration: bool) -> anyhow::Result<()> {
-    let whose = node.map_or_else(|| "this node".to_owned(), ToString::to_string);
-    let after = match in_configuration {
-        true => "replace it in the configuration and at its peers afterwards",
-        false => "the node takes a new one when the capture ends",
+/// Chooses the side, and refuses what makes no sense together.
+fn side(args: &Args, global: &Global) -> anyhow::Result<Side> {
+    if args.node.is_some() && global.config.is_some() {
+        return Err(advise(
+            "a plain configuration has no server that passes captures on",
+            "leave --config or --node out",
+        ));
+    }
+    if args.tun.is_some() && global.config.is_some() {
+        return Err(advise(
+            "the interface has its configuration from `wg`",
+            "leave --config or --tun out",
+        ));
+    }
+    match (args.interface, args.keys) {
+        (None, false) => Ok(Side::Inner),
+        (None, true) => Ok(Side::Outer),
+        (Some(Side::Inner), true) => Err(advise(
+            "--keys opens datagrams, and the inner side has none",
+            "leave --interface out, or name outer or both",
+        )),
+        (Some(side), _) => Ok(side),
+    }
+}
+
+/// Asks whether the key of the node or interface may be given away.
+fn ask(args: &Args, in_configuration: bool) -> anyhow::Result<()> {
+    let named = args.node.as_ref().map(ToString::to_string);
+    let whose = named.or_else(|| args.tun.clone());
+    let whose = whose.unwrap_or_else(|| "this node".to_owned());
+    let after = match (in_configuration, &args.tun) {
+        (true, _) => "replace it in the configuration and at its peers afterwards",
+        (false, Some(_)) => "replace it by `wg set`, and at its peers, afterwards",
+        (false, None) => "the node takes a new one when the capture ends",
     };
     let sentence = format!(
         "a key log holds the private key of {whose}, and whoever reads it reads the node's \
@@ -244,17 +280,22 @@ async fn tell_key(global: &Global) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes what the agent sends until it ends. The first Ctrl-C ends the capture, whose last blocks
-/// are still written; the second does not wait for them.
-async fn receive(mut stream: UnixStream, file: File) -> anyhow::Result<()> {
+/// Writes what is sent until it ends. The first Ctrl-C ends the capture, or that its time is
+/// `over`; its last blocks are still written. The next Ctrl-C does not wait for them.
+async fn receive(
+    mut stream: UnixStream,
+    file: File,
+    over: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
     let (from_agent, mut to_agent) = stream.split();
     let copied = copy(from_agent, tokio::fs::File::from_std(file));
     tokio::pin!(copied);
     tokio::select! {
         copied = &mut copied => return copied,
         interrupted = terminal::interrupted() => interrupted.context("await Ctrl-C")?,
+        () = over => {}
     }
-    to_agent.shutdown().await.context("local agent: end")?;
+    to_agent.shutdown().await.context("end the capture")?;
     tokio::select! {
         copied = copied => copied,
         interrupted = terminal::interrupted() => interrupted.context("await Ctrl-C"),
@@ -265,7 +306,7 @@ async fn copy(mut from: impl AsyncRead + Unpin, mut to: tokio::fs::File) -> anyh
     let mut buffer = vec![0; BUFFER];
     loop {
         let length = from.read(&mut buffer).await;
-        let length = length.context("local agent: receive the capture")?;
+        let length = length.context("receive the capture")?;
         if length == 0 {
             return Ok(());
         }

@@ -17,6 +17,8 @@ use crate::{
 };
 use tunnel::Tunnel;
 
+pub(crate) use self::exposition::PEERS_MAX;
+
 /// Print the metrics of this node for Prometheus
 ///
 /// Asks the local agent, starts nothing, and prints the text format of Prometheus. `ginnel up`,

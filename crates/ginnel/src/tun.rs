@@ -1,14 +1,17 @@
 //! `ginnel tun`: a userspace WireGuard interface, driven by `wg` and `wg-quick` as wireguard-go is.
 
 mod allowance;
+mod capture;
 mod configuration;
 mod control;
 mod engine;
 mod handshakes;
 mod keylog;
+mod metrics;
 mod outbound;
 mod queue;
 mod receive;
+mod tap;
 mod transmit;
 mod tunnel;
 mod uapi;
@@ -36,13 +39,13 @@ use os::{
     unix::{self, ListenError, SocketFile},
 };
 
-pub(crate) use self::uapi::REPORT;
+pub(crate) use self::uapi::{Errno, REPORT, Wanted};
 use self::{
     control::Control,
     engine::{Ended, Engine},
     keylog::Writer,
 };
-use crate::remedy::Advise as _;
+use crate::{metrics::listener, remedy::Advise as _};
 
 /// Make a WireGuard network interface without the kernel module
 ///
@@ -77,11 +80,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value = "1",
           value_parser = clap::value_parser!(u8).range(1..=QUEUES_MAX))]
     queues: u8,
+
+    #[command(flatten)]
+    metrics: listener::Address,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   ginnel tun wg0 && wg setconf wg0 wg0.conf
+  ginnel tun wg0 --metrics 127.0.0.1:9586        then: curl http://127.0.0.1:9586/metrics
   WG_QUICK_USERSPACE_IMPLEMENTATION=ginnel wg-quick up wg0
 
 Environment, as for wireguard-go: WG_TUN_FD and WG_UAPI_FD (open descriptors to use),
@@ -145,10 +152,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     listener.set_nonblocking(true)?;
     let key_log = args.key_log.as_deref().map(Writer::open).transpose()?;
+    let metrics = args.metrics.bind()?;
     let control = Control::new(listener, file);
     let engine = Engine::new(&name, queues, control, offload(), key_log)?;
     // Before there are other threads, and after all that takes more.
     drop_privileges(args.user.as_deref())?;
+    if let Some(listener) = metrics {
+        listener::announce(listener.local_addr()?, false)?;
+        engine.serve_metrics(listener)?;
+    }
     tell_ready()?;
     match engine.run()? {
         Ended::Signal => tracing::info!("{name}: ended by a signal"),
@@ -248,6 +260,7 @@ fn go_background(
         let path = std::path::absolute(path).context("find the key log")?;
         command.arg("--key-log").arg(path);
     }
+    command.args(args.metrics.flag());
     let descriptors = vec![
         (tun.into_descriptor(), TUN_FD),
         (listener.into(), UAPI_FD),

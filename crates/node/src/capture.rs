@@ -243,6 +243,14 @@ impl Capture {
         }
     }
 
+    /// Writes the node's private key if keys are wanted. A node that answers initiations later
+    /// than it takes them does so first: a reader opens an initiation when it comes, or never.
+    pub fn write_identity(&mut self, log: &KeyLog) {
+        if self.keys.is_some() {
+            self.write_secrets(log);
+        }
+    }
+
     fn write_secrets(&mut self, log: &KeyLog) {
         let secrets = log.expose().as_bytes();
         if !self.has_room(secrets.len() + BLOCK) {
@@ -265,7 +273,7 @@ impl Capture {
 
     /// Tells in the comment of the next packet that packets were discarded which had been written
     /// as taken, or which nobody saw.
-    pub(crate) fn discarded(&mut self, discard: Discard, count: u64) {
+    pub fn discarded(&mut self, discard: Discard, count: u64) {
         let late = self.late.get_or_insert_default();
         late.add(discard, count);
     }

@@ -27,7 +27,7 @@ mod roster;
 mod routed;
 mod service;
 mod site;
-mod status;
+pub mod status;
 
 pub use discard::{Counters, Discard, Reason};
 pub use node::{Attachment, Event, Node, Outcome, Run};

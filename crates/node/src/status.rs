@@ -106,24 +106,12 @@ impl Node {
     }
 
     fn peer(&self, now: Instant, status: &PeerStatus<'_>) -> Peer {
-        let public_key = PublicKey(status.public_key.0);
-        let peer = self.roster.peer(&public_key);
-        let age = status
-            .last_handshake
-            .map(|then| now.saturating_duration_since(then));
-        let allowed = status.allowed_ips.iter();
+        let peer = self.roster.peer(&PublicKey(status.public_key.0));
         Peer {
             name: peer.and_then(|peer| peer.wanted.name.clone()),
-            public_key,
-            endpoint: status.endpoint,
-            allowed_ips: allowed
-                .map(|prefix| format!("{}/{}", prefix.address(), prefix.bits()))
-                .collect(),
             tunnel: tunnel(now, status, peer),
-            last_handshake_seconds: age.map(|age| age.as_secs()),
-            traffic: traffic(status.traffic),
-            persistent_keepalive_seconds: status.persistent_keepalive.map(Into::into),
             path_mtu_bytes: peer.and_then(|peer| self.path_mtu_of(peer.id)),
+            ..of_peer(now, status)
         }
     }
 
@@ -214,18 +202,42 @@ fn problem(hop: Hop, message: String, remedy: &str) -> Problem {
     }
 }
 
-fn is_up(now: Instant, status: &PeerStatus<'_>) -> bool {
-    let young = |then| now.saturating_duration_since(then) < REJECT_AFTER_TIME;
-    status.last_handshake.is_some_and(young)
+/// Shows a peer of a device of which no more is known: it has no name.
+#[must_use]
+pub fn of_peer(now: Instant, status: &PeerStatus<'_>) -> Peer {
+    let age = status
+        .last_handshake
+        .map(|then| now.saturating_duration_since(then));
+    let allowed = status.allowed_ips.iter();
+    Peer {
+        name: None,
+        public_key: PublicKey(status.public_key.0),
+        endpoint: status.endpoint,
+        allowed_ips: allowed
+            .map(|prefix| format!("{}/{}", prefix.address(), prefix.bits()))
+            .collect(),
+        tunnel: tunnel(now, status, None),
+        last_handshake_seconds: age.map(|age| age.as_secs()),
+        traffic: traffic(status.traffic),
+        persistent_keepalive_seconds: status.persistent_keepalive.map(Into::into),
+        path_mtu_bytes: None,
+    }
 }
 
-fn traffic(told: wireguard::Traffic) -> Traffic {
+/// Shows what was exchanged with a peer or a device.
+#[must_use]
+pub fn traffic(told: wireguard::Traffic) -> Traffic {
     Traffic {
         received_datagrams: told.received_datagrams,
         received_bytes: told.received_bytes,
         sent_datagrams: told.sent_datagrams,
         sent_bytes: told.sent_bytes,
     }
+}
+
+fn is_up(now: Instant, status: &PeerStatus<'_>) -> bool {
+    let young = |then| now.saturating_duration_since(then) < REJECT_AFTER_TIME;
+    status.last_handshake.is_some_and(young)
 }
 
 fn tunnel(now: Instant, status: &PeerStatus<'_>, peer: Option<&roster::Peer>) -> Tunnel {

@@ -15,6 +15,15 @@ use crate::key::{KEY, PresharedKey, PublicKey, StaticSecret};
 pub struct KeyLog(Zeroizing<String>);
 
 impl KeyLog {
+    /// Writes the line of a private key alone: with it initiations to it can be opened, and no
+    /// data.
+    #[must_use]
+    pub fn of_identity(local: &StaticSecret) -> Self {
+        let mut text = Zeroizing::new(String::with_capacity(LINE_MAX));
+        write_line(&mut text, "LOCAL_STATIC_PRIVATE_KEY", local.expose());
+        Self(text)
+    }
+
     /// Writes the entry; the preshared key stands behind the ephemeral key that it belongs to.
     pub(crate) fn new(
         local: &StaticSecret,
@@ -24,13 +33,7 @@ impl KeyLog {
     ) -> Self {
         // Room for all four lines, so that no copy of a key stays behind in a smaller buffer.
         let mut text = Zeroizing::new(String::with_capacity(LINE_MAX * 4));
-        let mut line = |name: &str, key: &[u8; KEY]| {
-            let encoded = Zeroizing::new(STANDARD.encode(key));
-            text.push_str(name);
-            text.push_str(" = ");
-            text.push_str(&encoded);
-            text.push('\n');
-        };
+        let mut line = |name: &str, key: &[u8; KEY]| write_line(&mut text, name, key);
         line("LOCAL_STATIC_PRIVATE_KEY", local.expose());
         line("REMOTE_STATIC_PUBLIC_KEY", &remote.0);
         line("LOCAL_EPHEMERAL_PRIVATE_KEY", ephemeral);
@@ -54,6 +57,14 @@ impl fmt::Debug for KeyLog {
 }
 
 impl ZeroizeOnDrop for KeyLog {}
+
+fn write_line(text: &mut String, name: &str, key: &[u8; KEY]) {
+    let encoded = Zeroizing::new(STANDARD.encode(key));
+    text.push_str(name);
+    text.push_str(" = ");
+    text.push_str(&encoded);
+    text.push('\n');
+}
 
 /// The longest name, ` = `, 44 characters and a line feed.
 const LINE_MAX: usize = 27 + 3 + 44 + 1;

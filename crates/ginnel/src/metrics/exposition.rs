@@ -1,6 +1,6 @@
 //! The metrics by name, in Prometheus's text format 0.0.4.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use model::status::{Hop, Peer, Traffic, Tunnel};
 use node::Discard;
@@ -14,7 +14,7 @@ use prometheus_client::{
 use super::Snapshot;
 
 /// A node with more peers tells only their sums: every series costs the reader memory.
-const PEERS_MAX: usize = 64;
+pub(crate) const PEERS_MAX: usize = 64;
 
 /// One metric with all its label sets.
 #[derive(Debug)]
@@ -182,12 +182,13 @@ fn of_traffic(traffic: &Traffic) -> [Family; 4] {
 
 fn of_happened(snapshot: &Snapshot) -> [Family; 4] {
     let happened = &snapshot.node.happened;
-    let discards = Discard::all().map(|discard| {
-        let name = discard.name();
-        let count = snapshot.node.discards.get(&name).copied();
+    // Also reasons that did not occur, so that a first occurrence is an increase.
+    let mut counts: BTreeMap<_, _> = Discard::all().map(|discard| (discard.name(), 0)).collect();
+    counts.extend(snapshot.node.discards.clone());
+    let discards = counts.into_iter().map(|(name, count)| {
         let (layer, reason) = name.split_once('.').unwrap_or(("node", &name));
         let labels = [("layer", layer.to_owned()), ("reason", reason.to_owned())];
-        labelled(labels, whole(count.unwrap_or_default()))
+        labelled(labels, whole(count))
     });
     [
         counter(
@@ -300,7 +301,7 @@ fn hop_name(hop: Hop) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     use model::{key::PublicKey, status::Status};
 

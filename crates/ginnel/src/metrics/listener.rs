@@ -45,15 +45,45 @@ impl Address {
     }
 }
 
+impl Address {
+    /// Listens for a process without an event loop, if that is wanted.
+    pub(crate) fn bind(&self) -> anyhow::Result<Option<std::net::TcpListener>> {
+        let Some(address) = self.metrics else {
+            return Ok(None);
+        };
+        let listener = std::net::TcpListener::bind(address);
+        let listener = listener
+            .with_context(|| format!("metrics: listen at {address}"))
+            .remedy("choose a free port of this machine with --metrics")?;
+        listener.set_nonblocking(true)?;
+        Ok(Some(listener))
+    }
+
+    /// Returns the flag again, for another process that is started with it.
+    pub(crate) fn flag(&self) -> Option<String> {
+        self.metrics.map(|address| format!("--metrics={address}"))
+    }
+}
+
 impl Listener {
+    /// Takes what [`Address::bind`] returned into the event loop.
+    pub(crate) fn from_std(listener: std::net::TcpListener) -> std::io::Result<Self> {
+        TcpListener::from_std(listener).map(Self)
+    }
+
     /// Says on stdout where it listens.
     pub(crate) fn announce(&self, json: bool) -> std::io::Result<()> {
-        let url = format!("http://{}/metrics", self.0.local_addr()?);
-        if json {
-            terminal::json(&serde_json::json!({ "metrics": url }))
-        } else {
-            terminal::line(format_args!("metrics at {url}"))
-        }
+        announce(self.0.local_addr()?, json)
+    }
+}
+
+/// Says on stdout where metrics are served.
+pub(crate) fn announce(address: SocketAddr, json: bool) -> std::io::Result<()> {
+    let url = format!("http://{address}/metrics");
+    if json {
+        terminal::json(&serde_json::json!({ "metrics": url }))
+    } else {
+        terminal::line(format_args!("metrics at {url}"))
     }
 }
 

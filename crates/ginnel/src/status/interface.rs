@@ -59,6 +59,7 @@ fn text(name: &str, lines: &[(String, String)]) -> String {
             "discarded" => format!("discarded    {value}"),
             "not_sent" => format!("not sent     {value}"),
             "not_taken" => format!("not taken    {value} by the TUN"),
+            "capture" => format!("capture      runs, {value}"),
             _ => continue,
         });
     }
@@ -71,9 +72,13 @@ fn value(name: &str, lines: &[(String, String)]) -> Value {
     for object in ["offload", "discarded", "not_sent"] {
         all.insert(object.to_owned(), Map::new().into());
     }
+    all.insert("capture".to_owned(), Value::Null);
     for (key, value) in lines {
         let number = |text: &str| text.parse::<u64>().unwrap_or(0);
-        if let Some(what) = key.strip_prefix("offload_") {
+        if key == "capture" {
+            let keys = value == "with keys";
+            all.insert(key.clone(), serde_json::json!({ "keys": keys }));
+        } else if let Some(what) = key.strip_prefix("offload_") {
             all["offload"][what] = match value.as_str() {
                 "yes" => true.into(),
                 "no" => false.into(),
@@ -105,13 +110,15 @@ mod tests {
             ("offload_runs_received", "unknown"),
             ("discarded", "3 no route"),
             ("not_taken", "2"),
+            ("capture", "with keys"),
         ];
         let lines = lines.map(|(key, value)| (key.to_owned(), value.to_owned()));
         assert_eq!(
             text("wg0", &lines),
             "interface    wg0\noffload      TUN, large packets: TCP and UDP\n\
              offload      UDP, sent in runs: no\noffload      UDP, received in runs: unknown\n\
-             discarded    3 no route\nnot taken    2 by the TUN"
+             discarded    3 no route\nnot taken    2 by the TUN\n\
+             capture      runs, with keys"
         );
         let expected = serde_json::json!({
             "interface": "wg0",
@@ -119,6 +126,7 @@ mod tests {
             "discarded": { "no route": 3 },
             "not_sent": {},
             "not_taken": 2,
+            "capture": { "keys": true },
         });
         assert_eq!(value("wg0", &lines), expected);
     }

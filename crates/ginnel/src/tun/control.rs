@@ -14,7 +14,7 @@ use os::{
 };
 use zeroize::Zeroizing;
 
-use super::uapi::{self, Errno, Framing, Request};
+use super::uapi::{self, Errno, Framing, Request, Wanted};
 
 /// The listener and its clients.
 pub(crate) struct Control {
@@ -31,6 +31,9 @@ pub(crate) struct Control {
 pub(crate) trait Answer {
     /// Performs a request and returns the text of its answer.
     fn answer(&mut self, request: Request) -> Zeroizing<String>;
+
+    /// Lets a capture have the connection, and answer on it.
+    fn capture(&mut self, wanted: &Wanted, stream: UnixStream) -> Result<(), Errno>;
 }
 
 struct Client {
@@ -151,6 +154,13 @@ impl Client {
             Framing::TooLong => self.open = false,
             Framing::Whole(length) => {
                 let text = match uapi::parse(&self.input[..length]) {
+                    Ok(Some(Request::Capture(wanted))) => {
+                        let stream = self.stream.try_clone().map_err(Errno::from);
+                        match stream.and_then(|stream| answer.capture(&wanted, stream)) {
+                            Ok(()) => return self.open = false,
+                            Err(errno) => refusal(errno),
+                        }
+                    }
                     Ok(Some(request)) => answer.answer(request),
                     Ok(None) => return self.open = false,
                     Err(errno) => refusal(errno),

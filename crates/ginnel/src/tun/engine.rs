@@ -8,6 +8,7 @@
 //! ```
 
 use std::{
+    net::TcpListener,
     os::fd::AsFd as _,
     sync::Arc,
     thread,
@@ -32,6 +33,7 @@ use super::{
     transmit::Transmitter,
     tunnel::{Tunnel, Wakeups, Watchdog, describe},
 };
+use crate::metrics::listener::{self, Listener};
 
 /// Why the loop ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -119,6 +121,25 @@ impl Engine {
         Ok(ended)
     }
 
+    /// Answers Prometheus from a thread of its own.
+    pub(crate) fn serve_metrics(&self, listener: TcpListener) -> anyhow::Result<()> {
+        let tunnel = Arc::clone(&self.tunnel);
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build();
+        let runtime = runtime.context("metrics: start the event loop")?;
+        let entered = runtime.enter();
+        let listener = Listener::from_std(listener).context("metrics: listen")?;
+        drop(entered);
+        let serve = move || {
+            let _watchdog = Watchdog(Arc::clone(&tunnel));
+            let served = listener::serve(Some(listener), move || tunnel.snapshot());
+            match runtime.block_on(served) {}
+        };
+        let thread = thread::Builder::new().name("metrics".to_owned());
+        thread.spawn(serve).context("metrics: start a thread")?;
+        Ok(())
+    }
+
     fn start_threads(&self) -> std::io::Result<()> {
         let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
             let thread = thread::Builder::new().name(name.to_owned());
@@ -167,7 +188,7 @@ impl Engine {
         if self.poll.ready(places.links).readable && self.links.drain() {
             self.tunnel.follow_link();
         }
-        let mut tunnel = &*self.tunnel;
+        let mut tunnel = Arc::clone(&self.tunnel);
         self.control.handle_ready(&self.poll, &mut tunnel);
         let now = self.tunnel.with(|state, now| {
             state.handle_timeout(now);

@@ -8,15 +8,13 @@
 
 use std::{io, sync::Arc, thread, time::Duration};
 
-use os::{
-    clock::{Clock, Effort},
-    udp::{Batch, Datagram, Socket},
-};
-use wireguard::{Discard, Received};
-
 use super::{
     tunnel::{Tunnel, Watchdog},
     wire::Sockets,
+};
+use os::{
+    clock::{Clock, Effort},
+    udp::{Batch, Datagram, Socket},
 };
 
 /// The thread's state.
@@ -81,7 +79,13 @@ impl Handshakes {
         for datagram in batch.datagrams() {
             match gate.admit(datagram.bytes) {
                 Ok(()) => admitted.push(datagram),
-                Err(discard) => self.tunnel.turn_away(discard, 1),
+                Err(discard) => {
+                    self.tunnel.turn_away(discard, 1);
+                    if self.tunnel.taps_datagrams() {
+                        let (source, bytes) = (datagram.source, &*datagram.bytes);
+                        self.tunnel.tap_turned_away(source, bytes, discard.into());
+                    }
+                }
             }
         }
         for few in admitted.chunks_mut(TOGETHER) {
@@ -93,12 +97,7 @@ impl Handshakes {
                     ..
                 } in few
                 {
-                    match state.device.handle_datagram(now, *source, bytes) {
-                        Received::Handled => state.wire.sources.note(*source, *local, false),
-                        Received::Discarded(discard) => state.count(discard, 1),
-                        // Data comes here only where the kernel mistakes it for a handshake.
-                        Received::Packet { .. } => state.count(Discard::MessageType, 1),
-                    }
+                    state.handle_message(now, (*source, *local), bytes);
                 }
             });
         }

@@ -24,9 +24,10 @@ use packet::{
     gro::{Leaving, Train},
     ip, vnet,
 };
-use wireguard::{Discard, HEADER, KEEPALIVE, OVERHEAD, Opening, PeerId, Received};
+use wireguard::{Discard, HEADER, KEEPALIVE, OVERHEAD, Opening, PeerId};
 
 use super::{
+    tap::{Copies, Verdict},
     tunnel::{State, Tunnel, Watchdog},
     wire::Sockets,
 };
@@ -50,6 +51,7 @@ struct Opener {
     sessions: Vec<Session>,
     /// One for each datagram.
     entries: Vec<Entry>,
+    copies: Copies,
 }
 
 struct Session {
@@ -62,7 +64,11 @@ struct Session {
 enum Entry {
     /// It was no transport data, and is done with.
     Handled,
-    Discarded(Discard),
+    Discarded {
+        discard: Discard,
+        /// Of the packet that was in it; zero if it was not opened.
+        length: usize,
+    },
     /// Its tag and counter hold; the packet has `length` bytes, none in a keepalive.
     Opened {
         session: usize,
@@ -71,6 +77,12 @@ enum Entry {
         source: Result<IpAddr, Discard>,
         length: usize,
     },
+}
+
+impl Entry {
+    fn unopened(discard: Discard) -> Self {
+        Self::Discarded { discard, length: 0 }
+    }
 }
 
 impl Receiver {
@@ -85,6 +97,7 @@ impl Receiver {
                 latest: None,
                 sessions: Vec::new(),
                 entries: Vec::new(),
+                copies: Copies::default(),
             },
             tunnel: Arc::clone(tunnel),
         }
@@ -161,6 +174,7 @@ impl Receiver {
 impl Opener {
     fn handle(&mut self, now: Instant, arrivals: &mut [Option<Arrival<'_>>]) {
         let tunnel = Arc::clone(&self.tunnel);
+        self.copies.fill(tunnel.taps_datagrams(), arrivals);
         if !self.recall_session(arrivals) {
             tunnel.with(|state, now| self.find_sessions(state, now, arrivals));
         }
@@ -228,11 +242,7 @@ impl Opener {
                             self.sessions.push(Session { index, found });
                         }
                     }
-                    None => match state.device.handle_datagram(now, source, datagram) {
-                        Received::Handled => state.wire.sources.note(source, local, false),
-                        Received::Discarded(discard) => state.count(discard, 1),
-                        Received::Packet { .. } => unreachable!("only transport data has packets"),
-                    },
+                    None => state.handle_message(now, (source, local), datagram),
                 }
             }
         }
@@ -250,11 +260,11 @@ impl Opener {
         };
         let session = self.session(index).expect("found by `find_sessions`");
         let Some((_, opening)) = &self.sessions[session].found else {
-            return Entry::Discarded(Discard::UnknownIndex);
+            return Entry::unopened(Discard::UnknownIndex);
         };
         let opened = match opening.open(now, counter, &mut datagram[HEADER..]) {
             Ok(opened) => opened,
-            Err(discard) => return Entry::Discarded(discard),
+            Err(discard) => return Entry::unopened(discard),
         };
         let addresses = match ecn::decapsulate(ecn, opened.text) {
             Ok(()) => ip::addresses(opened.text).map_err(|_| Discard::NotIp),
@@ -279,7 +289,7 @@ impl Opener {
                     session,
                     newest,
                     source,
-                    ..
+                    length,
                 } = entry
                 else {
                     continue;
@@ -292,12 +302,15 @@ impl Opener {
                 report.add(state, now, session.index, datagram.len(), newest, data);
                 match source {
                     _ if !data => {}
-                    Err(discard) => *entry = Entry::Discarded(discard),
+                    Err(discard) => *entry = Entry::Discarded { discard, length },
                     Ok(source) if allowed == Some((peer, source)) => {}
                     Ok(source) if state.device.allows(peer, source) => {
                         allowed = Some((peer, source));
                     }
-                    Ok(_) => *entry = Entry::Discarded(Discard::SourceNotAllowed),
+                    Ok(_) => {
+                        let discard = Discard::SourceNotAllowed;
+                        *entry = Entry::Discarded { discard, length };
+                    }
                 }
             }
             if report.flush(state, now) {
@@ -305,10 +318,39 @@ impl Opener {
             }
         }
         for entry in &self.entries {
-            if let Entry::Discarded(discard) = entry {
+            if let Entry::Discarded { discard, .. } = entry {
                 state.count(*discard, 1);
             }
         }
+        if let Some(capture) = &mut state.capture {
+            self.copies.show(capture, now, self.verdicts(arrivals));
+        }
+    }
+
+    /// Returns what became of each datagram, and of what is no data how long it is.
+    fn verdicts<'a>(
+        &'a self,
+        arrivals: &'a [Option<Arrival<'_>>],
+    ) -> impl Iterator<Item = Result<Verdict<'a>, usize>> {
+        let datagrams = arrivals.iter().flatten().flat_map(|arrival| {
+            let datagrams = arrival.bytes.chunks(arrival.segment);
+            datagrams.map(|datagram| (arrival.source, datagram))
+        });
+        let entries = datagrams.zip(&self.entries);
+        entries.map(|((source, datagram), entry)| {
+            let (length, discard) = match entry {
+                Entry::Handled => return Err(datagram.len()),
+                Entry::Discarded { discard, length } => (*length, Some(*discard)),
+                Entry::Opened { length, .. } => (*length, None),
+            };
+            let packet = datagram.get(HEADER..HEADER + length);
+            Ok(Verdict {
+                source,
+                length: datagram.len(),
+                packet: packet.filter(|packet| !packet.is_empty()),
+                discard,
+            })
+        })
     }
 
     fn write(&self, arrivals: &[Option<Arrival<'_>>]) {
@@ -322,7 +364,7 @@ impl Opener {
                 Entry::Opened { length, .. } if *length > 0 => {
                     datagram.get(HEADER..HEADER + length)
                 }
-                Entry::Opened { .. } | Entry::Handled | Entry::Discarded(_) => None,
+                Entry::Opened { .. } | Entry::Handled | Entry::Discarded { .. } => None,
             });
         let tunnel = &*self.tunnel;
         if !tunnel.joins() {

@@ -143,20 +143,26 @@ impl Transmitter {
             Ok(Given::Super { kind, size }) => {
                 // What was read before goes first; the slot stays where it is meanwhile.
                 self.sealer.send(&mut self.packets);
-                let sent = self.split(kind, size, length);
-                self.packets.clear();
-                if sent.is_err() {
-                    self.tunnel.with(|state, _| state.count(Discard::NotIp, 1));
+                if self.split(kind, size, length).is_err() {
+                    self.refuse(length);
                 }
+                self.packets.clear();
                 return false;
             }
             Err(malformed) => Err(malformed),
         };
         match taken {
             Ok(()) => self.packets.push(length, self.sealer.mtu),
-            Err(_) => self.tunnel.with(|state, _| state.count(Discard::NotIp, 1)),
+            Err(_) => self.refuse(length),
         }
         true
+    }
+
+    /// Counts what was read into the slot as no packet.
+    fn refuse(&mut self, length: usize) {
+        let packet = &self.packets.slot()[HEADER..HEADER + length];
+        self.tunnel
+            .with(|state, now| state.refuse(now, packet, Discard::NotIp));
     }
 
     /// Splits the super-packet in the slot straight into slots, and sends them.
@@ -209,7 +215,7 @@ impl Sealer {
         let mut last = None;
         for place in 0..batch.len() {
             let Ok(addresses) = ip::addresses(batch.packet(place)) else {
-                state.count(Discard::NotIp, 1);
+                state.refuse(now, batch.packet(place), Discard::NotIp);
                 continue;
             };
             let destination = addresses.destination;
@@ -218,7 +224,7 @@ impl Sealer {
                 _ => match state.device.route(destination) {
                     Some(peer) => peer,
                     None => {
-                        state.count(Discard::NoRoute, 1);
+                        state.refuse(now, batch.packet(place), Discard::NoRoute);
                         continue;
                     }
                 },
@@ -239,7 +245,14 @@ impl Sealer {
                     packets,
                 });
             } else {
-                seal_by_device(state, now, peer, batch, place);
+                state.hold_sent(batch.packet(place));
+                let discard = seal_by_device(state, now, peer, batch, place);
+                state.release_sent(now, discard);
+            }
+        }
+        if state.capture.is_some() {
+            for place in self.groups.iter().flat_map(|group| group.packets.clone()) {
+                state.tap_sent(now, batch.packet(place), None);
             }
         }
         for group in &self.groups {
@@ -257,7 +270,10 @@ impl Sealer {
             // Its peer was removed or its session ended in between.
             self.tunnel.with(|state, now| {
                 for place in group.packets.clone() {
-                    seal_by_device(state, now, group.peer, batch, place);
+                    let discard = seal_by_device(state, now, group.peer, batch, place);
+                    if let (Some(discard), Some(capture)) = (discard, &mut state.capture) {
+                        capture.discarded(discard.into(), 1);
+                    }
                 }
             });
             return;
@@ -267,6 +283,7 @@ impl Sealer {
             let sealed = nonces.seal(slot, length, self.mtu);
             debug_assert_eq!(sealed, Some(slot.len()));
         }
+        let taps = self.tunnel.taps_datagrams();
         let mut from = group.path.from;
         for (bytes, segment) in batch.runs(group.packets.clone()) {
             let run = Run {
@@ -275,6 +292,9 @@ impl Sealer {
                 bytes,
                 segment,
             };
+            if taps {
+                self.tunnel.tap_run(&run);
+            }
             let had = from;
             let result = wire::send(&sockets.data, &mut from, &run);
             if had != from || result.is_err() {
@@ -296,21 +316,35 @@ impl Sealer {
     }
 }
 
-/// Lets the device seal or stage one packet.
-fn seal_by_device(state: &mut State, now: Instant, peer: PeerId, batch: &mut Batch, place: usize) {
+/// Lets the device seal or stage one packet, and counts and returns why it did not.
+fn seal_by_device(
+    state: &mut State,
+    now: Instant,
+    peer: PeerId,
+    batch: &mut Batch,
+    place: usize,
+) -> Option<Discard> {
     let ecn = Ecn::of_packet(batch.packet(place));
     let (slot, length) = batch.roomy_slot_of(place);
     match state.device.seal_to(now, peer, slot, length) {
         Seal::Sealed {
             endpoint, length, ..
-        } => state.wire.send(&Run {
-            destination: endpoint,
-            ecn,
-            bytes: &slot[..length],
-            segment: length,
-        }),
-        Seal::Staged { .. } => {}
-        Seal::Discarded(discard) => state.count(discard, 1),
+        } => {
+            let run = Run {
+                destination: endpoint,
+                ecn,
+                bytes: &slot[..length],
+                segment: length,
+            };
+            state.tap_run(now, &run);
+            state.wire.send(&run);
+            None
+        }
+        Seal::Staged { .. } => None,
+        Seal::Discarded(discard) => {
+            state.count(discard, 1);
+            Some(discard)
+        }
     }
 }
 

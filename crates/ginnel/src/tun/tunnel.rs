@@ -17,6 +17,8 @@ use std::{
 };
 
 use anyhow::Context as _;
+use model::status::Happened;
+use node::capture::Capture;
 use os::{
     clock::{self, Clock, Effort},
     tun::{self, Offload, Tun},
@@ -27,12 +29,13 @@ use zeroize::Zeroizing;
 
 use super::{
     allowance::Allowance,
+    capture,
     configuration::{self, Changes},
     control::{Answer, refusal},
     keylog::Writer,
     outbound::Run,
     queue,
-    uapi::{DeviceStatus, Errno, Report, Request, Status},
+    uapi::{DeviceStatus, Errno, Report, Request, Status, Wanted},
     wire::{self, Sockets, Wire},
 };
 
@@ -58,6 +61,10 @@ pub(crate) struct Tunnel {
     alarm: UnixStream,
     /// Beyond it packets are not padded; the device has the same figure.
     mtu: AtomicUsize,
+    /// Whether a capture runs.
+    pub(super) captures: AtomicBool,
+    /// Whether it wants datagrams.
+    pub(super) taps_datagrams: AtomicBool,
     gone: AtomicBool,
     failed: AtomicBool,
     /// Packets that the TUN did not take.
@@ -77,7 +84,9 @@ pub(crate) struct State {
     armed: Option<Instant>,
     /// By `Discard::index`.
     discards: Vec<u64>,
-    key_log: Option<Writer>,
+    pub(super) key_log: Option<Writer>,
+    pub(super) capture: Option<Box<Capture>>,
+    pub(super) happened: Happened,
     /// Answers to who may be one of a flood, sent once the lock is let go.
     answers: Vec<Unproven>,
 }
@@ -131,6 +140,8 @@ impl Tunnel {
             armed: None,
             discards: vec![0; Discard::ALL.len()],
             key_log,
+            capture: None,
+            happened: Happened::default(),
             answers: Vec::new(),
         };
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
@@ -146,6 +157,8 @@ impl Tunnel {
             data: AtomicU64::new(0),
             alarm,
             mtu: AtomicUsize::new(mtu),
+            captures: AtomicBool::new(false),
+            taps_datagrams: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             refused: AtomicU64::new(0),
@@ -182,7 +195,7 @@ impl Tunnel {
         // Read under the lock, so that the device's time never goes back.
         let now = state.clock.now();
         let result = work(&mut state, now);
-        state.drain_device();
+        state.drain_device(now);
         let due = state.device.poll_timeout();
         if due.is_some_and(|due| state.armed.is_none_or(|armed| due < armed)) {
             state.armed = due;
@@ -302,12 +315,18 @@ impl Tunnel {
             receives_runs: self.receives_runs,
             discarded: Discard::ALL.iter().map(discarded).collect(),
             not_sent: state.wire.lost().iter().map(|(k, v)| (*k, *v)).collect(),
-            not_taken: self.refused.load(Ordering::Relaxed),
+            not_taken: self.not_taken(),
+            capture_keys: state.capture.as_ref().map(|capture| capture.has_keys()),
         };
         Zeroizing::new(report.emit())
     }
 
-    fn discarded(&self, state: &State, discard: Discard) -> u64 {
+    /// Returns how many packets the TUN did not take.
+    pub(super) fn not_taken(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn discarded(&self, state: &State, discard: Discard) -> u64 {
         let place = discard.index();
         state.discards[place] + self.turned_away[place].load(Ordering::Relaxed)
     }
@@ -378,6 +397,7 @@ impl Tunnel {
         } else if error.kind() != io::ErrorKind::WouldBlock {
             // EIO while the interface is down, EINVAL for what the kernel takes for no packet.
             self.refused.fetch_add(1, Ordering::Relaxed);
+            self.tap_not_taken();
         }
     }
 
@@ -453,12 +473,21 @@ impl State {
     }
 
     /// Sends and tells what the device has made since the last call.
-    fn drain_device(&mut self) {
+    fn drain_device(&mut self, now: Instant) {
         // First, so that a key is in the log before the datagram that it opens is on the wire.
         while let Some(event) = self.device.poll_event() {
             self.note_event(&event);
         }
         while let Some(transmit) = self.device.poll_transmit() {
+            self.tap_run(
+                now,
+                &Run {
+                    destination: transmit.destination,
+                    ecn: Ecn::NotEct,
+                    bytes: &transmit.datagram,
+                    segment: transmit.datagram.len(),
+                },
+            );
             if transmit.peer.is_none() {
                 self.answers.push(Unproven {
                     destination: transmit.destination,
@@ -481,20 +510,45 @@ impl State {
         }
     }
 
+    fn endpoint(&self, peer: PeerId) -> Option<SocketAddr> {
+        self.device.status(peer)?.endpoint
+    }
+
     fn note_event(&mut self, event: &Event) {
-        let endpoint = |peer: PeerId| self.device.status(peer)?.endpoint;
         match event {
             Event::HandshakeCompleted { peer } => {
-                tracing::debug!(endpoint = ?endpoint(*peer), "handshake completed");
+                self.happened.handshakes_completed += 1;
+                self.tell("handshake completed with", *peer);
+                let endpoint = self.endpoint(*peer);
+                tracing::debug!(?endpoint, "handshake completed");
             }
             Event::HandshakeAbandoned { peer } => {
-                tracing::debug!(endpoint = ?endpoint(*peer), "handshake: no answer");
+                self.happened.handshakes_abandoned += 1;
+                self.tell("handshake abandoned with", *peer);
+                let endpoint = self.endpoint(*peer);
+                tracing::debug!(?endpoint, "handshake: no answer");
             }
-            Event::EndpointMoved { endpoint, .. } => tracing::debug!(%endpoint, "endpoint moved"),
-            Event::Discarded { discard, count } => self.count(*discard, *count),
-            Event::KeyLog { log, .. } => {
+            Event::EndpointMoved { peer, endpoint } => {
+                self.happened.endpoints_moved += 1;
+                self.tell("peer moved to", *peer);
+                tracing::debug!(%endpoint, "endpoint moved");
+            }
+            Event::Discarded { discard, count } => {
+                self.count(*discard, *count);
+                if let Some(capture) = &mut self.capture {
+                    capture.discarded((*discard).into(), *count);
+                }
+            }
+            Event::KeyLog {
+                log,
+                remote,
+                initiator,
+            } => {
                 if let Some(writer) = &mut self.key_log {
                     writer.append(log);
+                }
+                if let Some(capture) = &mut self.capture {
+                    capture.write_keys(log, *remote, *initiator);
                 }
             }
             // Unknown initiators were not asked for.
@@ -504,11 +558,16 @@ impl State {
     }
 }
 
-impl Answer for &Tunnel {
+impl Answer for Arc<Tunnel> {
+    fn capture(&mut self, wanted: &Wanted, stream: UnixStream) -> Result<(), Errno> {
+        capture::begin(self, wanted, stream)
+    }
+
     fn answer(&mut self, request: Request) -> Zeroizing<String> {
         let answer = match request {
             Request::Get => self.status(),
             Request::Report => self.report(),
+            Request::Capture(_) => unreachable!("it has the connection"),
             Request::Set(settings) => {
                 let mut changes = Changes::new(*settings);
                 let mut apply_part = || {
@@ -595,6 +654,6 @@ fn is_initiation(datagram: &[u8]) -> bool {
 }
 
 /// Peers that are shown in one go: within a millisecond.
-const SHOWN_TOGETHER: usize = 256;
+pub(super) const SHOWN_TOGETHER: usize = 256;
 /// A single refusal may be about the packet; so many are about the kernel.
 const REFUSALS_MAX: u64 = 16;

@@ -21,8 +21,28 @@ pub(crate) enum Request {
     Get,
     /// Show what `wg` has no words for: an operation of our own, for `ginnel status`.
     Report,
+    /// Send what passes the interface: an operation of our own, for `ginnel capture`. After the
+    /// answer the connection belongs to the capture.
+    Capture(Wanted),
     /// Change what is named.
     Set(Box<Settings>),
+}
+
+/// What a capture is to have.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Wanted {
+    /// Packets inside the tunnel.
+    pub(crate) inner: bool,
+    /// Datagrams.
+    pub(crate) outer: bool,
+    /// A filter in the language of `ginnel capture`, in one line.
+    pub(crate) filter: Option<String>,
+    /// The keys that open the datagrams.
+    pub(crate) keys: bool,
+    /// It has all after so many packets.
+    pub(crate) packets_max: Option<u64>,
+    /// The file has at most so many bytes.
+    pub(crate) bytes_max: Option<u64>,
 }
 
 /// The answer's number: zero, or a negative error number of Linux.
@@ -92,6 +112,9 @@ pub(crate) const REQUEST_MAX: usize = 64 << 20;
 /// The operation that [`Request::Report`] is. Others than us close the connection at it.
 pub(crate) const REPORT: &str = "ginnel_report=1";
 
+/// The operation that [`Request::Capture`] is; others than us close the connection at it.
+const CAPTURE: &str = "ginnel_capture=1";
+
 /// Finds the end of the first request; `seen` bytes were looked at before.
 pub(crate) fn frame(bytes: &[u8], seen: usize) -> Framing {
     let start = seen.saturating_sub(1);
@@ -128,12 +151,33 @@ pub(crate) fn parse(request: &[u8]) -> Result<Option<Request>, Errno> {
         Some("get=1") if lines.all(str::is_empty) => Ok(Some(Request::Get)),
         Some(REPORT) if lines.all(str::is_empty) => Ok(Some(Request::Report)),
         Some("get=1" | REPORT) => Err(Errno::PROTOCOL),
+        Some(CAPTURE) => {
+            let wanted = parse_wanted(lines.take_while(|line| !line.is_empty()))?;
+            Ok(Some(Request::Capture(wanted)))
+        }
         Some("set=1") => {
             let settings = parse_settings(lines.take_while(|line| !line.is_empty()))?;
             Ok(Some(Request::Set(Box::new(settings))))
         }
         Some(_) | None => Ok(None),
     }
+}
+
+fn parse_wanted<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Wanted, Errno> {
+    let mut wanted = Wanted::default();
+    for line in lines {
+        let (key, value) = line.split_once('=').ok_or(Errno::PROTOCOL)?;
+        match key {
+            "inner" => wanted.inner = parse_true(value)?,
+            "outer" => wanted.outer = parse_true(value)?,
+            "keys" => wanted.keys = parse_true(value)?,
+            "filter" => wanted.filter = Some(value.to_owned()),
+            "packets_max" => wanted.packets_max = Some(parse_number(value)?),
+            "bytes_max" => wanted.bytes_max = Some(parse_number(value)?),
+            _ => return Err(Errno::INVALID),
+        }
+    }
+    Ok(wanted)
 }
 
 fn parse_settings<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Settings, Errno> {
@@ -230,6 +274,36 @@ fn parse_true(value: &str) -> Result<bool, Errno> {
     }
 }
 
+impl Wanted {
+    /// Writes the request.
+    pub(crate) fn emit(&self) -> String {
+        let mut text = format!("{CAPTURE}\n");
+        let switches = [
+            ("inner", self.inner),
+            ("outer", self.outer),
+            ("keys", self.keys),
+        ];
+        for (key, _) in switches.iter().filter(|(_, wanted)| *wanted) {
+            text += &format!("{key}=true\n");
+        }
+        let numbers = [
+            ("packets_max", self.packets_max),
+            ("bytes_max", self.bytes_max),
+        ];
+        for (key, number) in numbers {
+            if let Some(number) = number {
+                text += &format!("{key}={number}\n");
+            }
+        }
+        if let Some(filter) = &self.filter {
+            // To the filter every space is as good as another.
+            let line = filter.replace(char::is_whitespace, " ");
+            text += &format!("filter={line}\n");
+        }
+        text + "\n"
+    }
+}
+
 impl PeerSettings {
     fn new(public_key: PublicKey) -> Self {
         Self {
@@ -304,6 +378,8 @@ impl Errno {
     pub(crate) const INVALID: Self = Self(-22);
     /// Not lines of `key=value` (EPROTO).
     pub(crate) const PROTOCOL: Self = Self(-71);
+    /// One runs already (EBUSY).
+    pub(crate) const BUSY: Self = Self(-16);
     /// No more peers fit (ENOSPC).
     pub(crate) const FULL: Self = Self(-28);
     /// An error of the system without a number (EIO).
@@ -334,6 +410,8 @@ pub(crate) struct Report<'a> {
     pub(crate) not_sent: Vec<(&'a str, u64)>,
     /// Packets that the TUN did not take.
     pub(crate) not_taken: u64,
+    /// Whether the capture that runs has keys; `None` when none runs.
+    pub(crate) capture_keys: Option<bool>,
 }
 
 impl Report<'_> {
@@ -352,7 +430,12 @@ impl Report<'_> {
                 writeln!(text, "{key}={count} {reason}").expect("a string takes everything");
             }
         }
-        text + &format!("not_taken={}\nerrno=0\n\n", self.not_taken)
+        writeln!(text, "not_taken={}", self.not_taken).expect("a string takes everything");
+        if let Some(keys) = self.capture_keys {
+            let what = if keys { "with keys" } else { "without keys" };
+            writeln!(text, "capture={what}").expect("a string takes everything");
+        }
+        text + "errno=0\n\n"
     }
 }
 
@@ -450,7 +533,7 @@ impl std::fmt::Display for Hex<'_> {
     }
 }
 
-const OPERATIONS: &[&str] = &["get=1", "set=1", REPORT];
+const OPERATIONS: &[&str] = &["get=1", "set=1", REPORT, CAPTURE];
 /// Longer than any operation.
 const OPERATION_MAX: usize = 64;
 /// Longer than any line of an answer.
@@ -474,6 +557,35 @@ mod tests {
     #[track_caller]
     fn check_refused(lines: &str, expected: Errno) {
         assert_eq!(set(lines).map(drop), Err(expected), "{lines}");
+    }
+
+    #[test]
+    fn a_capture_is_asked_for_by_what_it_is_to_have() {
+        let wanted = Wanted {
+            inner: true,
+            outer: true,
+            filter: Some("tcp port 22\n\nor udp".to_owned()),
+            keys: true,
+            packets_max: Some(9),
+            bytes_max: Some(u64::MAX),
+        };
+        let text = wanted.emit();
+        assert_eq!(
+            frame(text.as_bytes(), 0),
+            Framing::Whole(text.len()),
+            "{text}"
+        );
+        let parsed = parse(text.as_bytes());
+        let filter = Some("tcp port 22  or udp".to_owned());
+        let expected = Wanted { filter, ..wanted };
+        assert_eq!(parsed, Ok(Some(Request::Capture(expected))));
+        let nothing = Wanted::default();
+        let parsed = parse(nothing.emit().as_bytes());
+        assert_eq!(parsed, Ok(Some(Request::Capture(nothing))));
+        for line in ["inner=yes", "packets_max=-1", "duration=1"] {
+            let request = format!("{CAPTURE}\n{line}\n\n");
+            assert_eq!(parse(request.as_bytes()), Err(Errno::INVALID), "{line}");
+        }
     }
 
     #[test]

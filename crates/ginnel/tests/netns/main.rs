@@ -3,6 +3,7 @@
 //! Skips loudly without root; fails then with `NETNS=required`.
 
 mod attachment;
+mod capture;
 mod congestion;
 mod doctor;
 mod flood;
