@@ -1,11 +1,12 @@
 //! The listener: TCP, TLS and HTTP/1.1 with a bound on every step.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, io, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use axum::Router;
 use hyper_util::{rt::TokioIo, rt::TokioTimer, service::TowerToHyperService};
 use rustls::ServerConfig;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
@@ -31,6 +32,16 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Pause after `accept` failed, most often for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a connection may be silent before its client is asked whether it is still there.
+const PROBE_AFTER: Duration = Duration::from_secs(5);
+
+/// How often it is asked.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long a client may answer nothing, or take nothing of what it was sent, until it is gone: one
+/// that lost its power or its network says no word, and what is done for it ends (RFC 5482).
+const GONE_AFTER: Duration = Duration::from_secs(20);
 
 /// Serves until `shutdown`, then drains.
 pub(crate) async fn serve(
@@ -97,13 +108,23 @@ fn configuration(server: &Server) -> anyhow::Result<ServerConfig> {
     Ok(configuration)
 }
 
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(stream);
+    let probes = TcpKeepalive::new()
+        .with_time(PROBE_AFTER)
+        .with_interval(PROBE_INTERVAL);
+    socket.set_tcp_keepalive(&probes)?;
+    socket.set_tcp_user_timeout(Some(GONE_AFTER))
+}
+
 async fn connection(
     acceptor: TlsAcceptor,
     router: Router,
     stream: TcpStream,
     mut stopped: watch::Receiver<bool>,
 ) {
-    if let Err(error) = stream.set_nodelay(true) {
+    if let Err(error) = prepare(&stream) {
         tracing::debug!(%error, "a connection ended at once");
         return;
     }

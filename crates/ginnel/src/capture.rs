@@ -47,7 +47,8 @@ use crate::{
 /// node, so the node takes a new one when the capture ends; connections go on.
 ///
 /// With --node another machine of the organisation captures, and the server passes the file on: for
-/// administrators, at most an hour and 1 GB. The audit tells who, what and when; whoever owns the
+/// administrators, at most an hour and 1 GB; it ends when nobody takes the file any more, within 20
+/// seconds. The audit tells who, what and when; whoever owns the
 /// machine sees it in `ginnel status` and `ginnel events`.
 ///
 /// With --tun the process of `ginnel tun NAME` captures; whoever may configure the interface may

@@ -1,16 +1,19 @@
-//! `ginnel capture` of an interface of `ginnel tun`, and its metrics.
+//! `ginnel capture` of an interface of `ginnel tun`, its metrics, and a capture elsewhere whose
+//! reader loses its network.
 
 use std::{
     fs,
     io::{Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpStream},
     os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
 use nix::sys::signal::Signal;
 
 use super::{
+    attachment::{At, Network},
     trouble::joined,
     world::{
         GINNEL, LONG, Program, SHORT, Space, Tunnel, World, file_with, find, inner, lacks,
@@ -362,4 +365,37 @@ fn status(tunnel: &Tunnel) -> String {
     let mut ginnel = Command::new(GINNEL);
     ginnel.args(["status", "--interface", &tunnel.interface]);
     text(&ginnel.output().expect("it runs"))
+}
+
+#[test]
+fn a_capture_elsewhere_ends_when_whoever_asked_has_no_network_any_more() {
+    let Some(network) = Network::new() else {
+        return;
+    };
+    let _beta = network.start(At::Beta, &["up", "--user"], "is ready");
+    let file = network.path("beta.pcapng");
+    let path = file.to_str().expect("UTF-8");
+    // Nothing passes that is wanted: the connection is silent.
+    let line = [
+        "capture", "--node", "beta", "--filter", "port 9", "-w", path,
+    ];
+    let mut asker = network.command(At::Alpha, &line);
+    let mut asker = asker.spawn().expect("it runs");
+    within(LONG, "the capture begins", || {
+        fs::metadata(Path::new(path)).is_ok_and(|file| file.len() > 0)
+    });
+    let runs = || {
+        let status = network.run(At::Beta, &["status", "--json"]);
+        let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+        !status["capture"].is_null()
+    };
+    assert!(runs());
+    let here = network.space(At::Alpha);
+    here.ip(&["link", "set", &here.link, "down"]);
+    within(2 * LONG, "its end", || !runs());
+    here.ip(&["link", "set", &here.link, "up"]);
+    let rows = network.run(At::Alpha, &["audit", "list"]);
+    assert!(rows.contains("end:reader_gone"), "{rows}");
+    asker.kill().expect("our child");
+    asker.wait().expect("it ends");
 }
