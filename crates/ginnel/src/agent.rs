@@ -13,6 +13,7 @@ pub(crate) mod client;
 mod ending;
 mod enrolled;
 mod events;
+mod path;
 mod pipe;
 mod plain;
 pub(crate) mod profile;

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use model::status::{Handshake, PeerDetails, Session};
+use model::status::{Handshake, Session};
 
 use crate::{
     agent::{
         Client, client,
-        protocol::{Answer, Request},
+        protocol::{Answer, Path, Request, ShownPeer},
     },
     cli::Global,
     status, terminal,
@@ -32,7 +32,8 @@ pub(crate) async fn show(name: String, global: &Global) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn text(details: &PeerDetails) -> String {
+fn text(shown: &ShownPeer) -> String {
+    let details = &shown.details;
     let peer = &details.peer;
     let mut lines = vec![
         format!("peer         {}", status::peer_text(peer)),
@@ -46,8 +47,10 @@ fn text(details: &PeerDetails) -> String {
             "datagrams    {} received, {} sent",
             peer.traffic.received_datagrams, peer.traffic.sent_datagrams
         ),
+        format!("transport    {}", shown.transport),
         format!("handshake    {}", handshake_text(&details.handshake)),
     ];
+    lines.extend(shown.path.as_ref().map(path_text));
     lines.extend(details.sessions.iter().map(session_text));
     let timers = details.timers_due_ms.iter();
     lines.extend(timers.map(|(name, due)| format!("timer        {name} in {}", seconds(*due))));
@@ -61,6 +64,23 @@ fn text(details: &PeerDetails) -> String {
     let discards = details.discards.iter();
     lines.extend(discards.map(|(reason, count)| format!("discarded    {count} {reason}")));
     lines.join("\n")
+}
+
+fn path_text(path: &Path) -> String {
+    let mut parts = vec![format!(
+        "path         {} of {} echoes answered by {}",
+        path.answered, path.sent, path.target
+    )];
+    if let Some(times) = path.round_trip_us {
+        let millis = |micros: u64| format!("{}.{:03}", micros / 1_000, micros % 1_000);
+        let (min, avg, max) = (millis(times.min), millis(times.avg), millis(times.max));
+        parts.push(format!("min/avg/max {min}/{avg}/{max} ms"));
+        parts.push(match path.carries_bytes {
+            Some(bytes) => format!("packets of {bytes} bytes pass"),
+            None => "full packets do not pass: see `ginnel doctor`".to_owned(),
+        });
+    }
+    parts.join(", ")
 }
 
 fn handshake_text(told: &Handshake) -> String {
@@ -110,6 +130,32 @@ fn seconds(millis: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::protocol::RoundTrips;
+
+    #[test]
+    fn a_path_says_what_was_lost_how_long_it_took_and_what_it_carries() {
+        let mut path = Path {
+            target: "fd00::1".parse().expect("an address"),
+            sent: 5,
+            answered: 4,
+            round_trip_us: Some(RoundTrips {
+                min: 950,
+                avg: 1_005,
+                max: 20_000,
+            }),
+            carries_bytes: Some(1_280),
+        };
+        assert_eq!(
+            path_text(&path),
+            "path         4 of 5 echoes answered by fd00::1, min/avg/max 0.950/1.005/20.000 ms, \
+             packets of 1280 bytes pass"
+        );
+        path.answered = 0;
+        path.round_trip_us = None;
+        path.carries_bytes = None;
+        let silent = "path         0 of 5 echoes answered by fd00::1";
+        assert_eq!(path_text(&path), silent);
+    }
 
     #[test]
     fn a_handshake_says_whether_it_waits_for_an_answer() {

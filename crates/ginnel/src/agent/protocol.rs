@@ -143,6 +143,48 @@ pub(crate) struct Capture {
     pub(crate) bytes_max: Option<u64>,
 }
 
+/// A peer, and how the way to it is.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct ShownPeer {
+    /// What the node knows of it.
+    #[serde(flatten)]
+    pub(crate) details: model::status::PeerDetails,
+    /// What carries its datagrams; an older agent does not say, and has UDP only.
+    #[serde(default = "udp")]
+    pub(crate) transport: String,
+    /// What a few echo requests found; `None` without a session, or when nobody is known there who
+    /// would answer.
+    #[serde(default)]
+    pub(crate) path: Option<Path>,
+}
+
+/// What echo requests through a tunnel found.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Path {
+    /// Who was asked.
+    pub(crate) target: IpAddr,
+    /// Requests.
+    pub(crate) sent: u64,
+    /// Answers.
+    pub(crate) answered: u64,
+    /// How long answers took; `None` without any.
+    pub(crate) round_trip_us: Option<RoundTrips>,
+    /// A packet of so many bytes, the largest that is tried, was answered; `None` if not.
+    pub(crate) carries_bytes: Option<u16>,
+}
+
+/// How long answers took, in microseconds.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub(crate) struct RoundTrips {
+    pub(crate) min: u64,
+    pub(crate) avg: u64,
+    pub(crate) max: u64,
+}
+
+pub(crate) fn udp() -> String {
+    "udp".to_owned()
+}
+
 /// What the agent says.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -171,7 +213,7 @@ pub(crate) enum Answer {
     /// To `Resolve`.
     Records(Vec<Record>),
     /// To `Peer`.
-    Peer(Box<model::status::PeerDetails>),
+    Peer(Box<ShownPeer>),
     /// To `Whois`; `None` when it is nobody in the organisation.
     Whois(Option<Whois>),
     /// To `Events`: an [`Occurrence`] a line begins behind this message.

@@ -2,7 +2,7 @@
 
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
-use model::{status::PeerDetails, whois::Whois};
+use model::whois::Whois;
 use netstack::EchoFailure;
 use packet::icmp::{Cause, Unreachable};
 use tokio::{net::UnixStream, sync::mpsc, time};
@@ -10,9 +10,12 @@ use tokio::{net::UnixStream, sync::mpsc, time};
 use super::{
     capture,
     ending::broken_off,
-    events,
+    events, path,
     pipe::{self, Broken},
-    protocol::{Answer, Capturing, Code, Envelope, Failure, PROTOCOL, Request, Sought, Status},
+    protocol::{
+        self, Answer, Capturing, Code, Envelope, Failure, PROTOCOL, Request, ShownPeer, Sought,
+        Status,
+    },
     relay,
     server::{Agent, Mode},
     trace, wire,
@@ -295,26 +298,35 @@ async fn ping(
 }
 
 /// Finds a peer by its own name or key, or by what is reached through it.
-async fn peer(agent: &Agent, name: &str) -> Result<PeerDetails, Failure> {
+async fn peer(agent: &Agent, name: &str) -> Result<ShownPeer, Failure> {
     let named = agent.tunnel.with(|node, _| node.peer_named(name));
-    let key = match named {
-        Some(key) => key,
+    let (key, host) = match named {
+        Some(key) => (key, None),
         None => {
             let deadline = agent.tunnel.now() + NAME_TIMEOUT;
             let addresses = agent.tunnel.addresses(name, deadline).await?;
-            let through = |address| agent.tunnel.with(|node, now| node.path(now, address));
+            let through = |address| {
+                let peer = agent.tunnel.with(|node, now| node.path(now, address));
+                peer.map(|peer| (peer.public_key, Some(address)))
+            };
             let peer = addresses.into_iter().find_map(through);
-            let peer = peer.ok_or_else(|| {
+            peer.ok_or_else(|| {
                 let message = format!("no peer leads to {name}");
                 Failure::new(Code::NoRoute, message, "see `ginnel status` for the peers")
-            })?;
-            peer.public_key
+            })?
         }
     };
+    // First, so that the sums below include it.
+    let path = path::measure(&agent.tunnel, &key, host).await;
     let details = agent.tunnel.with(|node, now| node.peer_details(now, &key));
-    details.ok_or_else(|| {
+    let details = details.ok_or_else(|| {
         let message = format!("the peer of {name} was removed just now");
         Failure::new(Code::NoRoute, message, "see `ginnel status` for the peers")
+    })?;
+    Ok(ShownPeer {
+        details,
+        transport: protocol::udp(),
+        path,
     })
 }
 

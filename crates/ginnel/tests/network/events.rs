@@ -83,6 +83,16 @@ fn a_peer_is_shown_by_its_name_its_key_and_what_is_reached_through_it() {
     ] {
         assert!(text.contains(sign), "{text}");
     }
+    assert_eq!(told["transport"], "udp");
+    wait_for("the way to the gateway", || {
+        let told = world.json("laptop", &["peer", "show", &gateway]);
+        let path = &told["path"];
+        let answered = path["answered"].as_u64();
+        answered > Some(0)
+            && answered <= path["sent"].as_u64()
+            && path["round_trip_us"]["min"].as_u64() <= path["round_trip_us"]["max"].as_u64()
+            && path["carries_bytes"] == 1_280
+    });
     let unknown = world.try_run("laptop", &["peer", "show", "nobody"]);
     assert_eq!(unknown.code, Some(1));
     assert!(unknown.stderr.contains("DNS"), "{}", unknown.stderr);
