@@ -7,6 +7,8 @@ use std::{
     process::{Command, Stdio},
 };
 
+use serde_json::Value;
+
 use crate::world::{WAIT_MAX, World, lacks, serve_echo, wait_for};
 
 #[test]
@@ -74,8 +76,39 @@ fn promtool_finds_no_fault_in_metrics_and_rules_and_each_rule_fires() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let rules = root.join("../../docs/metrics/alerts.yml");
     promtool(&["check", "rules", rules.to_str().expect("UTF-8")], "");
+    // What the dashboard asks for, as rules: so promtool reads it too.
+    let dashboard = std::fs::read(root.join("../../docs/metrics/dashboard.json"));
+    let dashboard = serde_json::from_slice(&dashboard.expect("it is there")).expect("JSON");
+    let mut asked = Vec::new();
+    questions(&dashboard, &mut asked);
+    assert!(asked.len() > 10, "{asked:?}");
+    let mut text = "groups:\n- name: dashboard\n  rules:\n".to_owned();
+    for (number, question) in asked.iter().enumerate() {
+        let question = question.replace("$__rate_interval", "5m");
+        text += &format!("  - record: panel:{number}\n    expr: {question:?}\n");
+    }
+    let questions = world.path("dashboard.yml");
+    std::fs::write(&questions, text).expect("a new file");
+    promtool(&["check", "rules", questions.to_str().expect("UTF-8")], "");
     let tests = root.join("tests/network/alerts.yml");
     promtool(&["test", "rules", tests.to_str().expect("UTF-8")], "");
+}
+
+/// Collects what the panels of a dashboard ask Prometheus.
+fn questions(part: &Value, asked: &mut Vec<String>) {
+    match part {
+        Value::Object(fields) => {
+            asked.extend(
+                fields
+                    .get("expr")
+                    .and_then(Value::as_str)
+                    .map(str::to_owned),
+            );
+            fields.values().for_each(|part| questions(part, asked));
+        }
+        Value::Array(parts) => parts.iter().for_each(|part| questions(part, asked)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 /// Runs the tool, which must succeed and, when it checks metrics, has nothing to say.

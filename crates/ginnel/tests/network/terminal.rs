@@ -10,7 +10,7 @@ use os::terminal::{Pty, Size};
 
 use crate::{
     ssh::world,
-    world::{World, finish, lacks, note, wait_for},
+    world::{World, finish, lacks, note, serve_echo, wait_for},
 };
 
 /// A terminal, the program that runs on it, and what the program has shown.
@@ -112,6 +112,36 @@ fn openssh(world: &World, line: &[&str]) -> Command {
     ssh.arg("-F").arg(&configuration).args(line);
     ssh.env_remove("SSH_AUTH_SOCK");
     ssh
+}
+
+#[test]
+fn a_trace_says_on_a_terminal_how_far_it_has_come_and_nothing_of_that_in_a_pipe() {
+    if lacks("setsid") {
+        return;
+    }
+    let (world, _laptop) = World::with_laptop();
+    let _shed = world.machine("shed", "echo", 7000, serve_echo());
+    let line = ["trace", "shed", "--count", "1000"];
+    let mut terminal = Terminal::start(&world.ginnel("laptop", &line), size(80, 24));
+    terminal.until(" of 1000, 0 s");
+    wait_for("the third round, in the same line", || {
+        terminal.read();
+        let shown = terminal.shown();
+        let round = shown.rsplit("\u{1b}[K\rround ").next();
+        let round = round.and_then(|text| text.split(' ').next()?.parse().ok());
+        round.is_some_and(|round: u32| round >= 3)
+    });
+    terminal.press(b"\x03");
+    assert!(terminal.ended().code().is_some());
+    let shown = terminal.shown();
+    let (_, after) = shown.rsplit_once("\r\u{1b}[K").expect("the line goes");
+    assert!(
+        after.contains("shed") && !after.contains("round"),
+        "{shown}"
+    );
+
+    let ended = world.try_run("laptop", &["trace", "shed", "--count", "2"]);
+    assert_eq!(ended.stderr, "", "{ended:?}");
 }
 
 #[test]
