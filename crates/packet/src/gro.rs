@@ -160,6 +160,12 @@ impl Run {
         }
     }
 
+    /// Returns what the packets carry.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
     /// Returns how many packets the run holds.
     #[must_use]
     pub fn packets(&self) -> usize {

@@ -13,12 +13,22 @@ use model::{
 };
 use netstack::{ConnectionId, EchoFailure, EchoId, Event, ListenerId, Stack, UdpId};
 use node::{Node, Outcome, Reason};
-use os::udp::{Datagram, Socket};
+use os::{
+    tun::{self, VNET_HEADER},
+    udp::{Datagram, Socket},
+};
+use packet::{
+    gso::{self, Segments},
+    vnet::Given,
+};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use wireguard::HEADER;
 
 use super::{
-    Attachment, Probed, following::FOLLOWED_MAX, interface::Interface, outbox::Outbox,
+    Attachment, Probed,
+    following::FOLLOWED_MAX,
+    interface::{Interface, Joiner},
+    outbox::Outbox,
     socket::Sockets,
 };
 
@@ -43,6 +53,9 @@ pub(super) struct Core {
     /// Until when the driver sleeps; `None` while it sleeps without end.
     armed: Option<Instant>,
     outbox: Outbox,
+    /// Where a packet of the interface is read; empty until there was one.
+    taken: Vec<u8>,
+    joiner: Joiner,
 }
 
 /// The tasks that wait for one connection.
@@ -80,6 +93,8 @@ impl Core {
             probes: BTreeMap::new(),
             armed: None,
             outbox: Outbox::new(fixed),
+            taken: Vec::new(),
+            joiner: Joiner::default(),
         }
     }
 
@@ -124,7 +139,12 @@ impl Core {
                 datagram,
             } if self.outbox.copy(destination, ecn, datagram) => Ok(()),
             Outcome::Send { .. } => Err(Reason::QueueFull),
-            Outcome::Packet(packet) => interface.map_or(Ok(()), |own| own.write(packet)),
+            Outcome::Packet(packet) => {
+                if let Some(interface) = interface {
+                    self.joiner.push(packet, interface);
+                }
+                Ok(())
+            }
             Outcome::Nothing | Outcome::Refused => Ok(()),
         };
         if let Err(reason) = taken {
@@ -133,28 +153,87 @@ impl Core {
     }
 
     /// Takes packets from the interface, sealed in place, until there is none or no room.
-    pub(super) fn handle_packets(&mut self, now: Instant, interface: &Interface) {
+    pub(super) fn handle_packets(
+        &mut self,
+        now: Instant,
+        sockets: &Sockets,
+        interface: &Interface,
+    ) {
+        let mut buffer = std::mem::take(&mut self.taken);
+        buffer.resize(tun::PACKET_MAX, 0);
         while self.outbox.blocked.is_none() && self.outbox.has_room() {
-            let slot = self.outbox.room();
-            let Some(length) = interface.read(&mut slot[HEADER..]) else {
+            let Some((length, given)) = interface.read(&mut buffer) else {
+                break;
+            };
+            let packet = &mut buffer[VNET_HEADER..][..length];
+            let whole = match given {
+                Ok(Given::Whole) => Ok(()),
+                Ok(Given::Unsummed { start, offset }) => {
+                    gso::complete_checksum(packet, start, offset)
+                }
+                Ok(Given::Super { kind, size }) => match gso::split(packet, kind, size) {
+                    Ok(segments) => {
+                        self.handle_segments(now, segments, sockets, interface);
+                        continue;
+                    }
+                    Err(malformed) => Err(malformed),
+                },
+                Err(malformed) => Err(malformed),
+            };
+            match self.outbox.room().get_mut(HEADER..HEADER + length) {
+                _ if whole.is_err() => self.node.discard(Reason::NotIp),
+                Some(slot) => {
+                    slot.copy_from_slice(packet);
+                    self.handle_packet(now, length, interface);
+                }
+                None => self.node.discard(Reason::NoRoom),
+            }
+        }
+        self.taken = buffer;
+    }
+
+    /// Takes the parts of a super-packet; what finds no room is lost, as behind any full queue.
+    fn handle_segments(
+        &mut self,
+        now: Instant,
+        mut segments: Segments<'_>,
+        sockets: &Sockets,
+        interface: &Interface,
+    ) {
+        loop {
+            if !self.outbox.has_room() && self.outbox.blocked.is_none() {
+                self.outbox.send(sockets);
+            }
+            let length_max = segments.length_max();
+            let room = self.outbox.room().get_mut(HEADER..HEADER + length_max);
+            let Some(room) = room else {
+                self.node.discard(Reason::QueueFull);
                 return;
             };
-            let taken = match self.node.handle_packet(now, slot, length) {
-                Outcome::Send {
-                    destination,
-                    ecn,
-                    datagram,
-                } => {
-                    let length = datagram.len();
-                    self.outbox.push(destination, ecn, length);
-                    Ok(())
-                }
-                Outcome::Packet(packet) => interface.write(packet),
-                Outcome::Nothing | Outcome::Refused => Ok(()),
+            let Some(length) = segments.next_into(room) else {
+                return;
             };
-            if let Err(reason) = taken {
-                self.node.discard(reason);
+            self.handle_packet(now, length, interface);
+        }
+    }
+
+    /// Takes the packet that was written behind the room of a header in the outbox.
+    fn handle_packet(&mut self, now: Instant, length: usize, interface: &Interface) {
+        let taken = match self.node.handle_packet(now, self.outbox.room(), length) {
+            Outcome::Send {
+                destination,
+                ecn,
+                datagram,
+            } => {
+                let length = datagram.len();
+                self.outbox.push(destination, ecn, length);
+                Ok(())
             }
+            Outcome::Packet(packet) => interface.write(packet),
+            Outcome::Nothing | Outcome::Refused => Ok(()),
+        };
+        if let Err(reason) = taken {
+            self.node.discard(reason);
         }
     }
 
@@ -180,6 +259,10 @@ impl Core {
         let was_blocked = self.outbox.blocked;
         self.flush(now, sockets);
         if let Some(interface) = attachment.interface() {
+            self.joiner.finish(interface);
+            for reason in self.joiner.take_lost() {
+                self.node.discard(reason);
+            }
             while let Some(packet) = self.node.poll_packet() {
                 if let Err(reason) = interface.write(&packet) {
                     self.node.discard(reason);

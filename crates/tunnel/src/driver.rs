@@ -86,7 +86,7 @@ fn take_packets(shared: &Shared) {
     if let Some(interface) = shared.attachment.interface() {
         let mut turn = shared.turn();
         let now = turn.now;
-        turn.handle_packets(now, interface);
+        turn.handle_packets(now, &shared.sockets, interface);
     }
 }
 

@@ -1,10 +1,11 @@
 //! The TUN interface through which all programs of this machine reach the network.
 
+mod joiner;
 mod network;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    io::{self, IoSlice},
     net::{Ipv4Addr, Ipv6Addr},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -16,10 +17,15 @@ use node::Reason;
 use os::{
     link::{self, Watch},
     reactor::Watched,
-    tun::{self, OpenError, Tun},
+    tun::{self, OpenError, Tun, VNET_HEADER},
+};
+use packet::{
+    gso,
+    vnet::{self, Given},
 };
 use tokio::{sync::watch, time};
 
+pub(super) use self::joiner::Joiner;
 pub use self::network::routes_are_free;
 use crate::{Advised, advised::advise};
 
@@ -93,7 +99,7 @@ impl Attachment {
         };
         let options = tun::Options {
             name: &wanted.name,
-            offload: false,
+            offload: true,
             multi_queue: false,
         };
         let tun = match Tun::open(&options) {
@@ -145,10 +151,20 @@ impl Interface {
         self.sites().conflicts.values().cloned().collect()
     }
 
-    /// Reads a packet, if there is one; what is longer than `packet` is cut.
-    pub(super) fn read(&self, packet: &mut [u8]) -> Option<usize> {
-        match self.tun.try_read(|tun| tun.read(packet)) {
-            Ok(length) => Some(length),
+    /// Reads a packet, if there is one, to [`VNET_HEADER`] and behind it in `buffer`, which has
+    /// [`tun::PACKET_MAX`] bytes. Returns its length and what the system says about it.
+    pub(super) fn read(&self, buffer: &mut [u8]) -> Option<(usize, Result<Given, gso::Malformed>)> {
+        let has_header = self.tun.get().offload().vnet_header;
+        let start = if has_header { 0 } else { VNET_HEADER };
+        match self.tun.try_read(|tun| tun.read(&mut buffer[start..])) {
+            Ok(length) => {
+                let length = (start + length).saturating_sub(VNET_HEADER);
+                let given = match buffer.first_chunk() {
+                    Some(header) if has_header => vnet::parse(header),
+                    _ => Ok(Given::Whole),
+                };
+                Some((length, given))
+            }
             Err(error) => {
                 self.notice(&error);
                 None
@@ -158,14 +174,24 @@ impl Interface {
 
     /// Gives a packet to the programs of this machine, or tells why it is lost.
     pub(super) fn write(&self, packet: &[u8]) -> Result<(), Reason> {
-        self.tun.get().write(packet).map_err(|error| {
-            self.notice(&error);
-            if error.kind() == io::ErrorKind::WouldBlock {
-                Reason::QueueFull
-            } else {
-                Reason::InterfaceDown
-            }
-        })
+        let tun = self.tun.get();
+        let written = if tun.offload().vnet_header {
+            let header = [0; VNET_HEADER];
+            tun.write_vectored(&[IoSlice::new(&header), IoSlice::new(packet)])
+        } else {
+            tun.write(packet)
+        };
+        written.map_err(|error| self.reason(&error))
+    }
+
+    /// Tells why a packet is lost that could not be written.
+    fn reason(&self, error: &io::Error) -> Reason {
+        self.notice(error);
+        if error.kind() == io::ErrorKind::WouldBlock {
+            Reason::QueueFull
+        } else {
+            Reason::InterfaceDown
+        }
     }
 
     /// Lives as long as the interface works, and says why it does not any more.

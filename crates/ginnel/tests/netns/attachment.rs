@@ -416,6 +416,30 @@ fn a_prefix_that_is_routed_elsewhere_is_never_taken_over() {
 }
 
 #[test]
+fn bulk_and_small_packets_pass_between_two_interfaces() {
+    let Some(network) = Network::new() else {
+        return;
+    };
+    let _alpha = network.start(At::Alpha, &["up"], "ready on ginnel0");
+    let _beta = network.start(At::Beta, &["up"], "ready on ginnel0");
+    let [here, there] = [At::Beta, At::Alpha].map(|at| network.space(at));
+    let addresses = ["beta", "alpha"].map(|name| network.address(name));
+    within(SHORT, "the first ping", || here.ping(addresses[1], 1) == 1);
+    here.transfer_beside_datagrams(there, addresses);
+    for at in [At::Alpha, At::Beta] {
+        let status: serde_json::Value =
+            serde_json::from_str(&network.run(at, &["status", "--json"])).expect("JSON");
+        let discards = &status["node"]["discards"];
+        for reason in ["node.not_ip", "node.no_room", "node.interface_down"] {
+            assert!(
+                discards[reason].as_u64().is_none_or(|lost| lost == 0),
+                "{status}"
+            );
+        }
+    }
+}
+
+#[test]
 fn an_interface_that_was_down_works_again_and_one_that_was_deleted_ends_the_node() {
     let Some(network) = Network::new() else {
         return;

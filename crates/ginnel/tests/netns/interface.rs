@@ -67,6 +67,25 @@ fn many_streams_at_once_arrive_unchanged() {
     });
 }
 
+#[test]
+fn super_packets_behind_small_ones_are_carried() {
+    let Some(world) = World::new() else { return };
+    let tunnels = [0, 1].map(|number| world.tunnel(number, Program::Ginnel));
+    let [Some(one), Some(other)] = tunnels else {
+        return;
+    };
+    world.join([&one, &other], None, false);
+    let [here, there] = &world.spaces;
+    assert_eq!(here.ping(inner(1, false), 1), 1);
+    here.transfer_beside_datagrams(there, [0, 1].map(|number| inner(number, false)));
+    let mut ginnel = here.command(GINNEL);
+    ginnel.args(["status", "--json", "--interface", &one.interface]);
+    let output = ginnel.output().expect("ginnel runs");
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let discarded = status["discarded"].as_object().expect("counts by reason");
+    assert!(!discarded.contains_key("not_ip"), "{status}");
+}
+
 /// Returns how many threads of that name of a process have read at least so many times.
 fn threads_at_work(tunnel: &super::world::Tunnel, name: &str, reads: u64) -> usize {
     let tasks = format!("/proc/{}/task", tunnel.child.id());

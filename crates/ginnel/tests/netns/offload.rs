@@ -3,7 +3,10 @@
 
 use std::{path::Path, process::Command};
 
-use super::world::{GINNEL, LONG, Program, SHORT, Tunnel, World, find, inner, lacks, text, within};
+use super::{
+    attachment::{At, Network},
+    world::{GINNEL, LONG, Program, SHORT, Tunnel, World, find, inner, lacks, text, within},
+};
 
 /// What the shim refuses; the self-test over loopback passes.
 const SHIM: &str = r#"
@@ -29,7 +32,7 @@ ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
 
 /* A kernel that takes no joined packets: a virtio_net_hdr of 10 bytes that names a kind of GSO. */
 ssize_t writev(int fd, const struct iovec *pieces, int count) {
-    if (getenv("REFUSE_JOINED") && count > 2 && pieces[0].iov_len == 10)
+    if (getenv("REFUSE_JOINED") && count > 1 && pieces[0].iov_len == 10)
         if (((const char *)pieces[0].iov_base)[1])
             return errno = EINVAL, -1;
     ssize_t (*real)(int, const struct iovec *, int) = dlsym(RTLD_NEXT, "writev");
@@ -108,4 +111,28 @@ fn runs_that_the_network_card_refuses_are_sent_singly_from_then_on() {
 fn joined_packets_that_the_kernel_refuses_are_written_singly_from_then_on() {
     let [before, after] = ["yes", "no"].map(|word| format!("TUN, written joined: {word}"));
     carries_on("REFUSE_JOINED", &before, &after, false);
+}
+
+#[test]
+fn a_node_writes_singly_what_its_kernel_refuses_joined() {
+    let Some(network) = Network::new() else {
+        return;
+    };
+    let directory = tempfile::tempdir().expect("a directory");
+    if !build(directory.path()) {
+        return;
+    }
+    let mut up = network.command(At::Alpha, &["up"]);
+    up.env("LD_PRELOAD", directory.path().join("shim.so"));
+    up.env("REFUSE_JOINED", "1");
+    let alpha = network.spawn(&mut up, "ready on ginnel0");
+    let _beta = network.start(At::Beta, &["up"], "ready on ginnel0");
+    let [here, there] = [At::Beta, At::Alpha].map(|at| network.space(at));
+    let address = network.address("alpha");
+    within(SHORT, "the first ping", || here.ping(address, 1) == 1);
+    within(LONG, "it is given up", || {
+        here.transfer(there, address, 4_000_000);
+        alpha.said().contains("now written singly")
+    });
+    here.transfer(there, address, 4_000_000);
 }

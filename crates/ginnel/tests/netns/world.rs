@@ -12,11 +12,11 @@
 use std::{
     fs::{self, File},
     io::{self, Read as _, Write as _},
-    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -268,6 +268,30 @@ impl Space {
         stream.read_to_end(&mut back).expect("all comes back");
         echo.join().expect("the echo ends well");
         assert!(back == sent, "{length} bytes came back changed");
+    }
+
+    /// Does as [`Space::transfer`] while small datagrams leave `from` here for the same address.
+    pub(crate) fn transfer_beside_datagrams(&self, other: &Self, [from, to]: [IpAddr; 2]) {
+        // So many that some share a queue with the transfer.
+        let bind = || UdpSocket::bind((from, 0)).expect("a free port");
+        let sockets: Vec<_> = (0..8).map(|_| self.enter(bind)).collect();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for socket in sockets.iter().cycle() {
+                    if done.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    // The port is closed, and the queue may be full.
+                    socket.send_to(&[0; 100], (to, 9)).ok();
+                    thread::sleep(Duration::from_micros(20));
+                }
+            });
+            let transfer = scope.spawn(|| self.transfer(other, to, 32_000_000));
+            let ended = transfer.join();
+            done.store(true, Ordering::Relaxed);
+            ended.expect("the transfer arrives unchanged");
+        });
     }
 }
 
