@@ -1,4 +1,4 @@
-//! Names of organisations, nodes and services: single DNS labels.
+//! Names of organisations, nodes and services: single DNS labels; and what no free text may hold.
 
 use std::{fmt, str::FromStr};
 
@@ -36,6 +36,17 @@ impl Label {
     pub fn is_reserved(&self) -> bool {
         RESERVED.contains(&self.as_str())
     }
+}
+
+/// Tells whether a letter of a free text could make a reader see another text: a control character,
+/// an end of a line, or a mark that changes the order of letters (Unicode Standard Annex 9, 2).
+#[must_use]
+pub fn is_deceptive(letter: char) -> bool {
+    let reorders = matches!(
+        letter,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    );
+    letter.is_control() || reorders || matches!(letter, '\u{2028}' | '\u{2029}')
 }
 
 impl FromStr for Label {
@@ -83,6 +94,18 @@ mod tests {
     fn a_label_is_folded_to_lower_case() {
         let label: Label = "Web-1".parse().expect("a well-formed label");
         assert_eq!(label.as_str(), "web-1");
+    }
+
+    #[test]
+    fn a_letter_that_deceives_is_told_from_one_that_does_not() {
+        for letter in [
+            '\0', '\n', '\u{1b}', '\u{7f}', '\u{9b}', '\u{2028}', '\u{202e}', '\u{2069}',
+        ] {
+            assert!(is_deceptive(letter), "{letter:?}");
+        }
+        for letter in ['a', ' ', '"', '\'', 'é', 'ش', '漢', '\u{200d}', '😀'] {
+            assert!(!is_deceptive(letter), "{letter:?}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use model::{
     },
     id::{OrgId, UserId},
     key::PublicKey,
-    name::Label,
+    name::{Label, is_deceptive},
 };
 use serde::Deserialize;
 use tokio::sync::SemaphorePermit;
@@ -448,7 +448,8 @@ fn hold(request: &NewProvider) -> Result<(), ApiError> {
                 .bytes()
                 .all(|byte| byte.is_ascii_graphic() && !b"\"\\".contains(&byte))
     };
-    if !fits(&request.issuer) || !oidc::is_issuer(&request.issuer) {
+    let is_plain = |text: &str| fits(text) && !text.chars().any(is_deceptive);
+    if !is_plain(&request.issuer) || !oidc::is_issuer(&request.issuer) {
         return refuse(format!(
             "an issuer is an https URL of at most {OIDC_TEXT_LENGTH_MAX} bytes, without query"
         ));
@@ -467,13 +468,13 @@ fn hold(request: &NewProvider) -> Result<(), ApiError> {
             "there are at most {OIDC_SCOPES_MAX} scopes, without spaces"
         ));
     }
-    if !fits(&request.groups_claim) {
+    if !is_plain(&request.groups_claim) {
         return refuse("the claim with the groups has a name or a JSON Pointer".to_owned());
     }
-    if request.roles.len() > OIDC_ROLES_MAX || !request.roles.keys().all(|group| fits(group)) {
+    if request.roles.len() > OIDC_ROLES_MAX || !request.roles.keys().all(|group| is_plain(group)) {
         return refuse(format!(
             "at most {OIDC_ROLES_MAX} groups have a role, each with a name of at most \
-             {OIDC_TEXT_LENGTH_MAX} bytes"
+             {OIDC_TEXT_LENGTH_MAX} bytes without control characters"
         ));
     }
     Ok(())

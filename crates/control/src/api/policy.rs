@@ -7,6 +7,7 @@ use model::{
         RuleChange, Timestamp,
     },
     id::RuleId,
+    name::is_deceptive,
     policy::{Selector, Traffic},
 };
 
@@ -227,7 +228,7 @@ fn check(terms: &Terms) -> Result<(), ApiError> {
         return refuse(format!("`{reached}` is reached and sends nothing"));
     }
     let comment = &terms.comment;
-    if comment.len() > COMMENT_LENGTH_MAX || comment.chars().any(char::is_control) {
+    if comment.len() > COMMENT_LENGTH_MAX || comment.chars().any(is_deceptive) {
         return refuse(format!(
             "a comment has at most {COMMENT_LENGTH_MAX} bytes and no control characters"
         ));

@@ -6,7 +6,7 @@ use jsonwebtoken::{
     errors::ErrorKind,
     jwk::{Jwk, JwkSet, KeyAlgorithm, PublicKeyUse},
 };
-use model::api::OIDC_TEXT_LENGTH_MAX;
+use model::{api::OIDC_TEXT_LENGTH_MAX, name::is_deceptive};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -128,7 +128,12 @@ pub(super) fn id_token(
         return Err(Refusal::Nonce);
     }
     let subject = claims.sub.ok_or(Refusal::Malformed)?;
-    if !(1..=OIDC_TEXT_LENGTH_MAX).contains(&subject.len()) {
+    // Both are stored, and the audit says the subject.
+    let is_plain = |text: &String| !text.chars().any(is_deceptive);
+    if !(1..=OIDC_TEXT_LENGTH_MAX).contains(&subject.len())
+        || !is_plain(&subject)
+        || !claims.sid.as_ref().is_none_or(is_plain)
+    {
         return Err(Refusal::Malformed);
     }
     Ok(IdToken {

@@ -62,7 +62,7 @@ pub(crate) async fn insert(
     Ok(BrowserId(row.try_get("id")?))
 }
 
-/// Says what keeps a browser signed in by a provider from now on: a session that has a refresh token.
+/// Says what keeps a browser signed in from now on: a session that has a refresh token.
 pub(crate) async fn update_session(
     connection: &mut AnyConnection,
     id: BrowserId,

@@ -7,6 +7,7 @@ mod chromium;
 mod copy;
 mod disk;
 mod enrol;
+mod hostile;
 mod map;
 mod oidc;
 mod page;

@@ -179,7 +179,7 @@ impl Shown {
 }
 
 /// Text that breaks out of what does not escape it.
-fn hostile() -> Vec<String> {
+pub(crate) fn hostile() -> Vec<String> {
     let mut texts: Vec<_> = [
         "<script>alert(1)</script>",
         "\"><img src=x onerror=alert(1)>",

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-use crate::id::CaptureId;
+use crate::{id::CaptureId, name::is_deceptive};
 
 /// Bytes of blocks that a node sends at once, at most.
 pub const CAPTURE_BLOCKS_BYTES_MAX: usize = 1024 * 1024;
@@ -108,7 +108,7 @@ fn bounded<'de, D: Deserializer<'de>>(
     name: &str,
 ) -> Result<Option<String>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
-    let is_bad = |text: &String| text.len() > length_max || text.chars().any(char::is_control);
+    let is_bad = |text: &String| text.len() > length_max || text.chars().any(is_deceptive);
     if text.as_ref().is_some_and(is_bad) {
         let message = format!("a {name} has at most {length_max} bytes and no control characters");
         return Err(serde::de::Error::custom(message));

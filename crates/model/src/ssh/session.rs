@@ -113,11 +113,12 @@ pub struct Session {
 
 fn bounded_command<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     let command = Option::<String>::deserialize(deserializer)?;
-    if command
-        .as_ref()
-        .is_some_and(|command| command.len() > COMMAND_BYTES_MAX)
-    {
-        return Err(serde::de::Error::custom("the command is too long"));
+    // No program can be given a zero byte (POSIX.1-2017, execve), and no PostgreSQL takes one.
+    let is_bad = |command: &String| command.len() > COMMAND_BYTES_MAX || command.contains('\0');
+    if command.as_ref().is_some_and(is_bad) {
+        return Err(serde::de::Error::custom(
+            "the command is too long, or holds a zero byte",
+        ));
     }
     Ok(command)
 }
