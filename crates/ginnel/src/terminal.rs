@@ -5,6 +5,7 @@ use std::{
     process::ExitCode,
 };
 
+use model::name::is_deceptive;
 use serde::Serialize;
 use tokio::signal::unix::SignalKind;
 
@@ -60,7 +61,11 @@ pub(crate) fn report(error: &anyhow::Error, as_json: bool) -> ExitCode {
         let value = serde_json::json!({ "error": format!("{error:#}"), "remedy": remedy });
         note(value);
     } else {
-        note(format_args!("ginnel: {error:#}"));
+        // It may quote what others said.
+        note(format_args!(
+            "ginnel: {}",
+            plain_lines(&format!("{error:#}"))
+        ));
         if let Some(remedy) = remedy {
             note(format_args!("  {remedy}"));
         }
@@ -93,7 +98,8 @@ pub(crate) fn list<T: Serialize>(
 /// Prints rows of cells below their titles.
 pub(crate) fn table(titles: &[&str], rows: Vec<Vec<String>>) -> io::Result<()> {
     let mut all = vec![titles.iter().map(|title| (*title).to_owned()).collect()];
-    all.extend(rows);
+    let cells = |row: Vec<String>| -> Vec<String> { row.iter().map(|cell| plain(cell)).collect() };
+    all.extend(rows.into_iter().map(cells));
     all.iter()
         .try_for_each(|row| line(padded(row, &widths(&all))))
 }
@@ -109,7 +115,7 @@ pub(crate) fn show<T: Serialize>(item: &T, columns: &[Column<T>], as_json: bool)
         line(format_args!(
             "{:width$}  {}",
             title.to_lowercase(),
-            cell(item)
+            plain(&cell(item))
         ))
     })
 }
@@ -120,6 +126,26 @@ pub(crate) fn done(text: impl std::fmt::Display, as_json: bool) -> io::Result<()
         return json(&serde_json::json!({}));
     }
     line(text)
+}
+
+/// Writes a text with escapes for the letters that would do something to a terminal or its reader:
+/// names and comments come from other people and machines.
+fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if is_deceptive(letter) {
+            plain.extend(letter.escape_default());
+        } else {
+            plain.push(letter);
+        }
+    }
+    plain
+}
+
+/// Does the same and leaves the ends of lines.
+fn plain_lines(text: &str) -> String {
+    let lines: Vec<_> = text.split('\n').map(plain).collect();
+    lines.join("\n")
 }
 
 fn widths(rows: &[Vec<String>]) -> Vec<usize> {
@@ -148,5 +174,25 @@ pub(crate) async fn interrupted() -> io::Result<()> {
     tokio::select! {
         interrupted = tokio::signal::ctrl_c() => interrupted,
         _ = terminate.recv() => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_do_something_to_a_terminal_is_shown_instead() {
+        for (text, shown) in [
+            ("plain “é” 漢 😀", "plain “é” 漢 😀"),
+            ("a\nb\tc", "a\\nb\\tc"),
+            ("\u{1b}]0;title\u{7}", "\\u{1b}]0;title\\u{7}"),
+            ("\u{9b}2J\u{7f}", "\\u{9b}2J\\u{7f}"),
+            ("\u{202e}gnp.exe\u{2066}", "\\u{202e}gnp.exe\\u{2066}"),
+            ("$(id) -rf \\ '\"", "$(id) -rf \\ '\""),
+        ] {
+            assert_eq!(plain(text), shown);
+        }
+        assert_eq!(plain_lines("one\ntwo\r\u{1b}[2J"), "one\ntwo\\r\\u{1b}[2J");
     }
 }
