@@ -156,9 +156,9 @@ const SQLITE: Migrations = &[
         include_str!("../../migrations/sqlite/0015_several_servers.sql"),
     ),
     (
-        17,
+        16,
         "browser_session",
-        include_str!("../../migrations/sqlite/0017_browser_session.sql"),
+        include_str!("../../migrations/sqlite/0016_browser_session.sql"),
     ),
 ];
 
@@ -205,9 +205,9 @@ const POSTGRES: Migrations = &[
         include_str!("../../migrations/postgres/0015_several_servers.sql"),
     ),
     (
-        17,
+        16,
         "browser_session",
-        include_str!("../../migrations/postgres/0017_browser_session.sql"),
+        include_str!("../../migrations/postgres/0016_browser_session.sql"),
     ),
 ];
 
