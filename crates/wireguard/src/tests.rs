@@ -536,7 +536,7 @@ fn a_key_log_holds_what_wireshark_needs_for_each_role() {
         let logs: Vec<_> = pair.events[side]
             .iter()
             .filter_map(|event| {
-                if let Event::KeyLog(log) = event {
+                if let Event::KeyLog { log, .. } = event {
                     Some(log.expose())
                 } else {
                     None
@@ -556,6 +556,6 @@ fn a_key_log_holds_what_wireshark_needs_for_each_role() {
     }
     let mut silent = Pair::new();
     silent.send(A, 60);
-    let is_log = |event: &Event| matches!(event, Event::KeyLog(_));
+    let is_log = |event: &Event| matches!(event, Event::KeyLog { .. });
     assert!(!silent.events.iter().flatten().any(is_log));
 }

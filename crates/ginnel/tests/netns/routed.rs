@@ -477,7 +477,7 @@ fn a_path_that_carries_less_than_the_tunnel_is_found_and_needs_no_fragments() {
             let (sent, again) = (all - sent, retransmitted - again);
             assert!(again * 4 < sent, "{again} of {sent} are retransmissions");
         }
-        took.push(began.elapsed());
+        took.push(now() - began);
     }
     let mut list = hub.command("nft");
     list.args(["list", "table", "ip", "seen"]);
