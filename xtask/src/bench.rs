@@ -4,6 +4,7 @@ mod capture;
 mod control;
 mod gateway;
 mod handshake;
+mod site;
 mod ssh;
 mod tcp;
 pub(crate) mod tunnel;
@@ -58,6 +59,12 @@ const WORLDS: &[World] = &[
         measures: "what a change costs the control plane, by how many nodes there are",
         usage: control::USAGE,
         run: control::run,
+    },
+    World {
+        name: "site",
+        measures: "devices of two offices through a hub, beside wireguard-go and the kernel",
+        usage: site::USAGE,
+        run: site::run,
     },
     World {
         name: "ssh",
