@@ -268,7 +268,7 @@ impl Server {
         let made = server.insert_missing_ssh_authorities().await;
         made.context("make the SSH authorities")?;
         if let Database::Postgres(url) = config.database {
-            tokio::spawn(server.clone().work_beside_others(url));
+            siblings::begin(&server, url);
         }
         Ok(server)
     }

@@ -8,7 +8,10 @@
 //! kind use. It leads for as long as its connection holds a lock, which PostgreSQL frees when it
 //! dies.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use model::id::NodeId;
 use tokio::{
@@ -18,7 +21,7 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use crate::{
-    Server,
+    Inner, Server,
     storage::{
         self, Touched,
         audit::{Actor, Entry},
@@ -39,43 +42,94 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// a restart of the database moves no gateway.
 const DEFERENCE: u32 = 5;
 
-impl Server {
-    /// Works beside other servers on the database that `url` names, until the server stops.
-    pub(crate) async fn work_beside_others(self, url: Zeroizing<String>) {
-        let mut stopping = self.inner.stopping.subscribe();
-        let heard = Arc::new(Notify::new());
+/// Begins to work beside other servers on the database that `url` names, until the server stops or
+/// its last handle is dropped.
+pub(crate) fn begin(server: &Server, url: Zeroizing<String>) {
+    tokio::spawn(work_beside_others(Arc::downgrade(&server.inner), url));
+}
+
+async fn work_beside_others(server: Weak<Inner>, url: Zeroizing<String>) {
+    let Some(mut stopping) = server.upgrade().map(|inner| inner.stopping.subscribe()) else {
+        return;
+    };
+    let heard = Notify::new();
+    tokio::select! {
+        // An error says that nobody has the server any more.
+        _ = stopping.wait_for(|stopping| *stopping) => {}
+        () = listen(&server, &url, &heard) => {}
+        () = follow_others(&server, &heard) => {}
+    }
+}
+
+/// Publishes what other servers changed.
+async fn follow_others(server: &Weak<Inner>, heard: &Notify) {
+    let mut known = 0;
+    let mut failed = false;
+    while let Some(inner) = server.upgrade() {
+        match (Server { inner }).publish_since(known).await {
+            Ok(serial) => {
+                known = serial;
+                failed = false;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut failed, true) {
+                    let error = format!("{:#}", anyhow::Error::new(error));
+                    tracing::warn!(error, "changes of other servers are not seen");
+                }
+            }
+        }
+        sleep(PAUSE).await;
         tokio::select! {
-            _ = stopping.wait_for(|stopping| *stopping) => {}
-            () = self.listen(&url, &heard) => {}
-            () = self.follow_others(&heard) => {}
+            () = heard.notified() => {}
+            () = sleep(INTERVAL) => {}
         }
     }
+}
 
-    /// Publishes what other servers changed.
-    async fn follow_others(&self, heard: &Notify) {
-        let mut known = 0;
-        let mut failed = false;
-        loop {
-            match self.publish_since(known).await {
-                Ok(serial) => {
-                    known = serial;
-                    failed = false;
-                }
-                Err(error) => {
-                    if !std::mem::replace(&mut failed, true) {
-                        let error = format!("{:#}", anyhow::Error::new(error));
-                        tracing::warn!(error, "changes of other servers are not seen");
-                    }
-                }
+/// Hears of changes of other servers, and leads when nobody does.
+async fn listen(server: &Weak<Inner>, url: &str, heard: &Notify) {
+    loop {
+        let connected = timeout(CONNECT_TIMEOUT, Listener::connect(url)).await;
+        match connected {
+            Ok(Ok(listener)) => {
+                heard.notify_one();
+                attend(server, listener, heard).await;
+                tracing::debug!("the connection for notifications broke");
             }
-            sleep(PAUSE).await;
-            tokio::select! {
-                () = heard.notified() => {}
-                () = sleep(INTERVAL) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "connect for notifications"),
+            Err(_) => tracing::debug!("connecting for notifications took too long"),
+        }
+        sleep(INTERVAL).await;
+    }
+}
+
+/// Does so for as long as the connection lasts.
+async fn attend(server: &Weak<Inner>, mut listener: Listener, heard: &Notify) {
+    let mut leads = false;
+    let mut ticks = 0_u32;
+    let mut interval = interval(INTERVAL);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            still = listener.heard() => match still {
+                true => heard.notify_one(),
+                false => return,
+            },
+            _ = interval.tick() => {
+                ticks = ticks.saturating_add(1);
+                let Some(inner) = server.upgrade() else {
+                    return;
+                };
+                match (Server { inner }).lead(&mut listener, leads, ticks).await {
+                    Ok(now) => leads = now,
+                    Err(error) => tracing::debug!(%error, "take the lead"),
+                }
             }
         }
     }
+}
 
+impl Server {
     /// Publishes what changed after `known`, and returns up to where.
     async fn publish_since(&self, known: u64) -> Result<u64, storage::Error> {
         let mut read = self.inner.store.read().await?;
@@ -88,46 +142,6 @@ impl Server {
             self.inner.publisher.publish_found(serial, &orgs);
         }
         Ok(serial)
-    }
-
-    /// Hears of changes of other servers, and leads when nobody does.
-    async fn listen(&self, url: &str, heard: &Notify) {
-        loop {
-            let connected = timeout(CONNECT_TIMEOUT, Listener::connect(url)).await;
-            match connected {
-                Ok(Ok(listener)) => {
-                    heard.notify_one();
-                    self.attend(listener, heard).await;
-                    tracing::debug!("the connection for notifications broke");
-                }
-                Ok(Err(error)) => tracing::debug!(%error, "connect for notifications"),
-                Err(_) => tracing::debug!("connecting for notifications took too long"),
-            }
-            sleep(INTERVAL).await;
-        }
-    }
-
-    /// Does so for as long as the connection lasts.
-    async fn attend(&self, mut listener: Listener, heard: &Notify) {
-        let mut leads = false;
-        let mut ticks = 0_u32;
-        let mut interval = interval(INTERVAL);
-        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                still = listener.heard() => match still {
-                    true => heard.notify_one(),
-                    false => return,
-                },
-                _ = interval.tick() => {
-                    ticks = ticks.saturating_add(1);
-                    match self.lead(&mut listener, leads, ticks).await {
-                        Ok(now) => leads = now,
-                        Err(error) => tracing::debug!(%error, "take the lead"),
-                    }
-                }
-            }
-        }
     }
 
     /// Takes the lead if it is free, and lets organisations use this server's gateway then.
