@@ -1,7 +1,7 @@
 //! One node: tunnel, stack and map together.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     net::{IpAddr, SocketAddr, SocketAddrV4},
     time::{Instant, SystemTime},
 };
@@ -289,6 +289,9 @@ impl Node {
             self.path_mtu = PathMtu::default();
         }
         self.apply_to_stack(now);
+        if let Some(former) = former {
+            self.end_connections_to_gone(now, &former);
+        }
     }
 
     /// Works by the map after `difference` from now on, as [`Self::apply`] does. A gateway touches
@@ -837,6 +840,21 @@ impl Node {
     }
 
     /// Gives the stack its addresses, listeners and resolvers.
+    /// Ends connections of the own stack to nodes that are in the map no more: nothing would answer,
+    /// and their programs would wait for as long as TCP does.
+    fn end_connections_to_gone(&mut self, now: Instant, former: &NetworkMap) {
+        let (Source::Map(map), Link::Netstack(stack)) = (&self.source, &mut self.attachment) else {
+            return;
+        };
+        let mut gone: HashSet<IpAddr> = addresses(former).collect();
+        for address in addresses(map) {
+            gone.remove(&address);
+        }
+        if !gone.is_empty() {
+            stack.end_unreachable(now, |address| gone.contains(&address));
+        }
+    }
+
     fn apply_to_stack(&mut self, now: Instant) {
         let addresses = self.addresses();
         let published = self.published_ports();
@@ -858,6 +876,12 @@ impl Node {
         self.services.apply(now, stack, &published);
         self.server.apply(now, stack, &resolvers);
     }
+}
+
+/// Returns the address of every node in `map`.
+fn addresses(map: &NetworkMap) -> impl Iterator<Item = IpAddr> {
+    let nodes = map.orgs.values().flat_map(|org| org.nodes.values());
+    nodes.map(|node| node.address.into())
 }
 
 /// Takes back what control told `ahead` of the map: it may have been undone since.

@@ -3,12 +3,13 @@
 use std::{
     collections::{HashMap, VecDeque},
     hash::BuildHasher,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
 use packet::{
     ecn::Ecn,
+    icmp::Unreachable,
     ip,
     tcp::{self, Flags, Header, Segment},
 };
@@ -428,6 +429,26 @@ impl Stack {
     pub fn abort(&mut self, now: Instant, id: ConnectionId) {
         self.tcp.act_owned(id, Connection::abort);
         self.settle(now, id);
+    }
+
+    /// Ends every connection to an address of which `is_gone` says that nothing comes from there any
+    /// more; the owner is told that the host is unreachable. It looks at all connections.
+    ///
+    /// An ICMP error may be forged and ends no connection that stands (RFC 5927, 5.2): this is for
+    /// who knows.
+    pub fn end_unreachable(&mut self, now: Instant, is_gone: impl Fn(IpAddr) -> bool) {
+        let connections = &self.tcp.connections;
+        let gone = |id: &ConnectionId| {
+            let entry = connections.get(*id);
+            entry.is_some_and(|entry| is_gone(entry.connection.remote().ip()))
+        };
+        let ended: Vec<_> = connections.ids().filter(gone).collect();
+        for id in ended {
+            let reason = CloseReason::Unreachable(Unreachable::Host);
+            self.tcp
+                .act(id, |connection, budget| connection.close(reason, budget));
+            self.settle(now, id);
+        }
     }
 
     /// Gives the id back; the stack finishes the close by itself.

@@ -3,7 +3,9 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use model::{id::OrgId, key::PublicKey};
+use netstack::CloseReason;
 use node::{Discard, Event};
+use packet::icmp::Unreachable;
 
 use crate::{
     reach::{Transfer, ping},
@@ -32,6 +34,32 @@ fn a_removed_node_is_cut_off_at_once_with_a_transfer_running() {
     assert_eq!(transfer.received, received);
     assert!(!ping(&mut world, 11, 12));
     assert!(ping(&mut world, 13, 12), "others are not disturbed");
+}
+
+#[test]
+fn connections_to_a_node_that_was_removed_end_and_others_go_on() {
+    let mut installation = Installation::new();
+    installation.publish(12, "files", 8080);
+    installation.publish(13, "pages", 8080);
+    let mut world = World::standing(&installation, &[11, 12, 13]);
+    let mut removed = Transfer::begin(&mut world, 11, 12, 8080, 50_000_000);
+    let mut other = Transfer::begin(&mut world, 11, 13, 8080, 50_000_000);
+    removed.run(&mut world, Duration::from_millis(100));
+    other.run(&mut world, Duration::from_millis(100));
+    assert!(removed.received > 0 && other.received > 0);
+
+    installation.remove(12);
+    for id in [GATEWAY, 11] {
+        let now = world.now;
+        world.node(id).apply(now, &installation.map_of(id));
+    }
+    removed.pump(&mut world);
+    let unreachable = CloseReason::Unreachable(Unreachable::Host);
+    assert_eq!(removed.closed, Some(unreachable));
+    let received = other.received;
+    other.run(&mut world, Duration::from_millis(500));
+    assert!(other.received > received);
+    assert_eq!(other.closed, None);
 }
 
 #[test]
