@@ -271,8 +271,12 @@ async fn still_reaches(
 }
 
 impl Server {
-    /// Tells the end of captures that ran when the server last went down without telling it.
+    /// Tells the end of captures that ran when the server last went down without telling it. Beside
+    /// other servers it tells nothing: what is open may run at one of them.
     pub(crate) async fn end_open_captures(&self) -> Result<(), storage::Error> {
+        if !self.inner.store.is_alone().await? {
+            return Ok(());
+        }
         let mut read = self.inner.store.read().await?;
         let open = storage::audit::open_captures(&mut read).await?;
         drop(read);

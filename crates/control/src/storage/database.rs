@@ -255,6 +255,18 @@ impl Store {
         Ok(transaction)
     }
 
+    /// Tells whether no other server works on the database.
+    pub(crate) async fn is_alone(&self) -> Result<bool, Error> {
+        match self.kind {
+            Kind::Sqlite => Ok(true),
+            Kind::Postgres => {
+                let mut connection = self.writer.acquire().await?;
+                let row = sqlx::query(HOLDERS).bind(LOCK).fetch_one(&mut *connection);
+                Ok(row.await?.try_get::<i64, _>("n")? == 1)
+            }
+        }
+    }
+
     async fn open_sqlite(path: &Path, schema: i64) -> Result<Self, OpenError> {
         sqlx::any::install_default_drivers();
         let kind = Kind::Sqlite;
@@ -491,6 +503,14 @@ const IDLE_IN_TRANSACTION: &str = "25P03";
 
 /// The advisory lock of whoever works on the database: any number that no other program has.
 const LOCK: i64 = 0x6769_6e6e_656c;
+
+/// Counts who holds an advisory lock of this database; its number stands in two halves
+/// (documentation of PostgreSQL, `pg_locks`).
+const HOLDERS: &str = "SELECT COUNT(DISTINCT pid) AS n FROM pg_locks
+    WHERE locktype = 'advisory' AND objsubid = 1 AND granted
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+      AND CAST(classid AS BIGINT) = CAST($1 AS BIGINT) >> 32
+      AND CAST(objid AS BIGINT) = CAST($1 AS BIGINT) & 4294967295";
 
 /// The advisory lock of a change.
 const CHANGE_LOCK: i64 = LOCK + 1;

@@ -8,8 +8,10 @@ use model::{
     api::{ErrorCode, Node, Page},
     key::PublicKey,
     map::NetworkMap,
+    policy::Role,
     token::{Kind, Token},
 };
+use serde_json::json;
 use sqlx::{Connection as _, PgConnection};
 use tokio::{
     task::JoinHandle,
@@ -351,4 +353,28 @@ async fn the_gateway_of_another_server_takes_over_when_the_one_that_leads_ends()
     // It is that of a server that is no more now.
     let removed = two.delete(&used, &admin).await;
     assert_eq!(removed.status, StatusCode::NO_CONTENT, "{}", removed.text());
+}
+
+#[tokio::test]
+async fn a_server_that_starts_leaves_captures_at_the_others_alone() {
+    let Some((one, two)) = two().await else {
+        return;
+    };
+    let session = one.login().await.session_token;
+    let admin = one.person(&session, None, "ann", Role::Admin, 2).await;
+    let web = one.join(&session, None, "web", 1).await;
+    let wanted = json!({"inner": true, "outer": false});
+    let reply = one.capture(&admin.session_token, &web, &wanted).await;
+    assert_eq!(reply.status(), StatusCode::OK);
+    let ends = async |world: &World| {
+        let audit = world.get("/v1/audit", &session).await.text();
+        audit.matches("capture_ended").count()
+    };
+    let three = one.beside().await;
+    assert_eq!(ends(&three).await, 0, "it runs");
+    drop(reply);
+    while ends(&three).await == 0 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(ends(&two).await, 1);
 }
