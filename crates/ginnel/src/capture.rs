@@ -161,7 +161,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
     if args.keys && !args.yes {
         ask(&args, global.config.is_some())?;
     }
-    let file = open(args.write.as_deref())?;
+    let output = open(args.write.as_deref())?;
     if let Some(node) = &args.node {
         let wanted = NewCapture {
             inner: side != Side::Outer,
@@ -171,7 +171,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
             packets_max: args.count,
             bytes_max: args.size,
         };
-        remote::run((node, args.org), args.keys, &wanted, file, global).await?;
+        remote::run((node, args.org), args.keys, &wanted, output, global).await?;
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(name) = &args.tun {
@@ -183,7 +183,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
             packets_max: args.count,
             bytes_max: args.size,
         };
-        interface::run(name, &wanted, args.duration, file).await?;
+        interface::run(name, &wanted, args.duration, output).await?;
         return Ok(ExitCode::SUCCESS);
     }
     let wanted = protocol::Capture {
@@ -201,7 +201,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
         return Err(client::unexpected(&answer));
     };
     // The agent knows how long.
-    receive(stream, file, std::future::pending()).await?;
+    receive(stream, output.begin()?, std::future::pending()).await?;
     if args.keys {
         tell_key(global).await?;
     }
@@ -317,8 +317,28 @@ async fn copy(mut from: impl AsyncRead + Unpin, mut to: tokio::fs::File) -> anyh
     }
 }
 
+/// What the capture is written to.
+struct Output {
+    file: File,
+    /// Whether it was named, so that its earlier content goes; what stdout has is the shell's.
+    is_named: bool,
+}
+
+impl Output {
+    /// Returns the file, without what it had before: a capture that is refused leaves that alone.
+    fn begin(self) -> anyhow::Result<File> {
+        let Self { file, is_named } = self;
+        let is_file = || io::Result::Ok(file.metadata()?.is_file());
+        // A device and a pipe with a name have no length.
+        if is_named && is_file().context("look at the file of the capture")? {
+            file.set_len(0).context("empty the file of the capture")?;
+        }
+        Ok(file)
+    }
+}
+
 /// Opens what the capture is written to.
-fn open(path: Option<&Path>) -> anyhow::Result<File> {
+fn open(path: Option<&Path>) -> anyhow::Result<Output> {
     let stdout = io::stdout();
     match path {
         None if stdout.is_terminal() => Err(advise(
@@ -329,20 +349,28 @@ fn open(path: Option<&Path>) -> anyhow::Result<File> {
             let mut options = OpenOptions::new();
             let opened = options.write(true).create(true).mode(0o600).open(path);
             let file = opened.and_then(|file| {
-                // A device, which is everybody's, and a pipe with a name have no length.
+                // A device is everybody's.
                 if file.metadata()?.is_file() {
                     // The mode above counts only for a file that is new.
                     file.set_permissions(fs::Permissions::from_mode(0o600))?;
-                    file.set_len(0)?;
                 }
                 Ok(file)
             });
-            file.with_context(|| format!("open `{}`", path.display()))
-                .remedy("name a file that this user may write")
+            let file = file
+                .with_context(|| format!("open `{}`", path.display()))
+                .remedy("name a file that this user may write")?;
+            Ok(Output {
+                file,
+                is_named: true,
+            })
         }
         Some(_) | None => {
             let descriptor = stdout.as_fd().try_clone_to_owned();
-            Ok(File::from(descriptor.context("open stdout")?))
+            let descriptor = descriptor.context("open stdout")?;
+            Ok(Output {
+                file: File::from(descriptor),
+                is_named: false,
+            })
         }
     }
 }

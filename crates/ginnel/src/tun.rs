@@ -310,13 +310,26 @@ fn write_name(name: &str) -> anyhow::Result<()> {
     }
 }
 
+/// Connects to the process that serves the interface `name`.
+pub(crate) fn connect(name: &str) -> anyhow::Result<UnixStream> {
+    let path = socket_path(name);
+    let stream = UnixStream::connect(&path)
+        .with_context(|| format!("UAPI: connect to {}", path.display()))
+        .remedy("start it: ginnel tun NAME; only root may ask")?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    Ok(stream)
+}
+
 /// Returns where the process of an interface is asked.
-pub(crate) fn socket_path(name: &str) -> PathBuf {
+fn socket_path(name: &str) -> PathBuf {
     Path::new(SOCKET_DIRECTORY).join(format!("{name}.sock"))
 }
 
 /// More than the cores of machines on which one interface is the bottleneck; the kernel allows 256.
 const QUEUES_MAX: i64 = 16;
+/// How long the process may take for an answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Where `wg` looks.
 const SOCKET_DIRECTORY: &str = "/var/run/wireguard";
 const FOREGROUND: &str = "WG_PROCESS_FOREGROUND";

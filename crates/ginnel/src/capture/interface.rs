@@ -1,7 +1,6 @@
 //! `ginnel capture --tun NAME`: what passes the interface that `ginnel tun NAME` serves.
 
 use std::{
-    fs::File,
     io::{self, Read as _, Write as _},
     os::unix::net::UnixStream,
     time::Duration,
@@ -10,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use tokio::time;
 
+use super::Output;
 use crate::{
     remedy::{Advise as _, advise},
     terminal,
@@ -21,7 +21,7 @@ pub(super) async fn run(
     name: &str,
     wanted: &Wanted,
     duration: Option<Duration>,
-    file: File,
+    output: Output,
 ) -> Result<()> {
     let stream = begin(name, wanted)?;
     stream.set_nonblocking(true)?;
@@ -32,7 +32,7 @@ pub(super) async fn run(
             None => std::future::pending().await,
         }
     };
-    super::receive(stream, file, over).await?;
+    super::receive(stream, output.begin()?, over).await?;
     if wanted.keys {
         terminal::note(format_args!(
             "replace the private key of {name}, and its public key at the peers: `wg set {name} \
@@ -44,12 +44,7 @@ pub(super) async fn run(
 
 /// Asks the process of the interface.
 fn begin(name: &str, wanted: &Wanted) -> Result<UnixStream> {
-    let path = tun::socket_path(name);
-    let mut stream = UnixStream::connect(&path)
-        .with_context(|| format!("UAPI: connect to {}", path.display()))
-        .remedy("start it: ginnel tun NAME; only root may ask")?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
+    let mut stream = tun::connect(name)?;
     let asked = stream.write_all(wanted.emit().as_bytes());
     asked.context("UAPI: ask")?;
     let answer = answer(&mut stream)
@@ -82,8 +77,6 @@ fn answer(stream: &mut UnixStream) -> io::Result<Errno> {
         .map(Errno)
         .ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
-
-const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longer than any answer.
 const ANSWER_MAX: usize = 64;

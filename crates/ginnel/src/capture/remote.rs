@@ -1,7 +1,5 @@
 //! `ginnel capture --node`: a capture of another machine, which the control plane passes on.
 
-use std::fs::File;
-
 use anyhow::{Context as _, Result};
 use model::{
     api::{CAPTURE_COMPLETE, CaptureEnd, ErrorCode, NewCapture},
@@ -9,6 +7,7 @@ use model::{
 };
 use tokio::io::AsyncWriteExt as _;
 
+use super::Output;
 use crate::{
     admin,
     api::CaptureFile,
@@ -22,7 +21,7 @@ pub(super) async fn run(
     (node, org): (&Label, Option<Label>),
     keys: bool,
     wanted: &NewCapture,
-    file: File,
+    output: Output,
     global: &Global,
 ) -> Result<()> {
     let client = admin::client(global)?;
@@ -36,7 +35,7 @@ pub(super) async fn run(
         }
         begun => begun?,
     };
-    let mut file = tokio::fs::File::from_std(file);
+    let mut file = tokio::fs::File::from_std(output.begin()?);
     let mut asked_to_end = false;
     let interrupted = terminal::interrupted();
     tokio::pin!(interrupted);

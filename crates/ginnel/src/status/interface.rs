@@ -2,9 +2,7 @@
 
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
-    os::unix::net::UnixStream,
     process::ExitCode,
-    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -24,12 +22,7 @@ pub(super) fn show(name: &str, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 fn ask(name: &str) -> anyhow::Result<Vec<(String, String)>> {
-    let path = tun::socket_path(name);
-    let mut stream = UnixStream::connect(&path)
-        .with_context(|| format!("UAPI: connect to {}", path.display()))
-        .remedy("start it: ginnel tun NAME; only root may ask")?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
+    let mut stream = tun::connect(name)?;
     write!(stream, "{}\n\n", tun::REPORT).context("UAPI: ask")?;
     let mut lines = Vec::new();
     for line in BufReader::new(stream).lines() {
@@ -94,7 +87,6 @@ fn value(name: &str, lines: &[(String, String)]) -> Value {
     all.into()
 }
 
-const TIMEOUT: Duration = Duration::from_secs(5);
 /// Each reason of each kind once, and some more.
 const LINES_MAX: usize = 256;
 

@@ -104,6 +104,28 @@ fn a_key_that_was_given_away_is_replaced_by_the_next_process_when_this_one_is_ki
 }
 
 #[test]
+fn a_capture_that_is_refused_leaves_the_file_as_it_was() {
+    let (world, _laptop) = World::with_laptop();
+    let file = world.path("precious.pcapng");
+    let path = file.to_str().expect("UTF-8");
+    fs::write(&file, "yesterday's").expect("own file");
+    for asked in [&["--node", "nobody"][..], &["--filter", "tcp port"]] {
+        let line = [&["capture", "-w", path], asked].concat();
+        let refused = world.try_run("laptop", &line);
+        assert_ne!(refused.code, Some(0), "{refused:?}");
+        let kept = fs::read_to_string(&file).expect("own file");
+        assert_eq!(kept, "yesterday's", "{asked:?}");
+    }
+    let line = ["capture", "-w", path, "--duration", "100ms"];
+    world.run("laptop", &line);
+    let now = fs::read(&file).expect("own file");
+    assert!(
+        now.starts_with(&[0x0a, 0x0d, 0x0d, 0x0a]),
+        "a section header"
+    );
+}
+
+#[test]
 fn the_tunnel_is_among_the_interfaces_of_tshark() {
     if lacks("tshark") {
         return;
