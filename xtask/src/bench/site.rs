@@ -423,3 +423,38 @@ fn wait_until(what: &str, holds: impl Fn() -> bool) -> Result<()> {
     }
     bail!("not within 30 s: {what}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_medians_ranges_and_ratios() {
+        let peer = |name: &str| Peer {
+            name: name.to_owned(),
+            program: PathBuf::new(),
+            driven: tunnel::Driven::Wg(&[]),
+        };
+        let rows = |speeds: [f64; 3], cpu: f64| {
+            let row = |speed| Measured {
+                speed,
+                cpu,
+                retransmits: 7.0,
+            };
+            speeds.map(row).to_vec()
+        };
+        let case = [rows([4.0, 1.0, 3.0], 2.0), rows([1.5, 1.0, 9.0], 4.0)];
+        let results: Vec<_> = CASES.iter().flat_map(|_| case.clone()).collect();
+        let table = table(&[peer("ginnel"), peer("other")], &results);
+        let lines: Vec<_> = table.trim().lines().collect();
+        assert_eq!(lines.len(), 2 + 2 * CASES.len(), "{table}");
+        assert_eq!(
+            lines[2],
+            "| tcp1 | ginnel | 3.00 (1.00-4.00) | 1.00 | 2.00 | 1.00 | 7 |"
+        );
+        assert_eq!(
+            lines[3],
+            "| tcp1 | other | 1.50 (1.00-9.00) | 2.00 | 4.00 | 0.50 | 7 |"
+        );
+    }
+}
