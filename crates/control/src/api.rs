@@ -100,6 +100,7 @@ fn routes() -> OpenApiRouter<Server> {
         .routes(routes!(enrol::logout))
         .routes(routes!(map::map))
         .routes(routes!(map::node_by_key))
+        .routes(routes!(map::report_tunnels).layer(DefaultBodyLimit::max(map::REPORT_BYTES_MAX)))
         .routes(routes!(org::list, org::add))
         .routes(routes!(org::show, org::remove))
         .routes(routes!(node::list))

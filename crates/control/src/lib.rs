@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::Context as _;
 use model::{
-    api::{CaptureEnd, NodeByKey, SentBlocks, Timestamp},
+    api::{CaptureEnd, NodeByKey, SentBlocks, Timestamp, TunnelReport},
     id::{CaptureId, NodeId, OrgId, UserId},
     key::PublicKey,
     map::{NetworkMap, Told},
@@ -44,6 +44,7 @@ use crate::{
         node::Part,
         token::Grant,
     },
+    tunnels::Tunnels,
 };
 
 pub use crate::{
@@ -67,6 +68,7 @@ mod siblings;
 mod ssh;
 mod storage;
 mod tls;
+mod tunnels;
 
 /// What a server needs to know and to be given.
 pub struct Config {
@@ -157,6 +159,7 @@ struct Inner {
     publisher: Publisher,
     maps: Maps,
     captures: Captures,
+    tunnels: Tunnels,
     /// The gateway in this process, once it is registered.
     gateway: OnceLock<NodeId>,
     stopping: watch::Sender<bool>,
@@ -250,6 +253,7 @@ impl Server {
             publisher: Publisher::new(),
             maps: Maps::new(),
             captures: Captures::new(),
+            tunnels: Tunnels::default(),
             gateway: OnceLock::new(),
             stopping: watch::Sender::new(false),
             seen: Mutex::new(BTreeMap::new()),
@@ -451,6 +455,11 @@ impl Server {
         if let Some(running) = running.filter(|running| running.node == node) {
             running.ended(end);
         }
+    }
+
+    /// Takes how the tunnels of nodes stand at a gateway in this process.
+    pub fn report_tunnels(&self, report: &TunnelReport) {
+        self.inner.tunnels.learn(&report.tunnels);
     }
 
     /// Answers HTTPS at `listener` until `shutdown`, then ends open requests within 3 seconds.

@@ -20,7 +20,7 @@ use model::{
         ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX, NewKey, NewOrg, NewPeer, NewProvider, NewRule,
         NewService, NewSignIn, NewSite, NewToken, NewUser, Node, NodeByKey, NodeChange, Org, Page,
         Peer, PeerConfiguration, PeerExport, PendingSignIn, Provider, Questions, Rule, RuleChange,
-        Service, SignIn, Site, TokenEntry, User, UserChange, WhoAmI,
+        Service, SignIn, Site, TokenEntry, TunnelReport, User, UserChange, WhoAmI,
     },
     id::{NodeId, RuleId, ServiceId, SessionId, SiteId, TokenId, UserId},
     key::PublicKey,
@@ -638,6 +638,11 @@ impl Client {
     /// Tells that this node refused a login, with its node token.
     pub(crate) async fn report_refusal(&self, refused: &RefusedLogin) -> Result<(), Error> {
         self.tell(Method::POST, "/v1/ssh/refusals", refused).await
+    }
+
+    /// Tells how the tunnels of nodes stand at this gateway.
+    pub(crate) async fn report_tunnels(&self, report: &TunnelReport) -> Result<(), Error> {
+        self.tell(Method::POST, "/v1/tunnels", report).await
     }
 
     /// Begins the record of a session at this node, with its node token.

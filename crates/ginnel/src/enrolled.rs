@@ -15,6 +15,7 @@ mod led;
 mod publish;
 mod record;
 mod refusal;
+mod report;
 mod return_path;
 mod site;
 mod source;
@@ -160,10 +161,14 @@ impl Enrolled {
         let sites = self.sites.clone();
         let watching = sites.watch(&tunnel);
         tokio::pin!(watching);
+        let (source, is_gateway) = (self.source.clone(), self.role == Role::Gateway);
+        let reporting = report::report(&tunnel, &source);
+        tokio::pin!(reporting);
         loop {
             tokio::select! {
                 error = &mut interface_ended => return Err(error),
                 never = &mut watching => match never {},
+                never = &mut reporting, if is_gateway => match never {},
                 event = self.events.recv() => match event {
                     Some(event) => {
                         let moved = self.handle(event);

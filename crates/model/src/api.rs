@@ -416,6 +416,64 @@ pub struct Node {
     pub created: Timestamp,
     /// When it last asked for its map since the server started.
     pub seen: Option<Timestamp>,
+    /// The tunnel between it and a gateway; `None` while no gateway has told of one since the
+    /// server started.
+    #[serde(default)]
+    pub tunnel: Option<GatewayTunnel>,
+}
+
+/// The tunnel between a node and a gateway, as the gateway sees it.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct GatewayTunnel {
+    /// When the newest session was made.
+    pub handshake: Timestamp,
+    /// What carries it.
+    pub transport: Transport,
+    /// Bytes that the gateway received from the node since it started, with all headers of
+    /// WireGuard.
+    pub received_bytes: u64,
+    /// Bytes that it sent to the node.
+    pub sent_bytes: u64,
+}
+
+/// What carries the datagrams of a tunnel.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// UDP over IPv4.
+    UdpIpv4,
+    /// UDP over IPv6.
+    UdpIpv6,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UdpIpv4 => "UDP over IPv4",
+            Self::UdpIpv6 => "UDP over IPv6",
+        })
+    }
+}
+
+/// Most tunnels of one [`TunnelReport`].
+pub const TUNNELS_MAX: usize = 1_000;
+
+/// What a gateway tells of the tunnels in which something happened since it last told of them.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct TunnelReport {
+    /// At most [`TUNNELS_MAX`].
+    pub tunnels: Vec<NodeTunnel>,
+}
+
+/// The tunnel of one node.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct NodeTunnel {
+    /// The key of the node, in Base64.
+    #[schema(value_type = String)]
+    pub public_key: PublicKey,
+    /// How it stands.
+    #[serde(flatten)]
+    pub tunnel: GatewayTunnel,
 }
 
 /// Changes a node; what is absent stays.

@@ -4,6 +4,7 @@
 //! parsed into these types at the edge and never looked at again as text.
 
 pub mod address;
+pub mod amount;
 pub mod api;
 pub mod config;
 pub mod dhcp;

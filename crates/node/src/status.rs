@@ -4,10 +4,11 @@ mod details;
 
 use std::{
     net::IpAddr,
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use model::{
+    api::{GatewayTunnel, NodeTunnel, Timestamp, Transport},
     endpoint::Endpoint,
     key::PublicKey,
     map::Role,
@@ -16,7 +17,7 @@ use model::{
     },
 };
 use netstack::{CongestionControl, Statistics};
-use wireguard::{PeerStatus, REJECT_AFTER_TIME};
+use wireguard::{PeerId, PeerStatus, REJECT_AFTER_TIME};
 
 use crate::{
     node::{Link, Node, Source},
@@ -55,6 +56,24 @@ impl Node {
             discards: self.counters.occurred(),
             problems,
         }
+    }
+
+    /// Tells how the tunnels of at most `max` peers behind `last` stand, as far as they have had a
+    /// handshake, and which peer is the last of these; `None` when there are no more. So whoever
+    /// tells of very many can pause.
+    #[must_use]
+    pub fn tunnels_after(
+        &self,
+        last: Option<PeerId>,
+        max: usize,
+    ) -> (Vec<NodeTunnel>, Option<PeerId>) {
+        let mut told = Vec::new();
+        let mut last_seen = None;
+        for peer in self.device.peers_after(last).take(max) {
+            last_seen = Some(peer.id);
+            told.extend(node_tunnel(&peer));
+        }
+        (told, last_seen)
     }
 
     /// Lists TCP connections of the stack, at most [`CONNECTIONS_MAX`], those with the most data
@@ -233,6 +252,24 @@ pub fn traffic(told: wireguard::Traffic) -> Traffic {
         sent_datagrams: told.sent_datagrams,
         sent_bytes: told.sent_bytes,
     }
+}
+
+/// How a tunnel stands that has had a handshake.
+fn node_tunnel(peer: &PeerStatus<'_>) -> Option<NodeTunnel> {
+    let since = peer.last_handshake_wall?.duration_since(UNIX_EPOCH).ok()?;
+    let transport = match peer.endpoint?.ip().to_canonical() {
+        IpAddr::V4(_) => Transport::UdpIpv4,
+        IpAddr::V6(_) => Transport::UdpIpv6,
+    };
+    Some(NodeTunnel {
+        public_key: PublicKey(peer.public_key.0),
+        tunnel: GatewayTunnel {
+            handshake: Timestamp(i64::try_from(since.as_secs()).ok()?),
+            transport,
+            received_bytes: peer.traffic.received_bytes,
+            sent_bytes: peer.traffic.sent_bytes,
+        },
+    })
 }
 
 fn is_up(now: Instant, status: &PeerStatus<'_>) -> bool {

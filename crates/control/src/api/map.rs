@@ -1,4 +1,5 @@
-//! Maps for nodes and gateways, and the look-up of a key that a gateway does not know yet.
+//! Maps for nodes and gateways, the look-up of a key that a gateway does not know yet, and how the
+//! tunnels stand there.
 
 use std::time::Duration;
 
@@ -9,7 +10,9 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use model::{
-    api::{ErrorBody, ErrorCode, MAP_WAIT_SECONDS_MAX, MapQuery, NodeByKey},
+    api::{
+        ErrorBody, ErrorCode, MAP_WAIT_SECONDS_MAX, MapQuery, NodeByKey, TUNNELS_MAX, TunnelReport,
+    },
     key::PublicKey,
     map::Told,
 };
@@ -17,7 +20,7 @@ use tokio::time::sleep;
 
 use super::{
     error::ApiError,
-    extract::{Asked, Named},
+    extract::{Asked, Body, Named},
     permission::Access,
 };
 use crate::{Server, map::Known};
@@ -72,3 +75,23 @@ pub(super) async fn node_by_key(
     let found = server.node_with_key(key).await?;
     found.map(Json).ok_or_else(ApiError::not_found)
 }
+
+/// Takes how the tunnels of nodes stand at the asking gateway.
+#[utoipa::path(post, path = "/v1/tunnels", request_body = TunnelReport,
+    responses((status = 204), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn report_tunnels(
+    State(server): State<Server>,
+    access: Access,
+    Body(report): Body<TunnelReport>,
+) -> Result<StatusCode, ApiError> {
+    access.own()?;
+    if report.tunnels.len() > TUNNELS_MAX {
+        let message = format!("a report has at most {TUNNELS_MAX} tunnels");
+        return Err(ApiError::new(ErrorCode::LimitReached, message));
+    }
+    server.report_tunnels(&report);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// More than [`TUNNELS_MAX`] tunnels are in JSON.
+pub(super) const REPORT_BYTES_MAX: usize = TUNNELS_MAX * 256;

@@ -208,5 +208,6 @@ async fn described(
         tags,
         created: Timestamp(node.enrolled),
         seen: server.seen(node.id).map(Timestamp),
+        tunnel: server.inner.tunnels.of(&node.public_key),
     })
 }

@@ -29,6 +29,7 @@ pub(crate) enum Action {
     LogOutByProvider,
     ReadMap,
     LookUpKey,
+    ReportTunnels,
     ReadOrg,
     ChangeOrg,
     ReadUser,
@@ -140,7 +141,7 @@ const fn rule(method: Method, path: &'static str, action: Action) -> Rule {
 }
 
 /// Every route.
-pub(crate) static RULES: [Rule; 73] = [
+pub(crate) static RULES: [Rule; 74] = [
     rule(Method::GET, "/v1/health", Action::ReadHealth),
     rule(Method::GET, "/v1/openapi.json", Action::ReadDescription),
     rule(Method::GET, "/v1/whoami", Action::ReadSelf),
@@ -150,6 +151,7 @@ pub(crate) static RULES: [Rule; 73] = [
     rule(Method::POST, "/v1/logout", Action::LogOut),
     rule(Method::GET, "/v1/map", Action::ReadMap),
     rule(Method::GET, "/v1/nodes/by-key/{key}", Action::LookUpKey),
+    rule(Method::POST, "/v1/tunnels", Action::ReportTunnels),
     rule(Method::GET, "/v1/orgs", Action::ReadOrg),
     rule(Method::POST, "/v1/orgs", Action::ChangeOrg),
     rule(Method::GET, "/v1/orgs/{org}", Action::ReadOrg),
@@ -318,7 +320,7 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
             | Who::Operator
             | Who::Person(_) => by_role(who, Reach::Nothing, Reach::Nothing, Reach::Nothing),
         },
-        Action::LookUpKey => only(who, Who::GatewayNode),
+        Action::LookUpKey | Action::ReportTunnels => only(who, Who::GatewayNode),
         // A certificate speaks for the person or the node of the token, whoever else may do more.
         Action::CertifyUser => own_node(is_person),
         Action::ReplaceKey
@@ -382,6 +384,7 @@ pub(crate) fn needed(action: Action) -> Kind {
         Action::EnrolGateway => Kind::Gateway,
         Action::ReadMap
         | Action::LookUpKey
+        | Action::ReportTunnels
         | Action::ReplaceKey
         | Action::CertifyHost
         | Action::ReportRefusal

@@ -4,12 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use axum::http::StatusCode;
 use model::{
-    api::{ErrorCode, NewService, NodeByKey, Service, UserChange},
+    api::{
+        ErrorCode, GatewayTunnel, NewService, Node, NodeByKey, Service, TUNNELS_MAX, Timestamp,
+        Transport, TunnelReport, UserChange,
+    },
     key::PublicKey,
     map::{Difference, NetworkMap, Role, Told},
     policy,
     token::Token,
 };
+use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::timeout};
 
 use crate::world::{Reply, World, label};
@@ -123,6 +127,56 @@ async fn a_gateway_sees_every_organisation_and_looks_keys_up() {
         .get(&path(1), &gateway.node_token)
         .await
         .is(ErrorCode::NotFound);
+}
+
+#[tokio::test]
+async fn what_gateways_tell_of_tunnels_stands_at_their_nodes() {
+    let world = World::new().await;
+    let admin = world.login().await.session_token;
+    let web = world.join(&admin, None, "web", 1).await;
+    let gateway = world.gateway(&admin, "edge", 9).await;
+    let shown = async || {
+        let node = world.get(&format!("/v1/nodes/{}", web.id), &admin).await;
+        node.parse::<Node>().tunnel
+    };
+    assert_eq!(shown().await, None);
+    let told = |handshake, transport, received_bytes| {
+        let key = PublicKey([1; 32]).to_string();
+        json!({
+            "public_key": key, "handshake": handshake, "transport": transport,
+            "received_bytes": received_bytes, "sent_bytes": 7,
+        })
+    };
+    let tell = async |token, tunnels: &[Value]| {
+        let report = json!({ "tunnels": tunnels });
+        world.post("/v1/tunnels", token, &report).await
+    };
+    let newer = told(2_000, "udp_ipv6", 5_000);
+    let reply = tell(&gateway.node_token, std::slice::from_ref(&newer)).await;
+    assert_eq!(reply.status, StatusCode::NO_CONTENT);
+    let standing = Some(GatewayTunnel {
+        handshake: Timestamp(2_000),
+        transport: Transport::UdpIpv6,
+        received_bytes: 5_000,
+        sent_bytes: 7,
+    });
+    assert_eq!(shown().await, standing);
+    // It has left the gateway in this process, which still tells of it.
+    let older = serde_json::from_value(told(1_999, "udp_ipv4", 9_000)).unwrap();
+    let tunnels = vec![older];
+    world.server.report_tunnels(&TunnelReport { tunnels });
+    assert_eq!(shown().await, standing);
+
+    let many = vec![newer.clone(); TUNNELS_MAX + 1];
+    let reply = tell(&gateway.node_token, &many).await;
+    reply.is(ErrorCode::LimitReached);
+    let reply = tell(&gateway.node_token, &many[1..]).await;
+    assert_eq!(reply.status, StatusCode::NO_CONTENT);
+    for malformed in [told(0, "pigeon", 0), told(0, "udp_ipv4", -1), json!({})] {
+        let reply = tell(&gateway.node_token, &[malformed]).await;
+        reply.is(ErrorCode::MalformedRequest);
+    }
+    tell(&web.node_token, &[]).await.is(ErrorCode::NotPermitted);
 }
 
 #[tokio::test]

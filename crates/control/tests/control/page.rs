@@ -445,8 +445,19 @@ async fn a_person_signs_in_once_by_a_token_and_out_again() {
     let mut browser = Browser::signed_in(&stage.world, &invited.token).await;
     browser.get("/").await.leads_to("/ui");
     browser.get("/ui").await.shows("eve");
-    browser.get("/ui/nodes").await.shows("<strong>web</strong>");
-    browser.get("/ui/nodes").await.lacks("theirs");
+    let nodes = browser.get("/ui/nodes").await;
+    nodes.shows("<strong>web</strong>");
+    nodes.lacks("theirs");
+    nodes.lacks("UDP over");
+    let tunnel = json!({
+        "public_key": PublicKey([1; 32]), "handshake": 1, "transport": "udp_ipv6",
+        "received_bytes": 2_048, "sent_bytes": 7,
+    });
+    let report = serde_json::from_value(json!({ "tunnels": [tunnel] }));
+    let report = report.expect("a report");
+    stage.world.server.report_tunnels(&report);
+    let nodes = browser.get("/ui/nodes").await;
+    nodes.shows("UDP over IPv6, 2.0 KiB sent, 7 B received");
     let mut second = Browser::new(&stage.world);
     second.get("/ui/sign-in").await.is(200);
     let token = invited.token.emit();

@@ -264,6 +264,7 @@ impl Stage {
             "/v1/ssh/sessions/{session}/pieces" => json!({"number": 0, "text": "x"}),
             "/v1/ssh/sessions/{session}/end" => json!({"status": 0}),
             "/v1/ssh/refusals" => json!({"source": "fd00::1", "reason": "expired"}),
+            "/v1/tunnels" => json!({"tunnels": []}),
             "/v1/ssh/recording" => json!({"recording": "all"}),
             "/v1/users" => json!({"name": "new", "role": "guest"}),
             "/v1/users/{user}" => json!({"role": "developer"}),

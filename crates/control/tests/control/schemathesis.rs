@@ -77,7 +77,7 @@ impl Asker {
             ("POST", ["join"]) => Self::Join,
             ("POST", ["login"]) => Self::Login,
             ("POST", ["gateways"]) => Self::EnrolGateway,
-            (_, ["nodes", "by-key", _]) => Self::Gateway,
+            (_, ["nodes", "by-key", _] | ["tunnels"]) => Self::Gateway,
             ("PUT", ["nodes", _, "key"])
             | ("POST", ["ssh", "host-certificate" | "refusals"])
             | ("POST", ["ssh", "sessions", ..]) => Self::Node,

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use model::{
-    api::{ListQuery, Node, NodeChange},
+    amount::Bytes,
+    api::{GatewayTunnel, ListQuery, Node, NodeChange},
     map::Role,
     name::Label,
 };
@@ -164,7 +165,23 @@ const COLUMNS: &[Column<Node>] = &[
     }),
     ("SEEN", |node| or_dash(node.seen.map(time))),
     ("CREATED", |node| time(node.created)),
+    ("HANDSHAKE", |node| {
+        or_dash(node.tunnel.map(|tunnel| time(tunnel.handshake)))
+    }),
+    ("TUNNEL", |node| or_dash(node.tunnel.map(tunnel))),
 ];
+
+/// What carries the tunnel of a node, and what has passed it, as the node sees it.
+fn tunnel(tunnel: GatewayTunnel) -> String {
+    let GatewayTunnel {
+        transport,
+        received_bytes,
+        sent_bytes,
+        ..
+    } = tunnel;
+    let (sent, received) = (Bytes(received_bytes), Bytes(sent_bytes));
+    format!("{transport}, {sent} sent, {received} received")
+}
 
 fn role(role: Role) -> &'static str {
     match role {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use hyper::body::Bytes;
 use model::{
-    api::{CaptureEnd, MAP_WAIT_SECONDS_MAX, NodeByKey, SentBlocks},
+    api::{CaptureEnd, MAP_WAIT_SECONDS_MAX, NodeByKey, SentBlocks, TunnelReport},
     id::{CaptureId, NodeId},
     key::PublicKey,
     map::{NetworkMap, Role, Told},
@@ -91,6 +91,17 @@ impl Source {
 }
 
 impl Source {
+    /// Tells how the tunnels of nodes stand at this gateway.
+    pub(super) async fn report_tunnels(&self, report: TunnelReport) -> Result<()> {
+        match self {
+            Self::Server(client) => Ok(client.report_tunnels(&report).await?),
+            Self::Here { server, .. } => {
+                server.report_tunnels(&report);
+                Ok(())
+            }
+        }
+    }
+
     /// Sends blocks of the capture that somebody asked this node for; `None` when it does not run
     /// any more.
     pub(super) async fn send_capture(

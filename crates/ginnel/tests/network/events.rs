@@ -59,6 +59,23 @@ fn udp_port(pid: &serde_json::Value) -> u16 {
 }
 
 #[test]
+fn the_control_plane_knows_how_the_tunnel_of_a_machine_stands() {
+    let world = World::new();
+    world.login("laptop");
+    let _shed = world.machine("shed", "echo", 7000, serve_echo());
+    world.run("laptop", &["ping", "shed", "-c", "2"]);
+    wait_for("what its gateway tells", || {
+        let tunnel = &world.json("laptop", &["node", "show", "shed"])["tunnel"];
+        tunnel["transport"] == "udp_ipv4"
+            && tunnel["handshake"].as_i64() > Some(0)
+            && tunnel["received_bytes"].as_u64() > Some(0)
+            && tunnel["sent_bytes"].as_u64() > Some(0)
+    });
+    let text = world.run("laptop", &["node", "show", "shed"]);
+    assert!(text.contains("UDP over IPv4, "), "{text}");
+}
+
+#[test]
 fn a_peer_is_shown_by_its_name_its_key_and_what_is_reached_through_it() {
     let world = World::new();
     world.login("laptop");

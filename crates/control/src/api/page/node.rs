@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::{http::Method, response::Response};
 use maud::{Markup, html};
 use model::{
-    api::{CreatedToken, MAP_WAIT_SECONDS_MAX, Node, Page, Peer, User},
+    amount::Bytes,
+    api::{CreatedToken, GatewayTunnel, MAP_WAIT_SECONDS_MAX, Node, Page, Peer, User},
     id::{NodeId, UserId},
     map,
     name::Label,
@@ -87,6 +88,8 @@ pub(super) async fn list(visit: Visit, Asked(part): Asked<Part>) -> Result<Respo
         "Name",
         "State",
         "Last seen",
+        "Handshake",
+        "Tunnel",
         "Person",
         "Address",
         "Tags",
@@ -95,9 +98,8 @@ pub(super) async fn list(visit: Visit, Asked(part): Asked<Part>) -> Result<Respo
     let rows = html! {
         table {
             caption {
-                "Last seen is when a node last asked this server for news. Handshakes, transport "
-                "and traffic do not pass through here: " code { "ginnel status" }
-                " tells them on each node and gateway."
+                "Last seen is when a node last asked this server for news. Handshake and tunnel are "
+                "as its gateway told within the last seconds, traffic since the gateway started."
             }
             (layout::titles(&titles))
             tbody {
@@ -158,6 +160,13 @@ fn row(visit: &Visit, node: &Node, around: &Around) -> Markup {
             td data-label="Last seen" {
                 @if let Some(seen) = node.seen { (layout::ago(visit, seen)) } @else { "–" }
             }
+            td data-label="Handshake" {
+                @if let Some(tunnel) = &node.tunnel { (layout::ago(visit, tunnel.handshake)) }
+                @else { "–" }
+            }
+            td data-label="Tunnel" {
+                @if let Some(tunnel) = &node.tunnel { (traffic(tunnel)) } @else { "–" }
+            }
             td data-label="Person" { (person(node, around)) }
             td data-label="Address" {
                 @if let Some(address) = node.address { code { (address) } }
@@ -170,6 +179,14 @@ fn row(visit: &Visit, node: &Node, around: &Around) -> Markup {
                 @if visit.may(Action::ChangeNode) { div { (changes(visit, node)) } }
             }
         }
+    }
+}
+
+/// What carries the tunnel of a node, and what has passed it, as the node sees it.
+fn traffic(tunnel: &GatewayTunnel) -> Markup {
+    let (sent, received) = (Bytes(tunnel.received_bytes), Bytes(tunnel.sent_bytes));
+    html! {
+        span { (tunnel.transport) ", " (sent) " sent, " (received) " received" }
     }
 }
 

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use model::amount::Bytes;
+
 /// The line is written no more often than this.
 const REDRAW: Duration = Duration::from_millis(100);
 
@@ -97,24 +99,9 @@ fn describe(name: &str, moved: u64, total: u64, elapsed: Duration) -> String {
     format!(
         "{name}  {:3}%  {}  {}/s",
         percent.min(100),
-        amount(moved),
-        amount(speed)
+        Bytes(moved),
+        Bytes(speed)
     )
-}
-
-/// Writes bytes for a person.
-pub(in crate::ssh) fn amount(bytes: u64) -> String {
-    let units = ["KiB", "MiB", "GiB", "TiB"];
-    let mut tenths = u128::from(bytes) * 10 / 1024;
-    if tenths < 10 {
-        return format!("{bytes} B");
-    }
-    let mut unit = 0;
-    while tenths >= 10_240 && unit + 1 < units.len() {
-        tenths /= 1024;
-        unit += 1;
-    }
-    format!("{}.{} {}", tenths / 10, tenths % 10, units[unit])
 }
 
 fn shortened(name: &str) -> String {
@@ -126,19 +113,6 @@ fn shortened(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn amounts_are_written_for_people() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (102, "102 B"),
-            (1_536, "1.5 KiB"),
-            (5 * 1024 * 1024, "5.0 MiB"),
-            (u64::MAX, "16777215.9 TiB"),
-        ] {
-            assert_eq!(amount(bytes), text, "{bytes}");
-        }
-    }
 
     #[test]
     fn a_line_has_share_amount_and_speed() {
