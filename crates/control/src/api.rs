@@ -105,6 +105,8 @@ fn routes() -> OpenApiRouter<Server> {
         .routes(routes!(org::show, org::remove))
         .routes(routes!(node::list))
         .routes(routes!(node::show, node::set, node::remove))
+        .routes(routes!(node::approve))
+        .routes(routes!(node::expire))
         .routes(routes!(node::replace_key))
         .routes(routes!(token::list, token::add))
         .routes(routes!(token::show, token::remove))
@@ -241,15 +243,16 @@ async fn authenticate(
         .parse()
         .map_err(|error: model::token::MalformedToken| malformed(&error.to_string()))?;
     let mut read = server.inner.store.read().await?;
-    let (row, node) = identify(&mut read, &token, server.now()).await?;
+    let (row, node) = identify(&mut read, &token, action, server.now()).await?;
     let user = person_of(&mut read, &row).await?;
     Access::new(action, Some(row), node, user)
 }
 
-/// Returns the row and the node of a token that is valid now.
+/// Returns the row and the node of a token that is valid now, for one who would do `action`.
 pub(crate) async fn identify(
     connection: &mut storage::Connection,
     token: &Token,
+    action: Action,
     now: i64,
 ) -> Result<(storage::token::Token, Option<storage::node::Node>), ApiError> {
     let row = storage::token::token_with_hash(connection, crate::secret::hash(token))
@@ -261,14 +264,15 @@ pub(crate) async fn identify(
                 "this server does not know the token; it may be of another server",
             )
         })?;
-    let node = usable_node(connection, &row, now).await?;
+    let node = usable_node(connection, &row, action, now).await?;
     Ok((row, node))
 }
 
-/// Returns the node of a token that can be used now.
+/// Returns the node of a token that can be used now for `action`.
 async fn usable_node(
     connection: &mut storage::Connection,
     row: &storage::token::Token,
+    action: Action,
     now: i64,
 ) -> Result<Option<storage::node::Node>, ApiError> {
     let node = match row.node {
@@ -280,6 +284,9 @@ async fn usable_node(
         return Err(ApiError::new(ErrorCode::NodeRemoved, message));
     }
     usable(row, now)?;
+    if let Some(node) = &node {
+        permission::admits(action, node.state_at(now))?;
+    }
     Ok(node)
 }
 

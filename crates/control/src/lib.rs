@@ -58,6 +58,7 @@ mod audit;
 mod backup;
 mod ca;
 mod capture;
+mod expiry;
 mod map;
 mod master_key;
 mod oidc;
@@ -266,9 +267,7 @@ impl Server {
             inner: Arc::new(inner),
         };
         server.verify_master_key().await?;
-        server.delete_past().await.context("delete old rows")?;
-        let ended = server.end_open_captures().await;
-        ended.context("tell the end of captures")?;
+        server.catch_up().await?;
         let made = server.insert_missing_ssh_authorities().await;
         made.context("make the SSH authorities")?;
         if let Database::Postgres(url) = config.database {
@@ -496,6 +495,15 @@ impl Server {
         self.inner.certificates.renew((self.inner.wall)())
     }
 
+    /// Does what was due while no server ran.
+    async fn catch_up(&self) -> anyhow::Result<()> {
+        self.delete_past().await.context("delete old rows")?;
+        let ended = self.end_open_captures().await;
+        ended.context("tell the end of captures")?;
+        let expired = self.expire_nodes().await;
+        expired.context("end nodes whose time is over")
+    }
+
     async fn delete_past(&self) -> anyhow::Result<()> {
         self.delete_past_ssh_keys().await?;
         let mut change = self.change().await?;
@@ -572,7 +580,8 @@ impl Server {
     async fn node_with_key(&self, key: PublicKey) -> Result<Option<NodeByKey>, storage::Error> {
         let mut read = self.inner.store.read().await?;
         let node = storage::node::node_with_key(&mut read, key).await?;
-        let Some(node) = node else {
+        let now = self.now();
+        let Some(node) = node.filter(|node| node.state_at(now).is_active()) else {
             return Ok(None);
         };
         let others = map::client(&mut read, &node).await?;

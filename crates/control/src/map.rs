@@ -236,6 +236,11 @@ impl Asking<'_> {
         if known.is_some_and(|known| known.serial == serial) {
             return Ok(Some(Told::Same));
         }
+        if !node.state().is_active() {
+            let alone = alone(self.connection, self.now, &node, &org).await?;
+            let (own, orgs) = (own(node), BTreeMap::from([(org.id, alone)]));
+            return Ok(Some(Told::Map(NetworkMap { serial, own, orgs })));
+        }
         let after = known
             .filter(|known| known.differences)
             .map(|known| known.serial);
@@ -361,13 +366,44 @@ impl Asking<'_> {
 }
 
 fn own(node: Node) -> Own {
-    let role = node.role();
+    let (role, state) = (node.role(), node.state());
     Own {
         id: node.id,
         name: node.name,
         role,
+        state,
         capture: None,
     }
+}
+
+/// Builds an organisation as a node sees it whom the others do not know: itself, and the keys that
+/// it pins.
+async fn alone(
+    connection: &mut storage::Connection,
+    now: i64,
+    node: &Node,
+    org: &Org,
+) -> Result<map::Org, Error> {
+    let lists = Lists {
+        may_reach: Vec::new(),
+        reached_by: Vec::new(),
+    };
+    let own = for_others(node, None, lists);
+    let mut ssh = storage::ssh::published(connection, now, org.id).await?;
+    if let Some(authority) = &mut ssh {
+        authority.revoked.clear();
+        authority.cut.clear();
+    }
+    Ok(map::Org {
+        name: org.name.clone(),
+        prefix: org.prefix,
+        gateway: None,
+        nodes: own.map(|own| (node.id, own)).into_iter().collect(),
+        services: BTreeMap::new(),
+        sites: BTreeMap::new(),
+        rules: Some(BTreeMap::new()),
+        ssh,
+    })
 }
 
 /// Builds an organisation with all targets in it.
@@ -384,7 +420,8 @@ async fn build(
     let rules = storage::policy::rules(connection, Some(org.id), 0, u32::MAX).await?;
     let parties = Parties::of(connection, org.id).await?;
     let mut nodes = BTreeMap::new();
-    for node in storage::node::nodes_of(connection, org.id).await? {
+    let known = storage::node::nodes_of(connection, org.id).await?;
+    for node in known.into_iter().filter(|node| node.state().is_active()) {
         let offers = offers_of.get(&node.id).map_or(&[][..], Vec::as_slice);
         let party = parties.party(&node);
         let lists = policy::lists(&rules, &party, offers);
@@ -392,6 +429,9 @@ async fn build(
     }
     let mut services: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for service in offers {
+        if !nodes.contains_key(&service.node) {
+            continue;
+        }
         let offer = map::Service {
             node: service.node,
             port: service.port,
@@ -401,6 +441,9 @@ async fn build(
     }
     let mut sites = BTreeMap::new();
     for site in storage::site::sites_of(connection, org.id).await? {
+        if !nodes.contains_key(&site.node) {
+            continue;
+        }
         let may_reach = policy::site_may_reach(&rules, &site.name);
         let reached_by = policy::site_reached_by(&rules, &site.name);
         let entry = map::Site {

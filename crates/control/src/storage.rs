@@ -129,6 +129,11 @@ impl Change {
         self.now
     }
 
+    /// Writes a further audit row, of one of several things that are done at once.
+    pub(crate) async fn note(&mut self, entry: &audit::Entry) -> Result<(), Error> {
+        audit::insert(&mut self.transaction, self.now, entry).await
+    }
+
     /// Writes the audit row and the serial, and makes the whole change durable.
     pub(crate) async fn commit(
         mut self,

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::{Server, ca};
+use crate::{Server, ca, expiry};
 
 /// Open connections, one for each node that waits for its map; further ones wait in the listener's
 /// backlog.
@@ -57,7 +57,7 @@ pub(crate) async fn serve(
     let mut upkeep = JoinSet::new();
     upkeep.spawn(keep_up(server.clone()));
     upkeep.spawn(server.clone().keep_confirming());
-    upkeep.spawn(end_peers(server.clone()));
+    upkeep.spawn(expiry::keep_ending(server.clone()));
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let permit = tokio::select! {
@@ -153,21 +153,6 @@ async fn connection(
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
-    }
-}
-
-/// How soon a plain WireGuard client is removed once its time is over.
-const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
-
-async fn end_peers(server: Server) {
-    loop {
-        sleep(EXPIRY_INTERVAL).await;
-        if let Err(error) = server.remove_expired_peers().await {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "peers whose time is over stay"
-            );
-        }
     }
 }
 

@@ -17,10 +17,10 @@ use model::{
     api::{
         Answers, AuditChain, AuditEntry, AuditQuery, BegunSignIn, CreatedToken, CreatedUser,
         EnrolRequest, Enrolled, ErrorBody, ErrorCode, GatewayEnrolled, GatewayRequest, Health,
-        ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX, NewKey, NewOrg, NewPeer, NewProvider, NewRule,
-        NewService, NewSignIn, NewSite, NewToken, NewUser, Node, NodeByKey, NodeChange, Org, Page,
-        Peer, PeerConfiguration, PeerExport, PendingSignIn, Provider, Questions, Rule, RuleChange,
-        Service, SignIn, Site, TokenEntry, TunnelReport, User, UserChange, WhoAmI,
+        ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX, NewExpiry, NewKey, NewOrg, NewPeer, NewProvider,
+        NewRule, NewService, NewSignIn, NewSite, NewToken, NewUser, Node, NodeByKey, NodeChange,
+        Org, Page, Peer, PeerConfiguration, PeerExport, PendingSignIn, Provider, Questions, Rule,
+        RuleChange, Service, SignIn, Site, TokenEntry, TunnelReport, User, UserChange, WhoAmI,
     },
     id::{NodeId, RuleId, ServiceId, SessionId, SiteId, TokenId, UserId},
     key::PublicKey,
@@ -188,7 +188,7 @@ fn hop(code: ErrorCode) -> &'static str {
         | ErrorCode::SignInRefused
         | ErrorCode::ProviderFailed
         | ErrorCode::WrongTokenKind => "sign-in",
-        ErrorCode::NotPermitted => "policy",
+        ErrorCode::NotPermitted | ErrorCode::NodePending | ErrorCode::NodeExpired => "policy",
         ErrorCode::MalformedRequest
         | ErrorCode::TtlOutOfRange
         | ErrorCode::NameReserved
@@ -209,7 +209,7 @@ fn hop(code: ErrorCode) -> &'static str {
 fn remedy_of_refusal(code: ErrorCode) -> &'static str {
     match code {
         ErrorCode::MalformedRequest | ErrorCode::TooLarge => "correct what the message names",
-        ErrorCode::TtlOutOfRange => "choose a --ttl within these bounds",
+        ErrorCode::TtlOutOfRange => "choose a time within these bounds",
         ErrorCode::NameReserved => "choose another name",
         ErrorCode::TokenRequired => "sign in first: `ginnel login URL`",
         ErrorCode::TokenUnknown => {
@@ -229,6 +229,8 @@ fn remedy_of_refusal(code: ErrorCode) -> &'static str {
              token for `ginnel gateway`"
         }
         ErrorCode::NotPermitted => "ask an administrator to do it",
+        ErrorCode::NodePending => "ask an administrator for `ginnel node approve NAME`",
+        ErrorCode::NodeExpired => "ask an administrator for `ginnel node expire NAME --never`",
         ErrorCode::NotFound => "see what there is with `list`",
         ErrorCode::MethodNotAllowed => "use the same version of ginnel as the server",
         ErrorCode::NameTaken => "choose another name, or remove the other one first",
@@ -434,6 +436,18 @@ impl Client {
     ) -> Result<Node, Error> {
         let path = format!("/v1/nodes/{id}");
         self.send(Method::PATCH, &path, request).await
+    }
+
+    /// Lets a node that waits for approval into the network.
+    pub(crate) async fn approve_node(&self, id: NodeId) -> Result<Node, Error> {
+        let path = format!("/v1/nodes/{id}/approval");
+        self.send(Method::POST, &path, &serde_json::json!({})).await
+    }
+
+    /// Says when a node's time is over.
+    pub(crate) async fn expire_node(&self, id: NodeId, request: &NewExpiry) -> Result<Node, Error> {
+        let path = format!("/v1/nodes/{id}/expiry");
+        self.send(Method::PUT, &path, request).await
     }
 
     /// Replaces the key of this node; the same key again changes nothing.

@@ -75,6 +75,8 @@ impl Enrolled {
     ) -> Result<Self> {
         let kept = if source.is_here() { None } else { state.map()? };
         let map = match kept {
+            // It may have been approved meanwhile.
+            Some(map) if !map.own.state.is_active() => source.first().await.unwrap_or(map),
             Some(map) if !map.orgs.is_empty() => map,
             Some(_) | None => source.first().await?,
         };
@@ -311,7 +313,7 @@ impl Enrolled {
         self.publisher.listen(&self.tunnel);
         let node = (&self.tunnel, &self.source, own.id);
         self.asked.begin(own.capture.as_ref(), node);
-        tracing::info!(serial, "map applied");
+        tracing::info!(serial, state = own.state.as_str(), "map applied");
         let Some(map) = map else {
             return Ok(());
         };

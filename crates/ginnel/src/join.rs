@@ -55,13 +55,16 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     if global.json {
         terminal::json(&serde_json::json!({
             "id": enrolled.id, "name": enrolled.name, "org": enrolled.org,
-            "address": enrolled.address,
+            "address": enrolled.address, "state": enrolled.map.own.state,
         }))?;
     } else {
         terminal::line(format_args!(
             "joined {} as {} with address {}",
             enrolled.org, enrolled.name, enrolled.address
         ))?;
+    }
+    if let Some((why, remedy)) = enrolled.map.own.hindrance() {
+        terminal::note(format_args!("{why}: {remedy}"));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -87,6 +87,10 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
             Some(interface) => terminal::line(format_args!("{name} is ready on {interface}")),
             None => terminal::line(format_args!("{name} is ready")),
         });
+        let hindrance = tunnel.with(|node, _| node.map()?.own.hindrance());
+        if let Some((why, remedy)) = hindrance {
+            drop(terminal::line(format_args!("{why}: {remedy}")));
+        }
     };
     agent::serve(&profile, options, ready).await?;
     Ok(ExitCode::SUCCESS)

@@ -9,6 +9,8 @@
 
 #[path = "network/agent.rs"]
 mod agent;
+#[path = "network/approval.rs"]
+mod approval;
 #[path = "network/backup.rs"]
 mod backup;
 #[path = "network/capture.rs"]

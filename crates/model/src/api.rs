@@ -100,6 +100,10 @@ pub enum ErrorCode {
     WrongTokenKind,
     /// The request is for others to make (403).
     NotPermitted,
+    /// The node waits for approval (403).
+    NodePending,
+    /// The node's time is over (403).
+    NodeExpired,
     /// It does not exist, or is none of the asker's business (404).
     NotFound,
     /// The path takes other methods (405).
@@ -412,6 +416,13 @@ pub struct Node {
     /// Its tags, by which rules of the policy find it.
     #[schema(value_type = Vec<String>)]
     pub tags: Vec<Label>,
+    /// Whether others know it: `active`, `pending` until somebody approves it, or `expired`.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub state: map::State,
+    /// When its time is over; absent when it stays.
+    #[serde(default)]
+    pub expires: Option<Timestamp>,
     /// When it was enrolled.
     pub created: Timestamp,
     /// When it last asked for its map since the server started.
@@ -489,6 +500,20 @@ pub struct NodeChange {
     pub tags: Option<Vec<Label>>,
 }
 
+/// The longest that a node's time may last from now on, in seconds: ten years.
+pub const NODE_TTL_SECONDS_MAX: u64 = 10 * TOKEN_TTL_SECONDS_MAX;
+
+/// Says when a node's time is over: at a point in time, after a while, or with neither never.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+pub struct NewExpiry {
+    /// At this time, which lies ahead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+    /// In so many seconds; 0 is at once, ten years at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+}
+
 /// Replaces a node's key.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct NewKey {
@@ -517,6 +542,9 @@ pub struct NewToken {
     /// How long it is valid, in seconds; one hour if absent, one year at most.
     #[serde(default)]
     pub ttl_seconds: Option<u64>,
+    /// Whether a machine that joins by it waits until somebody approves it; of a join token alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub approval: bool,
 }
 
 /// A token was made.
@@ -543,6 +571,9 @@ pub struct TokenEntry {
     pub uses: u32,
     /// How often it may be used; absent for sessions.
     pub uses_max: Option<u32>,
+    /// Whether a machine that joins by it waits until somebody approves it.
+    #[serde(default)]
+    pub approval: bool,
     /// When it was made.
     pub created: Timestamp,
     /// When it ends.
@@ -641,7 +672,7 @@ pub struct Site {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::MalformedRequest,
         Self::TtlOutOfRange,
         Self::NameReserved,
@@ -654,6 +685,8 @@ impl ErrorCode {
         Self::SignInRefused,
         Self::WrongTokenKind,
         Self::NotPermitted,
+        Self::NodePending,
+        Self::NodeExpired,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::NameTaken,
@@ -680,7 +713,9 @@ impl ErrorCode {
             | Self::TokenUsed
             | Self::NodeRemoved
             | Self::SignInRefused => 401,
-            Self::WrongTokenKind | Self::NotPermitted => 403,
+            Self::WrongTokenKind | Self::NotPermitted | Self::NodePending | Self::NodeExpired => {
+                403
+            }
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::NameTaken
@@ -729,6 +764,7 @@ mod tests {
                 org: None,
                 uses: 0,
                 uses_max: Some(1),
+                approval: false,
                 created: Timestamp(0),
                 expires: Timestamp(1),
             },

@@ -49,9 +49,31 @@ pub struct Own {
     pub name: Label,
     /// Its part in the network.
     pub role: Role,
+    /// Whether others know it; an older control plane says nothing.
+    #[serde(default, skip_serializing_if = "State::is_active")]
+    pub state: State,
     /// The capture that somebody asked for; none is begun twice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture: Option<AskedCapture>,
+}
+
+impl Own {
+    /// Says why others do not know the node, and what to do about it; `None` when they do.
+    #[must_use]
+    pub fn hindrance(&self) -> Option<(&'static str, String)> {
+        let name = &self.name;
+        match self.state {
+            State::Active => None,
+            State::Pending => Some((
+                "this node waits for approval",
+                format!("ask an administrator for `ginnel node approve {name}`"),
+            )),
+            State::Expired => Some((
+                "this node's time is over",
+                format!("ask an administrator for `ginnel node expire {name} --never`"),
+            )),
+        }
+    }
 }
 
 /// The part that a node plays.
@@ -62,6 +84,40 @@ pub enum Role {
     Client,
     /// Has a public endpoint and forwards between the nodes of each organisation it serves.
     Gateway,
+}
+
+/// Whether a node stands in the maps of others.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It does.
+    #[default]
+    Active,
+    /// It is enrolled and waits until somebody approves it; its own map holds itself alone.
+    Pending,
+    /// Its time is over; its own map holds itself alone.
+    Expired,
+}
+
+impl State {
+    /// Tells whether others know the node.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        match self {
+            Self::Active => true,
+            Self::Pending | Self::Expired => false,
+        }
+    }
+
+    /// Returns its word in lists and JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Pending => "pending",
+            Self::Expired => "expired",
+        }
+    }
 }
 
 /// One organisation as a node sees it.

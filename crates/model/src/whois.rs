@@ -169,6 +169,7 @@ mod tests {
                 id: NodeId(2),
                 name: label("shed"),
                 role: map::Role::Client,
+                state: map::State::Active,
                 capture: None,
             },
             orgs: [(OrgId(1), acme), (OrgId(2), other)].into(),

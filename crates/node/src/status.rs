@@ -144,6 +144,13 @@ impl Node {
                 "wait for the control plane, or look at its address in the state directory",
             )),
             Source::Map(map) if map.own.role == Role::Gateway => return problems,
+            Source::Map(map) if !map.own.state.is_active() => {
+                let hindrance = map.own.hindrance().into_iter();
+                problems.extend(
+                    hindrance
+                        .map(|(message, remedy)| problem(Hop::Map, message.to_owned(), &remedy)),
+                );
+            }
             Source::Map(map) => {
                 for org in map.orgs.values() {
                     match &org.gateway {

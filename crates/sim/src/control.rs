@@ -6,7 +6,7 @@ use model::{
     address::{Kind, OrgPrefix},
     id::{NodeId, OrgId},
     key::PublicKey,
-    map::{Gateway, NetworkMap, Node, Org, Own, Role, Service},
+    map::{Gateway, NetworkMap, Node, Org, Own, Role, Service, State},
     name::Label,
 };
 
@@ -111,6 +111,7 @@ impl Control {
             id,
             name,
             role: Role::Client,
+            state: State::Active,
             capture: None,
         };
         let orgs = BTreeMap::from([(org, entry.clone())]);
@@ -127,6 +128,7 @@ impl Control {
             id,
             name,
             role: Role::Gateway,
+            state: State::Active,
             capture: None,
         };
         NetworkMap {

@@ -217,6 +217,7 @@ async fn token(admin: &Client, kind: Kind, org: Option<Label>, uses: u32) -> Tok
         user: None,
         uses_max: Some(uses),
         ttl_seconds: Some(24 * 60 * 60),
+        approval: false,
     };
     let made: CreatedToken = admin.post("/v1/tokens", &request).await;
     made.token

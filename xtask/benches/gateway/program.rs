@@ -15,7 +15,7 @@ use std::{
 use model::{
     id::{NodeId, OrgId, RuleId},
     key::{PublicKey, SecretKey},
-    map::{Gateway, NetworkMap, Node, Org, Own, Role},
+    map::{Gateway, NetworkMap, Node, Org, Own, Role, State},
     name::Label,
     policy::{Reach, Rule},
     token::{Kind, Token},
@@ -139,6 +139,7 @@ fn map(peers: u16) -> NetworkMap {
             id: NodeId(1),
             name: label("gateway"),
             role: Role::Gateway,
+            state: State::Active,
             capture: None,
         },
         orgs: BTreeMap::from([(OrgId(1), org)]),

@@ -129,11 +129,12 @@ const NOT_PROVOKED: [&str; 6] = [
 ];
 
 /// The tests of ginnel that run its doctor.
-const DOCTORS: [&str; 5] = [
+const DOCTORS: [&str; 6] = [
     "netns/doctor.rs",
     "netns/return_path.rs",
     "netns/routed.rs",
     "netns/site.rs",
+    "network/approval.rs",
     "network/doctor.rs",
 ];
 

@@ -260,7 +260,7 @@ async fn still_reaches(
     let mut read = server.inner.store.read().await?;
     let row = storage::token::token(&mut read, token).await?;
     let row = row.ok_or_else(ApiError::not_found)?;
-    let own = usable_node(&mut read, &row, server.now()).await?;
+    let own = usable_node(&mut read, &row, action, server.now()).await?;
     let user = person_of(&mut read, &row).await?;
     let access = Access::new(action, Some(row), own, user)?;
     let target = storage::node::node(&mut read, node).await?;

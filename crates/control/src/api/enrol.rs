@@ -53,12 +53,18 @@ pub(super) async fn join(
     consume(&mut change, &access).await?;
     let org = org_of(&mut change, &access).await?;
     let (id, address) = enrol(&server, &mut change, &org, &request, None).await?;
+    let mut subject = format!("node:{id} {}", request.name);
+    if access.token()?.approval {
+        let now = change.now();
+        storage::node::update_pending(change.connection(), id, Some(now)).await?;
+        subject.push_str(" pending");
+    }
     let node_token = server.mint(Kind::Node);
     insert_node_token(&mut change, &node_token, id).await?;
     let entry = Entry {
         actor: access.actor(),
         action: "node_joined",
-        subject: format!("node:{id} {}", request.name),
+        subject,
         org: Some(org.id),
     };
     server.commit(change, entry, Touched::Org(org.id)).await?;

@@ -2,7 +2,10 @@
 
 use axum::{Json, extract::State, http::StatusCode};
 use model::{
-    api::{self, ErrorBody, ErrorCode, ListQuery, NewKey, NodeChange, Page, Timestamp},
+    api::{
+        self, ErrorBody, ErrorCode, ListQuery, NODE_TTL_SECONDS_MAX, NewExpiry, NewKey, NodeChange,
+        Page, Timestamp,
+    },
     id::NodeId,
     name::Label,
 };
@@ -16,7 +19,7 @@ use super::{
     rows_of_page, ssh,
 };
 use crate::{
-    Server,
+    Server, expiry,
     storage::{
         self, Change, Touched,
         audit::Entry,
@@ -75,11 +78,7 @@ pub(super) async fn set(
     Body(request): Body<NodeChange>,
 ) -> Result<Json<api::Node>, ApiError> {
     let mut change = server.change().await?;
-    let node = storage::node::node(change.connection(), id).await?;
-    let mut node = node
-        .filter(|node| node.removed.is_none())
-        .ok_or_else(ApiError::not_found)?;
-    access.reaches(node.org(), Some(id))?;
+    let mut node = reached(&mut change, &access, id).await?;
     let mut done = Vec::new();
     if let Some(name) = request.name {
         rename(&mut change, &node, &name).await?;
@@ -144,11 +143,7 @@ pub(super) async fn replace_key(
     Body(request): Body<NewKey>,
 ) -> Result<StatusCode, ApiError> {
     let mut change = server.change().await?;
-    let node = storage::node::node(change.connection(), id).await?;
-    let node = node
-        .filter(|node| node.removed.is_none())
-        .ok_or_else(ApiError::not_found)?;
-    access.reaches(node.org(), Some(id))?;
+    let node = reached(&mut change, &access, id).await?;
     let (connection, key) = (change.connection(), request.public_key);
     match storage::node::node_with_key(connection, key).await? {
         None => storage::node::update_key(connection, id, key).await?,
@@ -167,6 +162,110 @@ pub(super) async fn replace_key(
     let touched = node.org().map_or(Touched::Everybody, Touched::Org);
     server.commit(change, entry, touched).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Lets a node that waits into the maps of others; one that waits for nobody stays as it is.
+#[utoipa::path(post, path = "/v1/nodes/{node}/approval", params(("node" = i64, Path)),
+    responses((status = 200, body = api::Node), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn approve(
+    State(server): State<Server>,
+    access: Access,
+    Named(id): Named<NodeId>,
+) -> Result<Json<api::Node>, ApiError> {
+    let mut change = server.change().await?;
+    let mut node = reached(&mut change, &access, id).await?;
+    let org = node.org().filter(|_| node.pending.take().is_some());
+    if let Some(org) = org {
+        storage::node::update_pending(change.connection(), id, None).await?;
+        let entry = Entry {
+            actor: access.actor(),
+            action: "node_approved",
+            subject: format!("node:{id} {}", node.name),
+            org: Some(org),
+        };
+        server.commit(change, entry, Touched::Org(org)).await?;
+    } else {
+        drop(change);
+    }
+    let mut read = server.inner.store.read().await?;
+    Ok(Json(described(&server, &mut read, node).await?))
+}
+
+/// Says when a node's time is over: then it is in the maps of others no more, and comes back with
+/// its address and its key when it is given more time.
+#[utoipa::path(put, path = "/v1/nodes/{node}/expiry", params(("node" = i64, Path)),
+    request_body = NewExpiry,
+    responses((status = 200, body = api::Node), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn expire(
+    State(server): State<Server>,
+    access: Access,
+    Named(id): Named<NodeId>,
+    Body(request): Body<NewExpiry>,
+) -> Result<Json<api::Node>, ApiError> {
+    let mut change = server.change().await?;
+    let now = change.now();
+    let mut node = reached(&mut change, &access, id).await?;
+    let Some(org) = node.org() else {
+        let message = "a gateway has no end; remove it when its time is over";
+        return Err(ApiError::new(ErrorCode::MalformedRequest, message));
+    };
+    node.expires = expires(now, &request)?;
+    let ends = node.expires.is_some_and(|expires| expires <= now);
+    node.expired = ends.then(|| node.expired.unwrap_or(now));
+    let connection = change.connection();
+    storage::node::update_expires(connection, id, node.expires, node.expired).await?;
+    let entry = match node.expires {
+        Some(_) if ends => expiry::entry(&node, access.actor()),
+        Some(expires) => changed(&node, &access, &format!("expires:{expires}")),
+        None => changed(&node, &access, "never"),
+    };
+    server.commit(change, entry, Touched::Org(org)).await?;
+    let mut read = server.inner.store.read().await?;
+    Ok(Json(described(&server, &mut read, node).await?))
+}
+
+/// Returns what the audit says of a node with another end.
+fn changed(node: &Node, access: &Access, end: &str) -> Entry {
+    Entry {
+        actor: access.actor(),
+        action: "node_expiry_changed",
+        subject: format!("node:{} {} {end}", node.id, node.name),
+        org: node.org(),
+    }
+}
+
+/// Returns when a node's time is over, which nobody could mean to be in the past.
+fn expires(now: i64, request: &NewExpiry) -> Result<Option<i64>, ApiError> {
+    let seconds = match (request.expires, request.ttl_seconds) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => {
+            let message = "an end is a point in time or comes after a while, not both";
+            return Err(ApiError::new(ErrorCode::MalformedRequest, message));
+        }
+        (Some(Timestamp(at)), None) if at <= now => {
+            let message = "the time lies in the past; after 0 seconds the node ends at once";
+            return Err(ApiError::new(ErrorCode::TtlOutOfRange, message));
+        }
+        (Some(Timestamp(at)), None) => u64::try_from(at.saturating_sub(now)).ok(),
+        (None, Some(ttl)) => Some(ttl),
+    };
+    let seconds = seconds.filter(|seconds| *seconds <= NODE_TTL_SECONDS_MAX);
+    let seconds = seconds.and_then(|seconds| i64::try_from(seconds).ok());
+    let seconds = seconds.ok_or_else(|| {
+        let message = "a node's time ends within ten years, or never";
+        ApiError::new(ErrorCode::TtlOutOfRange, message)
+    })?;
+    Ok(Some(now + seconds))
+}
+
+/// Returns a node that is there, if it is the asker's business.
+async fn reached(change: &mut Change, access: &Access, id: NodeId) -> Result<Node, ApiError> {
+    let node = storage::node::node(change.connection(), id).await?;
+    let node = node
+        .filter(|node| node.removed.is_none())
+        .ok_or_else(ApiError::not_found)?;
+    access.reaches(node.org(), Some(id))?;
+    Ok(node)
 }
 
 /// Removes a node everywhere.
@@ -191,7 +290,7 @@ async fn described(
         None => None,
     };
     let tags = storage::policy::tags_of_node(connection, node.id).await?;
-    let role = node.role();
+    let (role, state) = (node.role(), node.state_at(server.now()));
     let (address, user, endpoint) = match node.part {
         Part::Client { address, user, .. } => (Some(address), user, None),
         Part::Gateway { endpoint, .. } => (None, None, Some(endpoint)),
@@ -206,6 +305,8 @@ async fn described(
         endpoint,
         user,
         tags,
+        state,
+        expires: node.expires.map(Timestamp),
         created: Timestamp(node.enrolled),
         seen: server.seen(node.id).map(Timestamp),
         tunnel: server.inner.tunnels.of(&node.public_key),

@@ -47,7 +47,7 @@ pub(super) async fn list(
     let peers = storage::peer::peers(&mut read, org, query.name.as_ref(), after, limit).await?;
     let mut items = Vec::new();
     for peer in peers {
-        items.push(described(&mut read, peer).await?);
+        items.push(described(&server, &mut read, peer).await?);
     }
     Ok(Json(page(items, query.limit, |peer| peer.id.0)))
 }
@@ -62,7 +62,7 @@ pub(super) async fn show(
 ) -> Result<Json<api::Peer>, ApiError> {
     let mut read = server.inner.store.read().await?;
     let peer = peer_of(&mut read, &access, id).await?;
-    Ok(Json(described(&mut read, peer).await?))
+    Ok(Json(described(&server, &mut read, peer).await?))
 }
 
 /// Adds a plain WireGuard client. Without a key of its own it works once it is exported.
@@ -108,7 +108,10 @@ pub(super) async fn add(
     server.commit(change, entry, Touched::Org(org.id)).await?;
     let mut read = server.inner.store.read().await?;
     let peer = peer_of(&mut read, &access, id).await?;
-    Ok((StatusCode::CREATED, Json(described(&mut read, peer).await?)))
+    Ok((
+        StatusCode::CREATED,
+        Json(described(&server, &mut read, peer).await?),
+    ))
 }
 
 /// Returns what the configuration of a plain WireGuard client says, and takes over its new key.
@@ -186,7 +189,7 @@ impl Server {
         removed.map_err(|error| anyhow::anyhow!(error.message))
     }
 
-    async fn remove_due_peers(&self) -> Result<(), ApiError> {
+    pub(crate) async fn remove_due_peers(&self) -> Result<(), ApiError> {
         loop {
             let mut read = self.inner.store.read().await?;
             let due = storage::peer::expired(&mut read, self.now()).await?;
@@ -268,6 +271,7 @@ async fn gateway_of(
 }
 
 async fn described(
+    server: &Server,
     connection: &mut storage::Connection,
     peer: Peer,
 ) -> Result<api::Peer, ApiError> {
@@ -286,6 +290,7 @@ async fn described(
         Part::Gateway { .. } => None,
     };
     Ok(api::Peer {
+        state: peer.node.state_at(server.now()),
         id: peer.node.id,
         name: peer.node.name,
         org: org.name,

@@ -7,7 +7,7 @@ use axum::http::Method;
 use model::{
     api::ErrorCode,
     id::{NodeId, OrgId},
-    map,
+    map::{self, State},
     policy::Role,
     token::{Kind, WrongKind},
 };
@@ -36,6 +36,8 @@ pub(crate) enum Action {
     ChangeUser,
     ReadNode,
     ChangeNode,
+    ApproveNode,
+    ExpireNode,
     ReplaceKey,
     ReadToken,
     ChangeToken,
@@ -141,7 +143,7 @@ const fn rule(method: Method, path: &'static str, action: Action) -> Rule {
 }
 
 /// Every route.
-pub(crate) static RULES: [Rule; 74] = [
+pub(crate) static RULES: [Rule; 76] = [
     rule(Method::GET, "/v1/health", Action::ReadHealth),
     rule(Method::GET, "/v1/openapi.json", Action::ReadDescription),
     rule(Method::GET, "/v1/whoami", Action::ReadSelf),
@@ -165,6 +167,12 @@ pub(crate) static RULES: [Rule; 74] = [
     rule(Method::GET, "/v1/nodes/{node}", Action::ReadNode),
     rule(Method::PATCH, "/v1/nodes/{node}", Action::ChangeNode),
     rule(Method::DELETE, "/v1/nodes/{node}", Action::ChangeNode),
+    rule(
+        Method::POST,
+        "/v1/nodes/{node}/approval",
+        Action::ApproveNode,
+    ),
+    rule(Method::PUT, "/v1/nodes/{node}/expiry", Action::ExpireNode),
     rule(Method::PUT, "/v1/nodes/{node}/key", Action::ReplaceKey),
     rule(Method::GET, "/v1/tokens", Action::ReadToken),
     rule(Method::POST, "/v1/tokens", Action::ChangeToken),
@@ -337,6 +345,8 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
         Action::ReadUser
         | Action::ChangeUser
         | Action::ChangeNode
+        | Action::ApproveNode
+        | Action::ExpireNode
         | Action::ReadToken
         | Action::ChangeToken
         | Action::ChangeSite
@@ -376,6 +386,75 @@ fn own_node(permitted: bool) -> Reach {
     }
 }
 
+/// Passes unless the asking node waits for approval or its time is over. Such a node hears of its
+/// state, keeps its key and may leave.
+pub(crate) fn admits(action: Action, state: State) -> Result<(), ApiError> {
+    match action {
+        Action::ReadHealth
+        | Action::ReadDescription
+        | Action::ReadSelf
+        | Action::ReadMap
+        | Action::ReplaceKey
+        | Action::LogOut
+        | Action::SignIn
+        | Action::LogOutByProvider
+        | Action::Join
+        | Action::LogIn
+        | Action::EnrolGateway => Ok(()),
+        // These are refused where the audit hears of it.
+        Action::CertifyUser | Action::CertifyHost => Ok(()),
+        Action::LookUpKey
+        | Action::ReadOrg
+        | Action::ChangeOrg
+        | Action::ReadUser
+        | Action::ChangeUser
+        | Action::ReadNode
+        | Action::ChangeNode
+        | Action::ApproveNode
+        | Action::ExpireNode
+        | Action::ReadToken
+        | Action::ChangeToken
+        | Action::ReadService
+        | Action::ChangeService
+        | Action::ReadSite
+        | Action::ChangeSite
+        | Action::ReadPeer
+        | Action::ChangePeer
+        | Action::ReadPolicy
+        | Action::ChangePolicy
+        | Action::ReadProvider
+        | Action::ChangeProvider
+        | Action::ReadAudit
+        | Action::ReadAuditChain
+        | Action::ReadSshAuthority
+        | Action::ReadCertificate
+        | Action::ChangeSsh
+        | Action::ReportRefusal
+        | Action::RecordSession
+        | Action::ReadSession
+        | Action::ChangeSession
+        | Action::CaptureNode
+        | Action::CaptureKeys
+        | Action::SendCapture
+        | Action::EndCapture => is_active(state),
+    }
+}
+
+/// Passes if others know a node, and says else what keeps it.
+pub(crate) fn is_active(state: State) -> Result<(), ApiError> {
+    match state {
+        State::Active => Ok(()),
+        State::Pending => {
+            let message = "this node waits for approval";
+            Err(ApiError::new(ErrorCode::NodePending, message))
+        }
+        State::Expired => {
+            let message = "this node's time is over";
+            Err(ApiError::new(ErrorCode::NodeExpired, message))
+        }
+    }
+}
+
 /// Returns the kind of token to name when `action` is refused.
 pub(crate) fn needed(action: Action) -> Kind {
     match action {
@@ -404,6 +483,8 @@ pub(crate) fn needed(action: Action) -> Kind {
         | Action::ChangeUser
         | Action::ReadNode
         | Action::ChangeNode
+        | Action::ApproveNode
+        | Action::ExpireNode
         | Action::ReadToken
         | Action::ChangeToken
         | Action::ReadService

@@ -19,7 +19,7 @@ use super::{
     error::ApiError,
     extract::{Asked, Body},
     org_of_list, org_or_own, page,
-    permission::Access,
+    permission::{self, Access},
     rows_of_page,
 };
 use crate::{
@@ -434,7 +434,11 @@ async fn sign(
 async fn refused(server: &Server, access: &Access, error: ApiError) -> ApiError {
     let is_refusal = matches!(
         error.code,
-        ErrorCode::TtlOutOfRange | ErrorCode::NotPermitted | ErrorCode::LimitReached
+        ErrorCode::TtlOutOfRange
+            | ErrorCode::NotPermitted
+            | ErrorCode::NodePending
+            | ErrorCode::NodeExpired
+            | ErrorCode::LimitReached
     );
     if !is_refusal {
         return error;
@@ -518,6 +522,7 @@ async fn own_client(change: &mut Change, access: &Access) -> Result<(Node, Org),
             "this node was removed from the network",
         )
     })?;
+    permission::is_active(node.state_at(change.now()))?;
     let org = match node.org() {
         Some(org) => storage::org::org(change.connection(), org).await?,
         None => None,

@@ -100,7 +100,10 @@ pub(super) async fn add(
     let entry = Entry {
         actor: access.actor(),
         action: "token_added",
-        subject: format!("token:{id} {}", request.kind),
+        subject: match request.approval {
+            true => format!("token:{id} {} approval", request.kind),
+            false => format!("token:{id} {}", request.kind),
+        },
         org: row.org,
     };
     let described = described(change.connection(), row).await?;
@@ -151,6 +154,9 @@ async fn grant(
     request: &NewToken,
 ) -> Result<Grant, ApiError> {
     let refuse = |message: &str| Err(ApiError::new(ErrorCode::MalformedRequest, message));
+    if request.approval && request.kind != Kind::Join {
+        return refuse("only who joins by a join token waits for approval");
+    }
     match request.kind {
         Kind::Gateway if request.org.is_some() => {
             refuse("a gateway serves every organisation; its token takes none")
@@ -164,7 +170,8 @@ async fn grant(
         Kind::Join | Kind::Login => {
             let org = org_or_own(change.connection(), access, request.org.as_ref()).await?;
             if request.kind == Kind::Join {
-                return Ok(Grant::Join { org: org.id });
+                let (org, approval) = (org.id, request.approval);
+                return Ok(Grant::Join { org, approval });
             }
             let user = person(change, access, &org, request.user.as_ref()).await?;
             access.may_change(&user)?;
@@ -245,6 +252,7 @@ async fn described(
         org: org.map(|org| org.name),
         uses: token.uses,
         uses_max: token.uses_max,
+        approval: token.approval,
         created: Timestamp(token.created),
         expires: Timestamp(expires),
     })

@@ -160,6 +160,11 @@ const SQLITE: Migrations = &[
         "browser_session",
         include_str!("../../migrations/sqlite/0016_browser_session.sql"),
     ),
+    (
+        17,
+        "node_approval",
+        include_str!("../../migrations/sqlite/0017_node_approval.sql"),
+    ),
 ];
 
 /// Numbered as those of SQLite: no PostgreSQL is older than the eighth.
@@ -208,6 +213,11 @@ const POSTGRES: Migrations = &[
         16,
         "browser_session",
         include_str!("../../migrations/postgres/0016_browser_session.sql"),
+    ),
+    (
+        17,
+        "node_approval",
+        include_str!("../../migrations/postgres/0017_node_approval.sql"),
     ),
 ];
 

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use model::{
     id::{NodeId, OrgId, UserId},
     key::PublicKey,
-    map::Role,
+    map::{Role, State},
     name::Label,
 };
 use sqlx::{AnyConnection, Row as _, any::AnyRow};
@@ -20,6 +20,12 @@ pub(crate) struct Node {
     pub(crate) public_key: PublicKey,
     pub(crate) part: Part,
     pub(crate) enrolled: i64,
+    /// Since when it waits for approval.
+    pub(crate) pending: Option<i64>,
+    /// When its time is over.
+    pub(crate) expires: Option<i64>,
+    /// When its time was over and the maps of others went on without it.
+    pub(crate) expired: Option<i64>,
     pub(crate) removed: Option<i64>,
 }
 
@@ -46,6 +52,23 @@ impl Node {
         }
     }
 
+    /// Tells whether it stands in the maps of others, which go by changes and not by the clock.
+    pub(crate) fn state(&self) -> State {
+        match (self.expired, self.pending) {
+            (Some(_), _) => State::Expired,
+            (None, Some(_)) => State::Pending,
+            (None, None) => State::Active,
+        }
+    }
+
+    /// Tells what it may do at `now`: its time may be over before the maps go on without it.
+    pub(crate) fn state_at(&self, now: i64) -> State {
+        match self.expires {
+            Some(expires) if expires <= now => State::Expired,
+            Some(_) | None => self.state(),
+        }
+    }
+
     /// Returns the role of its part.
     pub(crate) fn role(&self) -> Role {
         match &self.part {
@@ -55,7 +78,7 @@ impl Node {
     }
 }
 
-/// Adds a node.
+/// Adds a node that waits for nobody and stays.
 pub(crate) async fn insert(
     connection: &mut AnyConnection,
     now: i64,
@@ -83,7 +106,8 @@ pub(crate) async fn insert(
     Ok(NodeId(row.try_get("id")?))
 }
 
-/// Enrols a known node again, under its old id.
+/// Enrols a known node again, under its old id. One that was removed begins anew; one that is there
+/// waits and ends as before.
 pub(crate) async fn update(
     connection: &mut AnyConnection,
     now: i64,
@@ -95,7 +119,10 @@ pub(crate) async fn update(
     let (role, org, address, endpoint, builtin, user) = columns(part);
     sqlx::query(
         "UPDATE node SET role = $1, org = $2, name = $3, public_key = $4, address = $5,
-                endpoint = $6, builtin = $7, \"user\" = $8, enrolled = $9, removed = NULL
+                endpoint = $6, builtin = $7, \"user\" = $8, enrolled = $9,
+                pending = CASE WHEN removed IS NULL THEN pending ELSE NULL END,
+                expires = CASE WHEN removed IS NULL THEN expires ELSE NULL END,
+                expired = CASE WHEN removed IS NULL THEN expired ELSE NULL END, removed = NULL
          WHERE id = $10",
     )
     .bind(role)
@@ -139,6 +166,72 @@ pub(crate) async fn update_name(
         .execute(connection)
         .await?;
     Ok(())
+}
+
+/// Lets a node wait for approval since `pending`, or for nobody.
+pub(crate) async fn update_pending(
+    connection: &mut AnyConnection,
+    id: NodeId,
+    pending: Option<i64>,
+) -> Result<(), Error> {
+    sqlx::query("UPDATE node SET pending = $1 WHERE id = $2")
+        .bind(pending)
+        .bind(id.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Gives a node an end, or none; `expired` says since when that is past.
+pub(crate) async fn update_expires(
+    connection: &mut AnyConnection,
+    id: NodeId,
+    expires: Option<i64>,
+    expired: Option<i64>,
+) -> Result<(), Error> {
+    sqlx::query("UPDATE node SET expires = $1, expired = $2 WHERE id = $3")
+        .bind(expires)
+        .bind(expired)
+        .bind(id.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Returns nodes of one organisation whose time is over and which are still in the maps of others.
+pub(crate) async fn due(
+    connection: &mut AnyConnection,
+    now: i64,
+    limit: u32,
+) -> Result<Vec<Node>, Error> {
+    sqlx::query(
+        "SELECT * FROM node
+         WHERE expires <= $1 AND expired IS NULL AND removed IS NULL
+               AND org = (SELECT org FROM node
+                          WHERE expires <= $1 AND expired IS NULL AND removed IS NULL
+                          ORDER BY expires, id LIMIT 1)
+         ORDER BY expires, id LIMIT $2",
+    )
+    .bind(now)
+    .bind(i64::from(limit))
+    .fetch_all(connection)
+    .await?
+    .into_iter()
+    .map(parse)
+    .collect()
+}
+
+/// Returns when the next node's or plain WireGuard client's time is over.
+pub(crate) async fn next_expiry(connection: &mut AnyConnection) -> Result<Option<i64>, Error> {
+    let row = sqlx::query(
+        "SELECT MIN(due) AS due FROM (
+             SELECT MIN(expires) AS due FROM node
+             WHERE expires IS NOT NULL AND expired IS NULL AND removed IS NULL
+             UNION ALL SELECT MIN(expires) AS due FROM peer WHERE expires IS NOT NULL) AS ends",
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(row.try_get("due")?)
 }
 
 /// Removes a node with its services, sites, tags and session and revokes its tokens; the row keeps
@@ -395,6 +488,9 @@ pub(super) fn parse(row: AnyRow) -> Result<Node, Error> {
         public_key: PublicKey(bytes(&row, "public_key")?),
         part,
         enrolled: row.try_get("enrolled")?,
+        pending: row.try_get("pending")?,
+        expires: row.try_get("expires")?,
+        expired: row.try_get("expired")?,
         removed: row.try_get("removed")?,
     })
 }

@@ -82,12 +82,16 @@ pub(crate) async fn peer(
     connection: &mut AnyConnection,
     node: NodeId,
 ) -> Result<Option<Peer>, Error> {
-    sqlx::query("SELECT * FROM node JOIN peer ON peer.node = node.id WHERE node.id = $1")
-        .bind(node.0)
-        .fetch_optional(connection)
-        .await?
-        .map(parse)
-        .transpose()
+    sqlx::query(
+        "SELECT node.*, key_holder, peer.expires AS peer_expires, exported, gateway_key,
+                gateway_endpoint
+         FROM node JOIN peer ON peer.node = node.id WHERE node.id = $1",
+    )
+    .bind(node.0)
+    .fetch_optional(connection)
+    .await?
+    .map(parse)
+    .transpose()
 }
 
 /// Returns plain WireGuard clients after `after` in the order of their ids.
@@ -99,7 +103,9 @@ pub(crate) async fn peers(
     limit: u32,
 ) -> Result<Vec<Peer>, Error> {
     sqlx::query(
-        "SELECT * FROM node JOIN peer ON peer.node = node.id
+        "SELECT node.*, key_holder, peer.expires AS peer_expires, exported, gateway_key,
+                gateway_endpoint
+         FROM node JOIN peer ON peer.node = node.id
          WHERE node.id > $1 AND ($2 IS NULL OR node.org = $2) AND ($3 IS NULL OR node.name = $3)
          ORDER BY node.id LIMIT $4",
     )
@@ -148,7 +154,7 @@ fn parse(row: AnyRow) -> Result<Peer, Error> {
     };
     Ok(Peer {
         key_holder,
-        expires: row.try_get("expires")?,
+        expires: row.try_get("peer_expires")?,
         exported,
         node: node::parse(row)?,
     })

@@ -18,6 +18,8 @@ pub(crate) struct Token {
     pub(crate) user: Option<UserId>,
     pub(crate) uses: u32,
     pub(crate) uses_max: Option<u32>,
+    /// Whether a machine that joins by it waits for approval.
+    pub(crate) approval: bool,
     pub(crate) created: i64,
     pub(crate) expires: Option<i64>,
     pub(crate) revoked: Option<i64>,
@@ -28,8 +30,8 @@ pub(crate) struct Token {
 pub(crate) enum Grant {
     /// Signs this person in on a device of her organisation.
     Login { org: OrgId, user: UserId },
-    /// Enrols machines into this organisation.
-    Join { org: OrgId },
+    /// Enrols machines into this organisation, where they may have to wait for approval.
+    Join { org: OrgId, approval: bool },
     /// Enrols gateways.
     Gateway,
     /// Speaks for a person on a device.
@@ -60,16 +62,17 @@ pub(crate) async fn insert(
     uses_max: Option<u32>,
     expires: Option<i64>,
 ) -> Result<TokenId, Error> {
-    let (org, node, user) = match grant {
-        Grant::Login { org, user } => (Some(org.0), None, Some(user.0)),
-        Grant::Join { org } => (Some(org.0), None, None),
-        Grant::Gateway => (None, None, None),
-        Grant::Session { node, user } => (None, Some(node.0), Some(user.0)),
-        Grant::Node { node } => (None, Some(node.0), None),
+    let (org, node, user, approval) = match grant {
+        Grant::Login { org, user } => (Some(org.0), None, Some(user.0), false),
+        Grant::Join { org, approval } => (Some(org.0), None, None, approval),
+        Grant::Gateway => (None, None, None, false),
+        Grant::Session { node, user } => (None, Some(node.0), Some(user.0), false),
+        Grant::Node { node } => (None, Some(node.0), None, false),
     };
     let row = sqlx::query(
-        "INSERT INTO token (kind, hash, org, node, \"user\", uses, uses_max, created, expires)
-         VALUES ($1, $2, $3, $4, $5, 0, $6, $7, $8) RETURNING id",
+        "INSERT INTO token (kind, hash, org, node, \"user\", uses, uses_max, created, expires,
+                            approval)
+         VALUES ($1, $2, $3, $4, $5, 0, $6, $7, $8, $9) RETURNING id",
     )
     .bind(grant.kind().as_str())
     .bind(hash.as_slice())
@@ -79,6 +82,7 @@ pub(crate) async fn insert(
     .bind(uses_max.map(i64::from))
     .bind(now)
     .bind(expires)
+    .bind(approval.then_some(1_i64))
     .fetch_one(connection)
     .await?;
     Ok(TokenId(row.try_get("id")?))
@@ -243,6 +247,7 @@ fn parse(row: AnyRow) -> Result<Token, Error> {
         user: row.try_get::<Option<i64>, _>("user")?.map(UserId),
         uses: number(&row, "uses")?,
         uses_max,
+        approval: row.try_get::<Option<i64>, _>("approval")?.is_some(),
         created: row.try_get("created")?,
         expires: row.try_get("expires")?,
         revoked: row.try_get("revoked")?,

@@ -195,6 +195,9 @@ async fn the_schema_refuses_what_the_code_must_not_do() {
         "UPDATE node SET public_key = (SELECT public_key FROM node WHERE id = 1)",
         "UPDATE node SET org = NULL",
         "UPDATE node SET role = 'root'",
+        "UPDATE node SET expired = 1, expires = NULL",
+        "UPDATE node SET pending = 1, role = 'gateway'",
+        "UPDATE token SET approval = 1 WHERE kind = 'node'",
         "UPDATE token SET uses = 99 WHERE kind = 'join'",
         "UPDATE token SET expires = NULL WHERE kind = 'join'",
         "UPDATE token SET expires = created + 40000000 WHERE kind = 'join'",
@@ -334,6 +337,10 @@ pub(crate) async fn back_to_schema_3(data: &Path) {
     let statements = "
         CREATE UNIQUE INDEX node_builtin ON node (builtin) WHERE builtin = 1 AND removed IS NULL;
         DROP INDEX org_serial;
+        DROP INDEX node_expires;
+        ALTER TABLE node DROP COLUMN expired;
+        ALTER TABLE node DROP COLUMN expires;
+        ALTER TABLE node DROP COLUMN pending;
         DROP TRIGGER audit_update;
         DROP TRIGGER audit_delete;
         ALTER TABLE audit DROP COLUMN previous;

@@ -1,5 +1,6 @@
 //! The control plane through its real router: requests, replies, and what is left on disk.
 
+mod approval;
 mod audit;
 mod backup;
 mod capture;

@@ -271,6 +271,7 @@ impl Stage {
             "/v1/rules" => json!({"from": ["*"], "to": ["*"]}),
             "/v1/rules/{rule}" => json!({"traffic": ["22"]}),
             "/v1/policy/questions" => json!({"questions": [{"from": "*", "to": "*"}]}),
+            "/v1/nodes/{node}/expiry" => json!({"ttl_seconds": 60}),
             "/v1/nodes/{node}/key" => json!({"public_key": key}),
             "/v1/services" => json!({"name": "new", "port": 81, "node": self.web.id}),
             "/v1/sites" => {

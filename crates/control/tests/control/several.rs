@@ -305,6 +305,46 @@ async fn a_server_does_not_write_to_a_database_that_was_migrated_beneath_it() {
     assert_eq!(found, 0);
 }
 
+#[tokio::test]
+async fn an_approval_and_an_end_at_one_server_are_noticed_by_the_other() {
+    let Some((one, two)) = two().await else {
+        return;
+    };
+    let admin = one.login().await.session_token;
+    let mut web = two.join(&admin, None, "web", 1).await;
+    let body = serde_json::json!({"kind": "join", "approval": true});
+    let made: model::api::CreatedToken = one.post("/v1/tokens", &admin, &body).await.parse();
+    let request = enrol_request("db", 2);
+    let db: model::api::Enrolled = one.post("/v1/join", &made.token, &request).await.parse();
+    let known = |map: &NetworkMap| names(map).contains("db");
+    let waiting = wait_for_map(&two, &db.node_token, &db.map);
+    let path = format!("/v1/nodes/{}/approval", db.id);
+    let nothing = serde_json::json!({});
+    one.post(&path, &admin, &nothing).await.parse::<Node>();
+    let admitted: NetworkMap = soon(waiting).await.parse();
+    assert!(admitted.own.state.is_active() && names(&admitted).contains("web"));
+    while !known(&web.map) {
+        let waits = wait_for_map(&two, &web.node_token, &web.map);
+        web.map = soon(waits).await.parse();
+    }
+    // Only the other one serves, and so is awake when the time is over.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = two.server.clone();
+    let serving = tokio::spawn(async move {
+        let never = std::future::pending::<()>();
+        server.serve(listener, never).await
+    });
+    let path = format!("/v1/nodes/{}/expiry", db.id);
+    let soon_over = serde_json::json!({"ttl_seconds": 1});
+    one.put(&path, &admin, &soon_over).await.parse::<Node>();
+    one.pass(1);
+    while known(&web.map) {
+        let waits = wait_for_map(&one, &web.node_token, &web.map);
+        web.map = soon(waits).await.parse();
+    }
+    serving.abort();
+}
+
 /// Returns the gateway that a map names.
 fn gateway(map: &NetworkMap) -> Option<PublicKey> {
     let gateway = map.orgs.values().next()?.gateway.as_ref()?;

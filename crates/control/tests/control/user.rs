@@ -48,6 +48,7 @@ async fn a_removed_person_loses_sessions_devices_certificates_and_invitations() 
         user: Some(label("alice")),
         uses_max: Some(2),
         ttl_seconds: None,
+        approval: false,
     };
     let further: CreatedToken = world.post("/v1/tokens", &admin, &further).await.parse();
     let phone = enrol_request("phone", 8);

@@ -179,6 +179,7 @@ impl World {
             user: None,
             uses_max: Some(uses_max),
             ttl_seconds: Some(ttl_seconds),
+            approval: false,
         };
         let reply = self.post("/v1/tokens", admin, &request).await;
         reply.parse()
@@ -230,6 +231,12 @@ impl World {
         self.post("/v1/login", &invited.token, &request)
             .await
             .parse()
+    }
+
+    pub(crate) async fn put(&self, path: &str, token: &Token, body: &impl Serialize) -> Reply {
+        let body = serde_json::to_string(body).expect("plain data");
+        self.request(Method::PUT, path, Some(&token.emit()), Some(body))
+            .await
     }
 
     pub(crate) async fn patch(&self, path: &str, token: &Token, body: &impl Serialize) -> Reply {

@@ -1,11 +1,14 @@
 //! `ginnel node`: the machines and devices of an organisation.
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context as _, Result};
 use model::{
     amount::Bytes,
-    api::{GatewayTunnel, ListQuery, Node, NodeChange},
+    api::{GatewayTunnel, ListQuery, NewExpiry, Node, NodeChange, Timestamp},
     map::Role,
     name::Label,
 };
@@ -18,7 +21,10 @@ use crate::{
     terminal::{self, Column},
 };
 
-/// List, show, change and remove nodes
+/// List, show, approve, change, end and remove nodes
+///
+/// A node whose time is over, or that waits for approval, is in nobody's map: it has no name and
+/// gets no certificate.
 ///
 /// Removing a node drops its session keys at every gateway at once: what it had open is cut, and
 /// its name is gone.
@@ -38,6 +44,10 @@ Examples:
   ginnel node list
   ginnel node set db --name old-db
   ginnel node set db --tag production --tag postgres
+  ginnel node approve db
+  ginnel node expire laptop --in 30d
+  ginnel node expire laptop --at 2026-12-31T18:00:00Z
+  ginnel node expire laptop --never
   ginnel node remove db";
 
 #[derive(Debug, clap::Subcommand)]
@@ -63,6 +73,31 @@ enum Action {
         /// A tag to take away; may be repeated
         #[arg(long, value_name = "TAG", group = "change")]
         untag: Vec<Label>,
+    },
+    /// Let a machine into the network that joined by a token with --approval
+    Approve {
+        /// Its exact name
+        name: Label,
+    },
+    /// Say when a node's time is over: it is cut off then, stays in the list, and comes back with
+    /// its name and address when it is given more time
+    #[command(group = clap::ArgGroup::new("end").required(true))]
+    Expire {
+        /// Its exact name
+        name: Label,
+        /// After a while, such as 12h or 30d; ten years at most
+        #[arg(long = "in", value_name = "TIME", group = "end",
+            value_parser = humantime::parse_duration)]
+        after: Option<Duration>,
+        /// At a point in time (RFC 3339), such as 2026-12-31T18:00:00Z
+        #[arg(long, value_name = "TIME", group = "end", value_parser = humantime::parse_rfc3339)]
+        at: Option<SystemTime>,
+        /// At once
+        #[arg(long, group = "end")]
+        now: bool,
+        /// Never
+        #[arg(long, group = "end")]
+        never: bool,
     },
     /// Remove a node: it is cut off everywhere at once
     Remove {
@@ -102,6 +137,26 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
             let node = client.change_node(node.id, &change).await?;
             terminal::show(&node, COLUMNS, global.json)?;
         }
+        Action::Approve { name } => {
+            let node = find(&client, org, &name).await?;
+            let node = client.approve_node(node.id).await?;
+            terminal::show(&node, COLUMNS, global.json)?;
+        }
+        Action::Expire {
+            name,
+            after,
+            at,
+            now,
+            never: _,
+        } => {
+            let node = find(&client, org, &name).await?;
+            let expiry = NewExpiry {
+                expires: at.map(timestamp),
+                ttl_seconds: after.map(whole_seconds).or(now.then_some(0)),
+            };
+            let node = client.expire_node(node.id, &expiry).await?;
+            terminal::show(&node, COLUMNS, global.json)?;
+        }
         Action::Remove { name } => {
             let node = find(&client, org, &name).await?;
             client.remove_node(node.id).await?;
@@ -134,6 +189,18 @@ pub(crate) async fn find(client: &Client, org: Option<Label>, name: &Label) -> R
         .remedy("see `ginnel node list`")
 }
 
+/// Returns a while in whole seconds, of which a part is one.
+fn whole_seconds(time: Duration) -> u64 {
+    let part = u64::from(time.subsec_nanos() > 0);
+    time.as_secs().saturating_add(part)
+}
+
+/// Returns a point in time in whole seconds; what lies before 1970 is 1970.
+fn timestamp(time: SystemTime) -> Timestamp {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(seconds.as_secs()).unwrap_or(i64::MAX))
+}
+
 /// Returns the tags that `node` has with `added` and without `taken`; `None` when none is asked.
 fn changed_tags(node: &Node, added: Vec<Label>, taken: &[Label]) -> Result<Option<Vec<Label>>> {
     if added.is_empty() && taken.is_empty() {
@@ -163,6 +230,8 @@ const COLUMNS: &[Column<Node>] = &[
         let tags: Vec<_> = node.tags.iter().map(Label::as_str).collect();
         or_dash(Some(tags.join(",")).filter(|tags| !tags.is_empty()))
     }),
+    ("STATE", |node| node.state.as_str().to_owned()),
+    ("EXPIRES", |node| or_dash(node.expires.map(time))),
     ("SEEN", |node| or_dash(node.seen.map(time))),
     ("CREATED", |node| time(node.created)),
     ("HANDSHAKE", |node| {

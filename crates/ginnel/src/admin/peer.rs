@@ -246,6 +246,7 @@ const COLUMNS: &[Column<Peer>] = &[
     ("ADDRESS", |peer| peer.address.to_string()),
     ("PUBLIC-KEY", |peer| peer.public_key.to_string()),
     ("KEY", |peer| key(peer).to_owned()),
+    ("STATE", |peer| peer.state.as_str().to_owned()),
     ("EXPIRES", |peer| or_dash(peer.expires.map(time))),
     ("CREATED", |peer| time(peer.created)),
 ];

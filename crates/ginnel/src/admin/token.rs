@@ -31,6 +31,7 @@ const EXAMPLES: &str = "\
 Examples:
   ginnel token add                             enrols one machine within an hour
   ginnel token add --uses 50 --ttl 7d --org ci
+  ginnel token add --approval                  the machine waits for `ginnel node approve`
   ginnel token add --kind gateway
   ginnel token add --kind login                a further device of yours
   ginnel token remove 12";
@@ -61,6 +62,9 @@ enum Action {
         /// How long it is valid, such as 30m, 1h or 7d; one year at most
         #[arg(long, default_value = "1h", value_parser = humantime::parse_duration)]
         ttl: Duration,
+        /// Let a machine that joins by it wait until somebody approves it: `ginnel node approve`
+        #[arg(long)]
+        approval: bool,
     },
     /// Revoke a token; what it enrolled stays
     Remove {
@@ -101,7 +105,14 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
             user,
             uses,
             ttl,
+            approval,
         } => {
+            if approval && !matches!(kind, Purpose::Join) {
+                return Err(advise(
+                    "only who joins by a join token waits for approval",
+                    "leave --approval out",
+                ));
+            }
             if user.is_some() && !matches!(kind, Purpose::Login) {
                 return Err(advise(
                     "only a login token is a person's",
@@ -114,6 +125,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
                 user,
                 uses_max: Some(uses),
                 ttl_seconds: Some(ttl.as_secs()),
+                approval,
             };
             let created = client.add_token(&request).await?;
             if global.json {
@@ -146,6 +158,9 @@ const COLUMNS: &[Column<TokenEntry>] = &[
     ("ORG", |token| or_dash(token.org.as_ref())),
     ("USES", |token| {
         format!("{}/{}", token.uses, or_dash(token.uses_max))
+    }),
+    ("APPROVAL", |token| {
+        or_dash(token.approval.then_some("needed"))
     }),
     ("CREATED", |token| time(token.created)),
     ("EXPIRES", |token| time(token.expires)),

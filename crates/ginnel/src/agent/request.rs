@@ -108,6 +108,29 @@ pub(super) async fn serve(
     }
 }
 
+/// Says why nobody can be reached while others do not know this node.
+fn hindrance(agent: &Agent, request: &Request) -> Option<Answer> {
+    match request {
+        Request::Dial { .. }
+        | Request::Resolve { .. }
+        | Request::Ping { .. }
+        | Request::Trace(_) => {}
+        Request::Hello
+        | Request::Udp
+        | Request::Capture(_)
+        | Request::Peer { .. }
+        | Request::Whois(_)
+        | Request::Events
+        | Request::Ending { .. }
+        | Request::Status
+        | Request::Drain => return None,
+    }
+    let hindrance = |node: &node::Node| node.map()?.own.hindrance();
+    let (message, remedy) = agent.tunnel.with(|node, _| hindrance(node))?;
+    let failure = Failure::new(Code::Prohibited, message, remedy);
+    Some(Answer::Failed(failure))
+}
+
 /// Decides whether the agent is the right one for the request.
 ///
 /// To a newer program an idle agent gives way at once. A busy one goes on serving, this program
@@ -136,7 +159,7 @@ fn turn_away(agent: &Agent, envelope: &Envelope) -> Option<Answer> {
         )));
     }
     if !edited && !newer {
-        return None;
+        return hindrance(agent, &envelope.request);
     }
     agent.leave(Mode::Retiring);
     let others = agent.connections().saturating_sub(1);

@@ -355,5 +355,6 @@ fn request_of(kind: Kind) -> NewToken {
         user: None,
         uses_max: None,
         ttl_seconds: None,
+        approval: false,
     }
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use model::{
     api::{ErrorCode, Timestamp},
-    map::NetworkMap,
+    map::{self, NetworkMap},
 };
 
 use super::{
@@ -39,6 +39,13 @@ pub(super) async fn control(state: &State, enrolment: &Enrolment) -> Seen<Networ
     let map = client.map().await.map_err(|error| refused(&error))?;
     let key = state.private_key();
     let key = key.map_err(|error| Finding::of_error(Cause::NotEnrolled, &error))?;
+    if let Some((why, remedy)) = map.own.hindrance() {
+        let cause = match map.own.state {
+            map::State::Pending => Cause::NotApproved,
+            map::State::Active | map::State::Expired => Cause::Expired,
+        };
+        return Err(Finding::new(cause, format!("map: {why}"), remedy));
+    }
     let known = map.own_org().and_then(|org| org.nodes.get(&map.own.id));
     let own = key.as_ref().map(enrol::public_key);
     if let Some(known) = known

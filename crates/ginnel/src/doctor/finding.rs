@@ -24,6 +24,10 @@ pub(super) enum Cause {
     NotEnrolled,
     /// The control plane does not know this node any more.
     SignInRefused,
+    /// This node waits for approval.
+    NotApproved,
+    /// The time of this node is over.
+    Expired,
     /// The control plane knows this node by another key than the one that it has.
     KeyMismatch,
     /// The control plane does not answer.

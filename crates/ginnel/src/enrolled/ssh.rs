@@ -54,6 +54,7 @@ pub(super) async fn serve(tunnel: Tunnel, pinned: Pinned, client: Arc<Client>) -
     let surroundings = Surroundings { tunnel, pinned };
     let refused = refusal::teller(Arc::clone(&client));
     loop {
+        surroundings.admitted().await;
         let organisation = Organisation {
             authority: surroundings.lookup(),
             refused: Arc::clone(&refused),
@@ -168,6 +169,14 @@ impl Surroundings {
                 is_stranger: !map.is_some_and(|map| has(map, peer)),
             })
         })
+    }
+
+    /// Waits until others know this node: before, nobody certifies it.
+    async fn admitted(&self) {
+        let state = |node: &node::Node| node.map().is_none_or(|map| map.own.state.is_active());
+        while !self.tunnel.with(|node, _| state(node)) {
+            time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// Waits until the organisation does not trust who made a host certificate, or took it back.

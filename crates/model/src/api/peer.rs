@@ -41,6 +41,10 @@ pub struct Peer {
     pub key_holder: KeyHolder,
     /// Whose device it is; a machine has no person.
     pub user: Option<UserId>,
+    /// Whether others know it: `active`, or `expired` by `ginnel node expire`.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub state: map::State,
     /// When it is removed; absent when it stays.
     pub expires: Option<Timestamp>,
     /// When its configuration was exported last.

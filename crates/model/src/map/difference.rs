@@ -252,7 +252,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{key::PublicKey, map::Role};
+    use crate::{
+        key::PublicKey,
+        map::{Role, State},
+    };
 
     fn label(number: u8) -> Label {
         format!("n{number}").parse().expect("a well-formed label")
@@ -263,6 +266,7 @@ mod tests {
             id: NodeId(1),
             name: label(1),
             role: Role::Gateway,
+            state: State::Active,
             capture: None,
         }
     }

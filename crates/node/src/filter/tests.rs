@@ -4,7 +4,7 @@ use model::{
     address::{Kind, OrgPrefix},
     id::{NodeId, OrgId},
     key::PublicKey,
-    map::{NetworkMap, Own, Role},
+    map::{NetworkMap, Own, Role, State},
 };
 use packet::{
     icmp::{self, Cause, Echo, Message, Unreachable},
@@ -64,6 +64,7 @@ fn orgs(traffic: Option<&str>) -> Orgs {
             id: NodeId(9),
             name: "gate".parse().expect("a label"),
             role: Role::Gateway,
+            state: State::Active,
             capture: None,
         },
         orgs: [(OrgId(1), org)].into(),

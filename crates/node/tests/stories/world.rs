@@ -10,7 +10,7 @@ use model::{
     address::{Kind, OrgPrefix},
     id::{NodeId, OrgId},
     key::{PublicKey, SecretKey},
-    map::{self, NetworkMap, Own, Role},
+    map::{self, NetworkMap, Own, Role, State},
     name::Label,
 };
 use node::{Attachment, Event, Node, Outcome};
@@ -165,6 +165,7 @@ impl Installation {
                 id: NodeId(host.into()),
                 name,
                 role,
+                state: State::Active,
                 capture: None,
             },
             orgs,

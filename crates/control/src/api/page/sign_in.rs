@@ -102,7 +102,7 @@ pub(super) async fn by_token(State(server): State<Server>, form: Form) -> Result
                 ApiError::new(ErrorCode::TokenUnknown, error.to_string())
             })?;
     let mut read = server.inner.store.read().await?;
-    let (row, node) = identify(&mut read, &token, server.now()).await?;
+    let (row, node) = identify(&mut read, &token, Action::LogIn, server.now()).await?;
     drop(read);
     let (user, org) = (row.user, row.org);
     let access = Access::new(Action::LogIn, Some(row), node, None)?;

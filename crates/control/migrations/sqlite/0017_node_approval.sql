@@ -1,0 +1,12 @@
+-- A node may wait until somebody approves it, and may have an end.
+
+-- Since when it waits.
+ALTER TABLE node ADD COLUMN pending INTEGER CHECK (pending IS NULL OR role = 'client');
+ALTER TABLE node ADD COLUMN expires INTEGER CHECK (expires IS NULL OR role = 'client');
+-- When its time was over, and the maps of others went on without it.
+ALTER TABLE node ADD COLUMN expired INTEGER CHECK (expired IS NULL OR expires IS NOT NULL);
+CREATE INDEX node_expires ON node (expires)
+    WHERE expires IS NOT NULL AND expired IS NULL AND removed IS NULL;
+-- Whether whoever joins by it waits.
+ALTER TABLE token ADD COLUMN approval INTEGER
+    CHECK (approval IS NULL OR (approval = 1 AND kind = 'join'));
