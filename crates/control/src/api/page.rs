@@ -118,6 +118,8 @@ pub(super) fn routes(server: &Server, api: Router) -> Router<Server> {
         .route("/ui/sign-out", post(sign_in::sign_out))
         .route("/ui/nodes", get(node::list).post(node::invite))
         .route("/ui/nodes/{node}", post(node::set))
+        .route("/ui/nodes/{node}/approval", post(node::approve))
+        .route("/ui/nodes/{node}/expiry", post(node::expire))
         .route("/ui/nodes/{node}/remove", post(node::remove))
         .route("/ui/users", get(user::list).post(user::add))
         .route("/ui/users/{user}", post(user::set))
@@ -259,6 +261,16 @@ impl Form {
     /// Tells whether the form has a field, empty or not.
     fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(field, _)| field == name)
+    }
+
+    /// Returns the seconds of a field that counts days; `None` when it is empty.
+    fn days(&self, name: &str) -> Result<Option<u64>, Fault> {
+        let days = self.some(name).map(str::parse::<u64>).transpose();
+        let days = days.map_err(|_| {
+            let message = format!("`{name}` is a whole number, or empty");
+            ApiError::new(ErrorCode::MalformedRequest, message)
+        })?;
+        Ok(days.map(|days| days.saturating_mul(24 * 60 * 60)))
     }
 
     /// Returns the items of a field, which blanks or commas separate.

@@ -315,6 +315,8 @@ const FORMS: &[(&str, &[(&str, &str)])] = &[
         "/ui/nodes/{node}",
         &[("name", "renamed"), ("tags", "db prod")],
     ),
+    ("/ui/nodes/{node}/approval", &[]),
+    ("/ui/nodes/{node}/expiry", &[("days", "3")]),
     ("/ui/nodes/{node}/remove", &[]),
     ("/ui/users", &[("name", "new"), ("role", "guest")]),
     (
@@ -913,4 +915,53 @@ async fn the_sign_in_of_a_device_lets_no_browser_in_and_that_of_a_browser_no_dev
     let body = json!({ "attempt": attempt, "name": label("stolen"), "answer": answer });
     let reply = post("/v1/oidc/sessions", body).await;
     assert_eq!(reply.status, StatusCode::UNAUTHORIZED, "{}", reply.text());
+}
+
+#[tokio::test]
+async fn a_machine_that_waits_is_approved_and_given_an_end_by_two_buttons() {
+    let stage = Stage::new().await;
+    let mut browser = stage.browser("admin").await;
+    browser.get("/ui/nodes").await.lacks("Approve");
+    let shown = browser.post("/ui/nodes", &[("approval", "needed")]).await;
+    shown.is(200);
+    let (_, rest) = shown.text.split_once("ginnel-join-").expect("a token");
+    let token = format!("ginnel-join-{}", rest.split('<').next().expect("its end"));
+    let request = json!({"name": "db", "public_key": PublicKey([40; 32])}).to_string();
+    let world = &stage.world;
+    let joined = world.request(Method::POST, "/v1/join", Some(&token), Some(request));
+    let node = joined.await.parse::<Enrolled>().id;
+    let listed = browser.get("/ui/nodes").await;
+    listed.shows("waits for approval");
+    listed.shows(&PublicKey([40; 32]).to_string());
+    for (button, path) in [("Let it in", "approval"), ("Set its end", "expiry")] {
+        listed.shows(button);
+        listed.shows(&format!("action=\"/ui/nodes/{node}/{path}\""));
+    }
+    let path = format!("/ui/nodes/{node}");
+    let approve = browser.post(&format!("{path}/approval"), &[]).await;
+    approve.leads_to("/ui/nodes");
+    browser.get("/ui/nodes").await.lacks("waits for approval");
+    let expiry = format!("{path}/expiry");
+    browser.post(&expiry, &[("days", "soon")]).await.is(400);
+    browser.post(&expiry, &[("days", "99999")]).await.is(400);
+    let expire = browser.post(&expiry, &[("days", "30")]).await;
+    expire.leads_to("/ui/nodes");
+    browser
+        .get("/ui/nodes")
+        .await
+        .shows("2026-01-31 00:00:00 UTC");
+    browser
+        .post(&expiry, &[("days", "0")])
+        .await
+        .leads_to("/ui/nodes");
+    browser.get("/ui/nodes").await.shows("expired");
+    browser
+        .post(&expiry, &[("days", "")])
+        .await
+        .leads_to("/ui/nodes");
+    browser.get("/ui/nodes").await.lacks("expired");
+    let rows = stage.audit().await;
+    let rows: Vec<_> = rows.iter().rev().take(4).map(|row| &*row.action).collect();
+    let changed = "node_expiry_changed";
+    assert_eq!(rows, [changed, "node_expired", changed, "node_approved"]);
 }

@@ -71,6 +71,11 @@ impl Part {
 /// wait is over.
 const SILENT_SECONDS: i64 = MAP_WAIT_SECONDS_MAX.cast_signed() + 15;
 
+/// Whether whoever joins waits for approval.
+const APPROVAL: [&str; 2] = [NOT_NEEDED, NEEDED];
+const NOT_NEEDED: &str = "not needed";
+const NEEDED: &str = "needed";
+
 /// What goes with a list of nodes, as far as the asker may know it.
 #[derive(Default)]
 struct Around {
@@ -117,6 +122,7 @@ pub(super) async fn list(visit: Visit, Asked(part): Asked<Part>) -> Result<Respo
             form method="post" action="/ui/nodes" {
                 (layout::proof(&visit))
                 (layout::org_field(&visit))
+                (layout::choice("Approval", "approval", &APPROVAL, NOT_NEEDED))
                 p { "A token lets one machine join within an hour." }
                 button type="submit" { "Make a join token" }
             }
@@ -195,11 +201,16 @@ fn state(visit: &Visit, node: &Node, is_peer: bool) -> Markup {
     html! {
         span {
             @match (node.role, node.seen) {
+                _ if node.state == map::State::Pending => strong.bad { "waits for approval" },
+                _ if node.state == map::State::Expired => span.bad { "expired" },
                 _ if is_peer => "plain WireGuard",
                 (_, Some(seen)) if is_there(seen.0) => span.good { "in touch" },
                 (_, Some(_)) => span.bad { "silent" },
                 (map::Role::Gateway, None) => "gateway",
                 (map::Role::Client, None) => "not seen since this server started",
+            }
+            @if let Some(expires) = node.expires {
+                " " span.note { "until " (layout::at(expires)) }
             }
         }
     }
@@ -229,15 +240,29 @@ fn changes(visit: &Visit, node: &Node) -> Markup {
         @if is_client { (layout::field("Tags", "tags", &tags.join(" "), "Separated by blanks.")) }
     };
     let sure = html! { p { "“" (node.name) "” is cut off at once and has to join again." } };
+    let key = html! { p { "“" (node.name) "” has the key " code { (node.public_key) } "." } };
+    let days = layout::field(
+        "Days",
+        "days",
+        "",
+        "From now; 0 is at once, empty is never.",
+    );
     html! {
+        @if node.state == map::State::Pending && visit.may(Action::ApproveNode) {
+            (layout::folded(visit, "Approve", &format!("{path}/approval"), "Let it in", &key))
+        }
         (layout::folded(visit, "Change", &path, "Save", &fields))
+        @if is_client && visit.may(Action::ExpireNode) {
+            (layout::folded(visit, "Expire", &format!("{path}/expiry"), "Set its end", &days))
+        }
         (layout::folded(visit, "Remove", &format!("{path}/remove"), "Remove for good", &sure))
     }
 }
 
 /// Makes a token by which a machine joins.
 pub(super) async fn invite(visit: Visit, form: Form) -> Result<Response, Fault> {
-    let body = json!({ "kind": "join", "org": form.some("org") });
+    let approval = form.text("approval") == NEEDED;
+    let body = json!({ "kind": "join", "org": form.some("org"), "approval": approval });
     let created: CreatedToken = visit.send(Method::POST, "/v1/tokens", &body).await?;
     let token = created.token.emit();
     let command = format!("ginnel join {} --token TOKEN", visit.server.url());
@@ -258,6 +283,29 @@ pub(super) async fn set(
     }
     let path = format!("/v1/nodes/{id}");
     visit.send::<Node>(Method::PATCH, &path, &body).await?;
+    Ok(then("/ui/nodes"))
+}
+
+/// Lets a node that waits into the network.
+pub(super) async fn approve(
+    visit: Visit,
+    Named(id): Named<NodeId>,
+    _form: Form,
+) -> Result<Response, Fault> {
+    let path = format!("/v1/nodes/{id}/approval");
+    visit.send::<Node>(Method::POST, &path, &json!({})).await?;
+    Ok(then("/ui/nodes"))
+}
+
+/// Says when a node's time is over.
+pub(super) async fn expire(
+    visit: Visit,
+    Named(id): Named<NodeId>,
+    form: Form,
+) -> Result<Response, Fault> {
+    let body = json!({ "ttl_seconds": form.days("days")? });
+    let path = format!("/v1/nodes/{id}/expiry");
+    visit.send::<Node>(Method::PUT, &path, &body).await?;
     Ok(then("/ui/nodes"))
 }
 

@@ -68,6 +68,7 @@ fn row(visit: &Visit, peer: &Peer) -> Markup {
                 span {
                     strong { (peer.name) }
                     @if visit.user.operator { " " span.note { (peer.org) } }
+                    @if !peer.state.is_active() { " " span.bad { (peer.state.as_str()) } }
                 }
             }
             td data-label="Address" { code { (peer.address) } }
@@ -120,15 +121,10 @@ fn export_form(visit: &Visit, peer: &Peer, path: &str) -> Markup {
 
 /// Adds a plain WireGuard client.
 pub(super) async fn add(visit: Visit, form: Form) -> Result<Response, Fault> {
-    let days = form.some("days").map(str::parse::<u64>).transpose();
-    let days = days.map_err(|_| {
-        let message = "`days` is a whole number, or empty";
-        ApiError::new(model::api::ErrorCode::MalformedRequest, message)
-    })?;
     let body = json!({
         "name": form.text("name"), "user": form.some("user"), "org": form.some("org"),
         "public_key": form.some("public_key"),
-        "ttl_seconds": days.map(|days| days.saturating_mul(86_400)),
+        "ttl_seconds": form.days("days")?,
     });
     visit.send::<Peer>(Method::POST, "/v1/peers", &body).await?;
     Ok(then("/ui/peers"))
