@@ -404,6 +404,7 @@ pub(crate) fn admits(action: Action, state: State) -> Result<(), ApiError> {
         // These are refused where the audit hears of it.
         Action::CertifyUser | Action::CertifyHost => Ok(()),
         Action::LookUpKey
+        | Action::ReportTunnels
         | Action::ReadOrg
         | Action::ChangeOrg
         | Action::ReadUser
