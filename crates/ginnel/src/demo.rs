@@ -36,6 +36,9 @@ Examples:
 /// The longest that one step may take before the demo gives up and says which.
 const STEP_MAX: Duration = Duration::from_secs(10);
 
+/// The longest that one attempt may take where several are made.
+const ATTEMPT_MAX: Duration = Duration::from_secs(2);
+
 /// The page that the node serves.
 const PAGE: &str = "hello from behind the gateway";
 
@@ -331,7 +334,11 @@ async fn fetch(proxy: SocketAddr, url: &str) -> Result<String> {
 async fn refusal(proxy: SocketAddr, url: &str) -> Result<String> {
     let wait = async {
         loop {
-            let answer = fetch(proxy, url).await?;
+            // A connection that is made while the machine is removed may hear nothing more.
+            let Ok(answer) = timeout(ATTEMPT_MAX, fetch(proxy, url)).await else {
+                continue;
+            };
+            let answer = answer?;
             // A look-up from just before the removal still finds an address.
             if answer.contains("does not exist") {
                 let status = answer.lines().next().unwrap_or_default().to_owned();
