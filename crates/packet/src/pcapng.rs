@@ -4,7 +4,7 @@
 //! and the rest in any order. Each function appends one whole block to `out`. Blocks are little
 //! endian, which the section header says; times count nanoseconds since 1970.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 /// What a packet of an interface begins with (the registry of LINKTYPE values).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -61,6 +61,15 @@ pub struct Statistics {
     pub dropped: u64,
 }
 
+/// A name of an address.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct NameRecord<'a> {
+    /// The address.
+    pub address: IpAddr,
+    /// Its name, without the dot of the root.
+    pub name: &'a str,
+}
+
 /// Which program's secrets they are (pcapng, "Decryption Secrets Block").
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SecretsType {
@@ -74,7 +83,10 @@ pub const PACKET_MAX: usize = 65_575;
 /// No block of a packet is longer.
 pub const PACKET_BLOCK_MAX: usize = 32 + PACKET_MAX.next_multiple_of(4) + 8 + 4 + TEXT_MAX + 4;
 
-/// A longer comment, name or filter is cut.
+/// No block of names is longer.
+pub const NAMES_BLOCK_MAX: usize = 65_536;
+
+/// A longer comment, name of an interface or filter is cut.
 pub const TEXT_MAX: usize = 4_096;
 
 /// Begins a section, written by `application`.
@@ -180,6 +192,71 @@ pub fn decryption_secrets(out: &mut Vec<u8>, secrets_type: SecretsType, secrets:
     });
 }
 
+/// Adds a block of at most `length_max` bytes, and [`NAMES_BLOCK_MAX`], with the first of the names
+/// that addresses have in the packets behind it. Returns how many it took; where not even one fits,
+/// it writes nothing and returns 0. What is no name of a host is taken and left out: whoever reads
+/// the file sees names as they are.
+pub fn name_resolution(out: &mut Vec<u8>, records: &[NameRecord<'_>], length_max: usize) -> usize {
+    let start = out.len();
+    let end_max = start + length_max.min(NAMES_BLOCK_MAX);
+    let mut taken = 0;
+    let mut written = 0;
+    block(out, 4, |out| {
+        for record in records {
+            if is_host_name(record.name) {
+                // The record, that which ends the list, and the length of the block.
+                if out.len() + name_record_length(record) + 4 + 4 > end_max {
+                    break;
+                }
+                put_name(out, record);
+                written += 1;
+            }
+            taken += 1;
+        }
+        put_option(out, NRB_RECORD_END, &[]);
+    });
+    if written == 0 {
+        out.truncate(start);
+    }
+    taken
+}
+
+/// Tells whether a text is the name of a host (RFC 1123, 2.1) and fits a question (RFC 1035,
+/// 2.3.4).
+fn is_host_name(text: &str) -> bool {
+    let is_label = |label: &str| {
+        let mut bytes = label.bytes();
+        (1..=LABEL_MAX).contains(&label.len())
+            && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.len() <= HOST_NAME_MAX && text.split('.').all(is_label)
+}
+
+fn name_record_length(record: &NameRecord<'_>) -> usize {
+    let address = match record.address {
+        IpAddr::V4(_) => 4,
+        IpAddr::V6(_) => 16,
+    };
+    4 + (address + record.name.len() + 1).next_multiple_of(4)
+}
+
+/// Writes address and name, which a zero ends; a record has the form of an option.
+fn put_name(out: &mut Vec<u8>, record: &NameRecord<'_>) {
+    let name = record.name.as_bytes();
+    match record.address {
+        IpAddr::V4(address) => {
+            let value = [&address.octets()[..], name, &[0]].concat();
+            put_option(out, NRB_RECORD_IPV4, &value);
+        }
+        IpAddr::V6(address) => {
+            let value = [&address.octets()[..], name, &[0]].concat();
+            put_option(out, NRB_RECORD_IPV6, &value);
+        }
+    }
+}
+
 /// Writes type, length, body and once more the length (pcapng, "General Block Structure").
 fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
@@ -247,6 +324,17 @@ const ISB_ENDTIME: u16 = 3;
 const ISB_IFRECV: u16 = 4;
 const ISB_FILTERACCEPT: u16 = 6;
 const ISB_OSDROP: u16 = 7;
+
+// Types of name records, by the names in the draft.
+const NRB_RECORD_END: u16 = 0;
+const NRB_RECORD_IPV4: u16 = 1;
+const NRB_RECORD_IPV6: u16 = 2;
+
+/// The longest name as text, without the dot of the root (RFC 1035, 2.3.4).
+const HOST_NAME_MAX: usize = 253;
+
+/// The longest label (RFC 1035, 2.3.4).
+const LABEL_MAX: usize = 63;
 
 /// The filter is text, not a program (pcapng, "if_filter").
 const IF_FILTER_STRING: u8 = 0;

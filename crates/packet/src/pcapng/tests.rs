@@ -3,8 +3,8 @@
 use std::io::Cursor;
 
 use pcap_parser::{
-    Block, PcapBlockOwned, PcapError, PcapNGOption, PcapNGReader, SecretsType as Theirs,
-    traits::PcapReaderIterator as _,
+    Block, NameRecord as TheirRecord, NameRecordType, PcapBlockOwned, PcapError, PcapNGOption,
+    PcapNGReader, SecretsType as Theirs, traits::PcapReaderIterator as _,
 };
 use proptest::prelude::*;
 
@@ -23,6 +23,7 @@ enum Found {
     },
     Statistics(u32, u64, Vec<(u16, Vec<u8>)>),
     Secrets(Vec<u8>),
+    Names(Vec<(IpAddr, String)>),
 }
 
 /// Reads a whole file with `pcap-parser`.
@@ -72,9 +73,34 @@ fn found_in(block: &Block<'_>) -> Found {
     } else if let Block::DecryptionSecrets(secrets) = block {
         assert_eq!(secrets.secrets_type, Theirs(0x5747_4b4c));
         Found::Secrets(secrets.data[..secrets.secrets_len as usize].to_vec())
+    } else if let Block::NameResolution(names) = block {
+        assert!(names.options.is_empty());
+        let (last, records) = names.nr.split_last().expect("they have an end");
+        assert_eq!(last.record_type, NameRecordType::End);
+        Found::Names(records.iter().map(name_in).collect())
     } else {
         panic!("{block:?} was not written")
     }
+}
+
+/// The address and the name before the zero; all behind it is padding.
+fn name_in(record: &TheirRecord<'_>) -> (IpAddr, String) {
+    let value = record.record_value;
+    let (address, rest) = match record.record_type {
+        NameRecordType::Ipv4 => {
+            let (address, rest) = value.split_first_chunk::<4>().expect("an address");
+            (IpAddr::from(*address), rest)
+        }
+        _ => {
+            assert_eq!(record.record_type, NameRecordType::Ipv6);
+            let (address, rest) = value.split_first_chunk::<16>().expect("an address");
+            (IpAddr::from(*address), rest)
+        }
+    };
+    let end = rest.iter().position(|byte| *byte == 0).expect("a zero");
+    assert!(rest[end..].iter().all(|byte| *byte == 0) && rest.len() - end <= 4);
+    let name = String::from_utf8(rest[..end].to_vec());
+    (address, name.expect("text"))
 }
 
 /// Codes and values, up to the end of options.
@@ -179,7 +205,129 @@ fn a_block_of_the_longest_packet_and_comment_has_the_stated_length() {
     assert_eq!(file.len(), PACKET_BLOCK_MAX);
 }
 
+/// Writes names into as many blocks as they need, after the header that a file has.
+fn names_of(records: &[NameRecord<'_>], length_max: usize) -> (Vec<Found>, usize) {
+    let mut file = Vec::new();
+    section_header(&mut file, "names");
+    let (mut rest, mut taken) = (records, 0);
+    loop {
+        let before = file.len();
+        let count = name_resolution(&mut file, rest, length_max);
+        assert!(file.len() - before <= length_max.min(NAMES_BLOCK_MAX));
+        if count == 0 {
+            break;
+        }
+        taken += count;
+        rest = &rest[count..];
+    }
+    let mut found = read(&file);
+    found.remove(0);
+    (found, taken)
+}
+
+#[test]
+fn a_foreign_parser_finds_names_of_both_families_and_no_other_text() {
+    let v4 = IpAddr::from([192, 0, 2, 1]);
+    let v6 = IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1]);
+    let (label, long) = ("a".repeat(63), "abc.".repeat(63));
+    let longest = format!("{long}a");
+    let (too_long, label_too_long) = (format!("{long}ab"), format!("{label}a"));
+    let good = [
+        "a",
+        "db.acme.internal",
+        "xn--bcher-kva.example",
+        "1",
+        &label,
+        &longest,
+    ];
+    let bad = [
+        "",
+        ".",
+        "a.",
+        ".a",
+        "a..b",
+        "-a",
+        "a-",
+        "a.-b",
+        "a b",
+        "a\0b",
+        "a\nb",
+        "\x1b[2J",
+        "\"",
+        "$(id)",
+        "bücher",
+        "\u{202e}a",
+        "a_b",
+        "*.a",
+        &too_long,
+        &label_too_long,
+    ];
+    for address in [v4, v6] {
+        let texts = good.iter().chain(&bad).chain(&good);
+        let records: Vec<_> = texts.map(|&name| NameRecord { address, name }).collect();
+        let (found, taken) = names_of(&records, usize::MAX);
+        assert_eq!(taken, records.len());
+        let expected = good.iter().chain(&good);
+        let expected = expected.map(|name| (address, (*name).to_owned()));
+        assert_eq!(found, [Found::Names(expected.collect())]);
+        let bad = bad.map(|name| NameRecord { address, name });
+        assert_eq!(names_of(&bad, usize::MAX), (Vec::new(), bad.len()));
+    }
+}
+
+#[test]
+fn many_names_stand_in_blocks_of_bounded_length() {
+    let label = "a".repeat(63);
+    let texts: Vec<_> = (0..2_000_u32).map(|n| format!("n{n}.{label}")).collect();
+    let records: Vec<_> = (0_u32..)
+        .zip(&texts)
+        .map(|(number, name)| {
+            let address = IpAddr::from(number.to_be_bytes());
+            NameRecord { address, name }
+        })
+        .collect();
+    let all = |found: Vec<Found>| -> Vec<(IpAddr, String)> {
+        let names = found.into_iter().flat_map(|block| {
+            let Found::Names(names) = block else {
+                panic!("{block:?}");
+            };
+            names
+        });
+        names.collect()
+    };
+    let expected: Vec<_> = records
+        .iter()
+        .map(|record| (record.address, record.name.to_owned()))
+        .collect();
+    for (length_max, blocks) in [(usize::MAX, 3), (1_000, 167), (100, 2_000)] {
+        let (found, taken) = names_of(&records, length_max);
+        assert_eq!((found.len(), taken), (blocks, records.len()));
+        assert_eq!(all(found), expected);
+    }
+    assert_eq!(names_of(&records, 90), (Vec::new(), 0));
+}
+
 proptest! {
+    #[test]
+    fn no_text_but_names_of_hosts_stands_in_a_block(
+        names in prop::collection::vec("[-.a-z0-9]{0,9}|\\PC{0,9}", 0..20),
+        length_max in 0..300_usize,
+    ) {
+        let address = IpAddr::from([192, 0, 2, 1]);
+        let records = names.iter().map(|name| NameRecord { address, name });
+        let (found, _) = names_of(&records.collect::<Vec<_>>(), length_max);
+        for block in found {
+            let Found::Names(found) = block else { panic!("{block:?}") };
+            prop_assert!(!found.is_empty());
+            for (_, name) in found {
+                prop_assert!(names.contains(&name));
+                let mut labels = name.split('.');
+                let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+                prop_assert!(labels.all(|label| !label.is_empty() && label.bytes().all(plain)));
+            }
+        }
+    }
+
     #[test]
     fn whatever_is_written_is_read_back(
         packets in prop::collection::vec(
