@@ -24,7 +24,10 @@ use packet::{
 use wireguard::{HEADER, INITIATION, KeyLog, RESPONSE};
 use zeroize::Zeroizing;
 
+use self::name::Names;
 use crate::discard::{Counters, Discard};
+
+mod name;
 
 /// What is wanted.
 #[derive(Clone, Debug)]
@@ -67,6 +70,8 @@ pub struct Capture {
     packets_max: u64,
     bytes_max: u64,
     complete: bool,
+    /// Of addresses inside the tunnel; `None` where nobody sees such.
+    names: Option<Names>,
     /// At most [`NOTES_MAX`]; further ones are not told.
     notes: Vec<String>,
     /// What was discarded since the last packet, after its own had been written.
@@ -158,6 +163,8 @@ impl Capture {
         let inner = tap(settings.inner, "inner", "packets inside the tunnel");
         let outer = tap(settings.outer, "outer", "WireGuard datagrams");
         let epoch = wall.duration_since(SystemTime::UNIX_EPOCH);
+        let shows_inside = settings.inner || settings.keys;
+        let bytes_max = settings.bytes_max.unwrap_or(u64::MAX);
         Self {
             filter: settings.filter,
             keys: settings.keys.then(Sessions::default),
@@ -168,8 +175,9 @@ impl Capture {
             queue,
             packets: 0,
             packets_max: settings.packets_max.unwrap_or(u64::MAX),
-            bytes_max: settings.bytes_max.unwrap_or(u64::MAX),
+            bytes_max,
             complete: false,
+            names: shows_inside.then(|| Names::new(bytes_max)),
             notes: Vec::new(),
             late: None,
         }
@@ -234,6 +242,36 @@ impl Capture {
             filter.is_none_or(|filter| filter.matches(&header[..length], length + message.len()))
         };
         self.keys.is_some() && messages.into_iter().all(wants)
+    }
+
+    /// Tells whether names of addresses inside the tunnel are written.
+    #[must_use]
+    pub fn wants_names(&self) -> bool {
+        self.names.is_some()
+    }
+
+    /// Says which names addresses inside the tunnel have, or have now: those that are new stand
+    /// before the next packet, as far as there is room for names.
+    pub fn name(&mut self, names: impl IntoIterator<Item = (IpAddr, String)>) {
+        if let Some(known) = &mut self.names {
+            names
+                .into_iter()
+                .for_each(|(address, name)| known.insert(address, name));
+            self.write_names();
+        }
+    }
+
+    fn write_names(&mut self) {
+        let Some(names) = self.names.as_mut().filter(|_| !self.complete) else {
+            return;
+        };
+        if names.wait() {
+            let file = self.bytes_max.saturating_sub(self.written);
+            let file = usize::try_from(file).unwrap_or(usize::MAX);
+            let before = self.queue.len();
+            names.write(&mut self.queue, file.saturating_sub(END_MAX));
+            self.note_written(before);
+        }
     }
 
     /// Writes keys, before the datagrams that they open, if they are wanted.
@@ -403,6 +441,7 @@ impl Capture {
 
     /// Writes a packet if there is room, or ends what has reached its bound.
     fn write(&mut self, packet: &EnhancedPacket<'_>) -> bool {
+        self.write_names();
         let length: usize = packet.pieces.iter().map(|piece| piece.len()).sum();
         let needed = length + packet.comment.len() + BLOCK;
         if !self.has_room(needed) || self.queue.len() + needed > QUEUE_MAX {

@@ -284,6 +284,7 @@ impl Node {
         self.routed.apply(map);
         self.ask_about_strangers(map.own.role == Role::Gateway);
         self.source = Source::Map(map.clone());
+        self.name_nodes(map.orgs.keys().copied());
         self.ahead.clear();
         if self.probed_path() != path {
             self.path_mtu = PathMtu::default();
@@ -328,6 +329,7 @@ impl Node {
         self.roster
             .apply_part(now, &mut self.device, &plans[0], &plans[1]);
         self.orgs.apply_part(map, former.orgs.keys());
+        self.name_nodes(former.orgs.into_keys());
         self.filter.changed();
         true
     }
@@ -385,6 +387,9 @@ impl Node {
         self.roster.set(now, &mut self.device, key, wanted);
         self.orgs
             .insert((org, entry), id, former.as_ref(), map.serial);
+        if let Some(capture) = &mut self.capture {
+            capture.name(tap::named(entry, node));
+        }
         if former.is_some() {
             self.filter.changed();
         }

@@ -16,9 +16,10 @@ type Packet = (u32, Vec<u8>, String);
 /// What stands in a file.
 #[derive(Debug, Default, Eq, PartialEq)]
 struct Contents {
-    /// A letter for each block: section, interface, packet, keys, end.
+    /// A letter for each block: section, interface, names, packet, keys, end.
     order: String,
     packets: Vec<Packet>,
+    names: Vec<String>,
     /// Received, accepted and dropped, for each interface.
     statistics: Vec<[u64; 3]>,
     /// The comments of the ends.
@@ -56,6 +57,13 @@ impl Contents {
             self.order.push('I');
         } else if let Block::DecryptionSecrets(_) = block {
             self.order.push('K');
+        } else if let Block::NameResolution(names) = block {
+            self.order.push('N');
+            let (_, records) = names.nr.split_last().expect("they have an end");
+            self.names.extend(records.iter().map(|record| {
+                let name = record.record_value[16..].split(|byte| *byte == 0).next();
+                String::from_utf8(name.expect("one").to_vec()).expect("text")
+            }));
         } else if let Block::EnhancedPacket(packet) = block {
             self.order.push('P');
             let bytes = packet.data[..packet.caplen as usize].to_vec();
@@ -270,6 +278,111 @@ fn what_is_discarded_after_the_last_packet_is_told_at_the_end_if_it_fits() {
         assert!(file.len() as u64 <= bytes_max);
         assert!(told.starts_with(&contents(&file).last[0]));
     }
+}
+
+/// An address and a name for each number.
+fn names(numbers: std::ops::Range<u32>) -> impl Iterator<Item = (IpAddr, String)> {
+    numbers.map(|number| {
+        let address = Ipv6Addr::from(0xfd00 << 112 | u128::from(number));
+        (address.into(), format!("n{number}.acme.internal"))
+    })
+}
+
+#[test]
+fn names_stand_before_the_packets_once_and_again_when_they_change() {
+    let (now, mut capture) = start(both());
+    let inner = |capture: &mut Capture| capture.inner(now, Direction::Inbound, &ipv4(6), None);
+    capture.name(names(0..3));
+    inner(&mut capture);
+    capture.name(names(0..3));
+    inner(&mut capture);
+    capture.name(names(0..4));
+    let (address, _) = names(1..2).next().expect("one");
+    capture.name([(address, "new.acme.internal".to_owned())]);
+    capture.name([(address, "$(id)".to_owned())]);
+    inner(&mut capture);
+    let found = end(capture, now);
+    assert_eq!(found.order, "SIINPPNNPEE");
+    let once = ["n0", "n1", "n2", "n3", "new"];
+    let once = once.map(|name| format!("{name}.acme.internal"));
+    assert_eq!(found.names, once);
+}
+
+#[test]
+fn names_are_written_only_where_addresses_inside_the_tunnel_are_seen() {
+    for (inner, keys, written) in [
+        (true, false, true),
+        (false, false, false),
+        (false, true, true),
+    ] {
+        let settings = Settings {
+            inner,
+            keys,
+            ..both()
+        };
+        let (now, mut capture) = start(settings);
+        assert_eq!(capture.wants_names(), written);
+        capture.name(names(0..3));
+        assert_eq!(end(capture, now).names.len(), if written { 3 } else { 0 });
+    }
+}
+
+#[test]
+fn names_are_bounded_and_leave_the_file_to_packets() {
+    let (now, mut capture) = start(both());
+    let more = u32::try_from(name::NAMES_MAX).expect("few") + 5;
+    capture.name(names(0..more));
+    capture.name(names(0..more));
+    let found = end(capture, now);
+    assert_eq!(found.names.len(), name::NAMES_MAX);
+    for bytes_max in (2_000..40_000).step_by(997) {
+        let settings = Settings {
+            bytes_max: Some(bytes_max),
+            ..both()
+        };
+        let (now, mut capture) = start(settings);
+        capture.name(names(0..1_000));
+        capture.name(names(1_000..1_001));
+        while !capture.is_complete() {
+            capture.inner(now, Direction::Inbound, &ipv4(6), None);
+        }
+        capture.finish(now);
+        let mut file = buffer();
+        capture.take(&mut file);
+        let (length, found) = (file.len() as u64, contents(&file));
+        assert!(length <= bytes_max && length + 200 > bytes_max);
+        let names = found.names.len() as u64;
+        // A name takes 40 bytes here, and the block 16 more.
+        assert_eq!(names, (bytes_max / 8).saturating_sub(16) / 40);
+        assert_eq!(found.names.last(), names_of_last(names).as_ref());
+    }
+}
+
+/// The last of so many names.
+fn names_of_last(count: u64) -> Option<String> {
+    count
+        .checked_sub(1)
+        .map(|last| format!("n{last}.acme.internal"))
+}
+
+#[test]
+fn names_that_find_the_queue_full_come_before_the_packet_that_does_not() {
+    let (now, mut capture) = start(both());
+    let packet = vec![0x45; 60_000];
+    for _ in 0..QUEUE_MAX / packet.len() + 1 {
+        capture.inner(now, Direction::Inbound, &packet, None);
+    }
+    let [mut first, mut last] = [buffer(), buffer()];
+    capture.name(names(0..3));
+    capture.take(&mut first);
+    assert_eq!(contents(&first).names.len(), 0);
+    capture.inner(now, Direction::Inbound, &ipv4(6), None);
+    capture.take(&mut last);
+    let before = contents(&first).packets.len();
+    first.extend_from_slice(&last);
+    let found = contents(&first);
+    assert_eq!((found.names.len(), found.packets.len()), (3, before + 1));
+    assert!(found.order.ends_with("PNP"));
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! Where a capture sees packets; each tap is one branch when none runs.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Instant, SystemTime},
 };
 
+use model::{id::OrgId, map, name::ZONE};
 use packet::pcapng::Direction;
 use wireguard::PeerId;
 
-use super::Node;
+use super::{Node, Source};
 use crate::{
     capture::{Capture, Settings},
     discard::Discard,
@@ -33,7 +34,22 @@ impl Node {
             }
         }
         self.capture = Some(Box::new(capture));
+        let orgs = self.map().into_iter().flat_map(|map| map.orgs.keys());
+        self.name_nodes(orgs.copied().collect::<Vec<_>>());
         true
+    }
+
+    /// Says to the capture which names nodes of these organisations have now.
+    pub(super) fn name_nodes(&mut self, orgs: impl IntoIterator<Item = OrgId>) {
+        let capture = self.capture.as_mut();
+        let capture = capture.filter(|capture| capture.wants_names());
+        if let (Some(capture), Source::Map(map)) = (capture, &self.source) {
+            let orgs = orgs.into_iter().filter_map(|id| map.orgs.get(&id));
+            capture.name(orgs.flat_map(|org| {
+                let nodes = org.nodes.values();
+                nodes.filter_map(move |node| named(org, node))
+            }));
+        }
     }
 
     /// Returns the capture that runs.
@@ -126,4 +142,12 @@ impl Node {
             capture.note(format!("{what} {endpoint}"));
         }
     }
+}
+
+/// Returns the full name of a node for its address.
+pub(super) fn named(org: &map::Org, node: &map::Node) -> Option<(IpAddr, String)> {
+    org.prefix.contains(node.address).then(|| {
+        let name = format!("{}.{}.{ZONE}", node.name, org.name);
+        (IpAddr::V6(node.address), name)
+    })
 }

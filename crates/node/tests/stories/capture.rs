@@ -55,7 +55,8 @@ fn end(world: &mut World, host: u8) -> Vec<u8> {
 /// Pipes a file through tshark; `None` where there is none.
 fn tshark(file: &[u8], arguments: &[&str]) -> Option<Vec<String>> {
     let mut command = Command::new("tshark");
-    command.args(["-n", "-r", "-"]).args(arguments);
+    // Names inside the file, and no question to a resolver.
+    command.args(["-n", "-N", "n", "-r", "-"]).args(arguments);
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let Ok(mut child) = piped.stderr(Stdio::piped()).spawn() else {
         assert!(
@@ -244,4 +245,64 @@ fn without_keys_the_file_has_the_packets_their_verdicts_and_no_key() {
         return;
     };
     assert_eq!(comments, ["discarded: node.policy"]);
+}
+
+#[test]
+fn tshark_shows_the_names_of_nodes_also_of_those_that_came_meanwhile() {
+    let mut installation = Installation::new();
+    let (id, newcomer) = installation
+        .org(1)
+        .nodes
+        .pop_last()
+        .expect("the web server");
+    let mut world = World::standing(&installation, &[11, 12, 21, 22]);
+    start(&mut world, GATEWAY, false);
+    start(&mut world, 11, false);
+    assert!(ping(&mut world, 11, 12) && ping(&mut world, 21, 22));
+    // Once ahead of the map and then in it: a name stands in the file once.
+    let now = world.now;
+    let inserted = world
+        .node(GATEWAY)
+        .insert_node(now, model::id::OrgId(1), id, &newcomer);
+    assert!(inserted);
+    installation.org(1).nodes.insert(id, newcomer);
+    world.publish(&installation);
+    world.add(13, netstack(13));
+    world.publish(&installation);
+    world.run(Duration::from_secs(6));
+    assert!(ping(&mut world, 11, 13));
+    let renamed = installation.org(1).nodes.get_mut(&model::id::NodeId(12));
+    renamed.expect("it is there").name = crate::world::label("store");
+    world.publish(&installation);
+    assert!(ping(&mut world, 11, 12));
+    let files = [GATEWAY, 11].map(|host| end(&mut world, host));
+    let requests = ["-Y", "icmpv6.type == 128", "-T", "fields"];
+    let hosts = ["-e", "ipv6.src_host", "-e", "ipv6.dst_host"];
+    let arguments = [&requests[..], &hosts[..]].concat();
+    let expected = [
+        ("acme", "laptop", "db"),
+        ("umbrella", "laptop", "db"),
+        ("acme", "laptop", "web"),
+        ("acme", "laptop", "store"),
+    ];
+    let expected: Vec<_> = expected
+        .iter()
+        .map(|(org, from, to)| format!("{from}.{org}.internal\t{to}.{org}.internal"))
+        .collect();
+    let of_org = expected.iter().filter(|line| line.contains("acme"));
+    for (file, expected) in files
+        .iter()
+        .zip([expected.clone(), of_org.cloned().collect()])
+    {
+        // What a client knows is its own organisation.
+        let own = file.windows(8).any(|part| part == b"umbrella");
+        assert_eq!(own, expected.len() == 4);
+        let Some(mut lines) = tshark(file, &arguments) else {
+            return;
+        };
+        // The resolver, which probes go to, has no name.
+        lines.retain(|line| line.matches(".internal").count() == 2);
+        lines.dedup();
+        assert_eq!(lines, expected);
+    }
 }
