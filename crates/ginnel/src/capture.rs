@@ -42,6 +42,10 @@ use crate::{
 /// Forwarding never waits for the reader: what is missing is counted at the end of the file. A
 /// file is for its owner alone.
 ///
+/// The file says the names of the nodes, such as db.acme.internal, also of those that come while it
+/// is written. Wireshark shows them with View, Name Resolution, Resolve Network Addresses, and
+/// tshark with -N n, or with -n -N n where it should ask no resolver for others.
+///
 /// With --keys Wireshark opens the datagrams too, as they come, through every rekey: what it needs
 /// is in the file before the packets that need it. Such a key log holds the private key of this
 /// node, so the node takes a new one when the capture ends; connections go on.
@@ -135,6 +139,7 @@ Examples:
   ginnel capture -w today.pcapng --duration 1m
   ginnel capture --filter 'tcp port 5432' | wireshark -k -i -
   ginnel capture --node db --duration 1m -w db.pcapng
+  ginnel capture | tshark -n -N n -r -                with names of nodes
   ginnel capture --keys --yes -w - | wireshark -k -i -
   ginnel capture --tun wg0 --interface both -w wg0.pcapng
   ssh gateway ginnel capture --interface both | tshark -r -";

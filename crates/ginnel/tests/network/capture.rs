@@ -139,24 +139,63 @@ fn the_tunnel_is_among_the_interfaces_of_tshark() {
     for name in ["ginnel-inner", "ginnel-outer"] {
         assert!(listed.stdout.contains(name), "{listed:?}");
     }
+    // Probes of the path MTU are longer.
     let mut tshark = tshark(
         &world,
         &directory,
-        "-l -n -i ginnel-inner -f icmp6 -c 4 -T fields -e icmpv6.type",
+        "-l -n -N n -i ginnel-inner -f 'icmp6 and less 200' -c 4 \
+         -T fields -E separator=, -e icmpv6.type -e ipv6.src_host -e ipv6.dst_host",
     );
     let mut tshark = world.spawn(&mut tshark);
-    let mut types = Vec::new();
+    let mut packets = Vec::new();
     wait_for("four packets", || {
         world.try_run("laptop", &["ping", "shed", "-c", "1"]);
-        types.extend(tshark.lines_so_far());
-        types.len() >= 4
+        packets.extend(tshark.lines_so_far());
+        packets.len() >= 4
     });
     assert_eq!(tshark.ended().code, Some(0));
+    let request = "128,laptop.default.internal,shed.default.internal";
+    let reply = "129,shed.default.internal,laptop.default.internal";
+    let mut seen = [request, reply].into_iter();
     assert!(
-        types.iter().all(|kind| kind == "128" || kind == "129"),
-        "{types:?}"
+        seen.all(|line| packets.iter().any(|packet| packet == line)),
+        "{packets:?}"
     );
-    assert!(types.iter().any(|kind| kind == "129"), "{types:?}");
+}
+
+#[test]
+fn nodes_have_their_names_in_a_capture_also_those_that_came_meanwhile() {
+    if lacks("tshark") {
+        return;
+    }
+    let (world, _laptop) = World::with_laptop();
+    let _shed = world.machine("shed", "echo", 7000, serve_echo());
+    let file = world.path("names.pcapng");
+    let line = ["capture", "-w", file.to_str().expect("UTF-8")];
+    let mut capture = world.spawn(&mut world.ginnel("laptop", &line));
+    let named = |name: &str| {
+        let filter = format!("ipv6.dst_host == \"{name}.default.internal\"");
+        let mut tshark = Command::new("tshark");
+        tshark.args(["-n", "-N", "n", "-Y", &filter, "-r"]);
+        // A file that is written still may end within a block.
+        let ended = finish(tshark.arg(&file).stdin(Stdio::null()));
+        ended.stdout.lines().count() > 0
+    };
+    wait_for("a packet to the shed", || {
+        world.try_run("laptop", &["ping", "shed", "-c", "1"]);
+        named("shed")
+    });
+    let _barn = world.machine("barn", "other", 7000, serve_echo());
+    wait_for("a packet to the newcomer", || {
+        world.try_run("laptop", &["ping", "barn", "-c", "1"]);
+        named("barn")
+    });
+    capture.signal("INT");
+    let ended = capture.ended();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert!(named("laptop"));
+    let told = finish(Command::new("capinfos").arg(&file));
+    assert_eq!(told.code, Some(0), "{told:?}");
 }
 
 /// tshark with one directory of foreign interfaces; root's tshark knows only the system's.

@@ -50,6 +50,8 @@ fn the_packets_of_another_machine_are_told_to_who_asked_and_to_its_owner() {
         return;
     }
     assert!(count(&file, "icmpv6.type == 128") >= 3);
+    let named = "icmpv6.type == 128 && ipv6.src_host == \"laptop.default.internal\"";
+    assert!(count(&file, named) >= 3);
     assert_eq!(
         count(&file, "icmpv6.type == 128"),
         count(&file, "icmpv6.type == 129")
@@ -139,7 +141,8 @@ fn public_key(world: &World) -> String {
 /// Counts the frames that a filter finds.
 fn count(file: &Path, filter: &str) -> usize {
     let mut tshark = Command::new("tshark");
-    tshark.args(["-n", "-Y", filter, "-r"]).arg(file);
+    // With the names that stand in the file, and no question to a resolver.
+    tshark.args(["-n", "-N", "n", "-Y", filter, "-r"]).arg(file);
     let ended = finish(tshark.stdin(Stdio::null()));
     assert_eq!(ended.code, Some(0), "{ended:?}");
     ended.stdout.lines().count()
