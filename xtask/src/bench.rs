@@ -50,7 +50,7 @@ const WORLDS: &[World] = &[
     },
     World {
         name: "capture",
-        measures: "a node in user mode while `ginnel capture` runs, against none",
+        measures: "a node in user mode and `ginnel tun` while `ginnel capture` runs, against none",
         usage: capture::USAGE,
         run: capture::run,
     },

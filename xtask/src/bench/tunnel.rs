@@ -39,6 +39,9 @@ pub(crate) enum Driven {
     /// the other end, which is `ginnel tun`. A capture with these arguments runs at the node, if
     /// there are any.
     User(&'static [&'static str]),
+    /// As `ginnel tun` at both ends. A capture with these arguments runs at the interface where the
+    /// traffic comes from, if there are any.
+    Captured(&'static [&'static str]),
 }
 
 /// What to measure and how long.

@@ -97,6 +97,7 @@ impl World {
         match peer.driven {
             Driven::Wg(words) => world.tunnel(peer, words)?,
             Driven::User(captured) => world.user(peer, captured)?,
+            Driven::Captured(captured) => world.captured(peer, captured)?,
         }
         Ok(world)
     }
@@ -116,6 +117,19 @@ impl World {
                 &["ping", "-q", "-c", "1", "-W", "1", TARGET],
             ))
         })
+    }
+
+    /// A tunnel between two interfaces of ours, and perhaps a capture at the first.
+    fn captured(&mut self, peer: &Peer, captured: &[&str]) -> Result<()> {
+        self.tunnel(peer, &["tun", "-f"])?;
+        if !captured.is_empty() {
+            let [a, _] = &SIDES;
+            let program = peer.program.to_str().context("a path in UTF-8")?;
+            let mut capture = inside(CLIENT, &[program, "capture", "--tun", a.interface]);
+            capture.args(captured).args(["-w", "-"]);
+            self.beside.push(quiet(capture)?);
+        }
+        self.still_runs()
     }
 
     /// A node without an interface, a port that it forwards, and perhaps a capture at it.
@@ -143,6 +157,11 @@ impl World {
             capture.arg("capture").args(captured).args(["-w", "-"]);
             self.beside.push(quiet(capture)?);
         }
+        self.still_runs()
+    }
+
+    /// Gives what runs beside the tunnel time to begin, and sees that it has not ended.
+    fn still_runs(&mut self) -> Result<()> {
         thread::sleep(Duration::from_millis(500));
         for process in &mut self.beside {
             let ended = process.try_wait().context("look at a process")?;
