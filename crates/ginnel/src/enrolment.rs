@@ -99,6 +99,15 @@ impl State {
         Ok(Self::at(state::directory(global)?))
     }
 
+    /// Finds the same directory from anywhere, for files that other programs read.
+    pub(crate) fn absolute(self) -> Result<Self> {
+        let directory = std::path::absolute(&self.directory);
+        let directory = directory
+            .with_context(|| format!("find `{}` from anywhere", self.directory.display()))
+            .remedy("name the whole path: --state DIR")?;
+        Ok(Self { directory })
+    }
+
     /// Takes `directory`, which need not exist yet.
     pub(crate) fn at(directory: impl Into<PathBuf>) -> Self {
         Self {

@@ -137,7 +137,8 @@ pub(super) fn remove(args: &Args, global: &Global) -> Result<ExitCode> {
 
 impl Node {
     fn read(global: &Global) -> Result<Self> {
-        let state = State::locate(global)?;
+        // sshd and systemd run anywhere.
+        let state = State::locate(global)?.absolute()?;
         state.enrolment()?;
         let map = state.map()?.context("this node has no map yet")?;
         let pinned = Pinned::open(state.clone())?;
@@ -248,19 +249,12 @@ impl Args {
 
     /// Renews every hour; `false` where no systemd runs.
     fn start_timer(&self, program: &Path, node: &Node) -> Result<bool> {
-        let (program, state) = (word(program)?, word(node.state.directory())?);
-        let service = format!(
-            "[Unit]\nDescription=Renew what sshd knows of ginnel's SSH authority\n\n\
-             [Service]\nType=oneshot\nExecStart={program} --state {state} ssh-server renew\n"
-        );
-        let timer = "[Unit]\nDescription=Renew what sshd knows of ginnel's SSH authority\n\n\
-                     [Timer]\nOnActiveSec=1h\nOnUnitActiveSec=1h\nRandomizedDelaySec=5min\n\n\
-                     [Install]\nWantedBy=timers.target\n";
+        let service = service(program, node.state.directory())?;
         if !self.is_managed() {
             return Ok(false);
         }
         write(&self.at(SERVICE), &service)?;
-        write(&self.at(TIMER), timer)?;
+        write(&self.at(TIMER), TIMER_UNIT)?;
         systemctl(&["daemon-reload"])?;
         systemctl(&["enable", "--now", "ginnel-ssh-renew.timer"])?;
         Ok(true)
@@ -283,6 +277,20 @@ impl Args {
         remove_optional(fs::remove_dir(&folder), &folder)
     }
 }
+
+/// Writes the unit that renews (systemd.service(5)), of plain words.
+fn service(program: &Path, state: &Path) -> Result<String> {
+    let (program, state) = (word(program)?, word(state)?);
+    Ok(format!(
+        "[Unit]\nDescription=Renew what sshd knows of ginnel's SSH authority\n\n\
+         [Service]\nType=oneshot\nExecStart={program} --state {state} ssh-server renew\n"
+    ))
+}
+
+/// When it runs (systemd.timer(5)).
+const TIMER_UNIT: &str = "[Unit]\nDescription=Renew what sshd knows of ginnel's SSH authority\n\n\
+                          [Timer]\nOnActiveSec=1h\nOnUnitActiveSec=1h\n\
+                          RandomizedDelaySec=5min\n\n[Install]\nWantedBy=timers.target\n";
 
 /// Has this machine's host key certified. The key itself is not read.
 async fn certify(args: &Args, node: &Node) -> Result<String> {
@@ -405,16 +413,53 @@ mod tests {
         for path in [
             b"/a b".as_slice(),
             b"/a\n",
+            b"/a\nExecStartPost=/bin/touch /pwned",
             b"/%u",
             b"/\"",
             b"/'",
             b"/$HOME",
+            b"/$(id)",
+            b"/${HOME}",
+            b"/`id`",
+            b"/a;b",
             b"/a#",
             b"/\\",
+            b"/\x1b[2J",
             b"/\xff",
+            "/\u{202e}a".as_bytes(),
+            "/é".as_bytes(),
         ] {
             let path = Path::new(OsStr::from_bytes(path));
             assert!(word(path).is_err(), "{path:?}");
+            assert!(service(path, Path::new("/var/lib/ginnel")).is_err());
+            assert!(service(Path::new("/usr/bin/ginnel"), path).is_err());
+        }
+    }
+
+    #[test]
+    fn systemd_finds_no_fault_in_the_units() {
+        if Command::new("systemd-analyze")
+            .arg("--version")
+            .output()
+            .is_err()
+        {
+            eprintln!("SKIPPED: no systemd-analyze");
+            return;
+        }
+        let directory = tempfile::tempdir().expect("a new directory");
+        let path = |name: &str| directory.path().join(name);
+        let units = ["ginnel-ssh-renew.service", "ginnel-ssh-renew.timer"].map(path);
+        let program = Path::new("/bin/true");
+        let long = format!("/var/lib/{}", "a".repeat(255));
+        for state in ["/var/lib/ginnel", "/a-b_c.d+e@f", "/-rf/--x/@a/+b", &long] {
+            let text = service(program, Path::new(state)).expect("plain words");
+            fs::write(&units[0], text).expect("a new file");
+            fs::write(&units[1], TIMER_UNIT).expect("a new file");
+            let mut analyze = Command::new("systemd-analyze");
+            let verified = analyze.args(["verify", "--man=no"]).args(&units).output();
+            let verified = verified.expect("it runs");
+            let said = String::from_utf8_lossy(&verified.stderr);
+            assert!(verified.status.success() && said.is_empty(), "{said}");
         }
     }
 }
