@@ -178,6 +178,45 @@ mod tests {
     }
 
     #[test]
+    fn an_endpoint_that_would_be_more_than_one_value_makes_no_configuration() {
+        let long = format!("{}:1", "a".repeat(255));
+        for endpoint in [
+            "a:1\nPostUp = touch pwned",
+            "a:1\r\n[Interface]",
+            "a:1 # b",
+            "a b:1",
+            "$(id):1",
+            "`id`:1",
+            "a;b:1",
+            "\"a\":1",
+            "'a':1",
+            "-a:1",
+            "a=b:1",
+            "a,b:1",
+            "\u{1b}[2J:1",
+            "\u{202e}a:1",
+            "bücher:1",
+            "a:1\0",
+            "[::1%eth0]:1",
+            "a:0",
+            "a:65536",
+            "a:+1",
+            &long,
+        ] {
+            let mut configuration = configuration();
+            configuration.gateway.endpoint = endpoint.to_owned();
+            assert!(configuration.emit(None).is_err(), "{endpoint:?}");
+        }
+        let mut configuration = configuration();
+        for endpoint in ["xn--bcher-kva.example:1", "[fd00::1]:65535", "192.0.2.1:1"] {
+            configuration.gateway.endpoint = endpoint.to_owned();
+            let text = configuration.emit(None).expect("well-formed");
+            let line = format!("Endpoint = {endpoint}");
+            assert_eq!(text.lines().filter(|known| *known == line).count(), 1);
+        }
+    }
+
+    #[test]
     fn a_configuration_is_one_that_wg_quick_and_we_can_read() {
         let key = SecretKey::new([7; 32]);
         let text = configuration()
