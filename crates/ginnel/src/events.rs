@@ -56,7 +56,7 @@ async fn print(stream: UnixStream, json: bool) -> anyhow::Result<()> {
         .context("local agent: read events")?
     {
         if json {
-            terminal::line(line)?;
+            terminal::json_text(&line)?;
             continue;
         }
         let occurrence: Occurrence = serde_json::from_str(&line)

@@ -1,5 +1,5 @@
 //! The log on stderr: for people, or one JSON object a line. One fault that repeats does not flood
-//! it.
+//! it, and what others said neither ends a line nor does something to a terminal.
 
 use std::{
     collections::BTreeMap,
@@ -10,9 +10,13 @@ use std::{
 };
 
 use os::clock::Clock;
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+};
 use tracing_subscriber::{
     EnvFilter,
+    field::RecordFields,
     fmt::{
         FmtContext, FormatEvent, FormatFields,
         format::Writer,
@@ -21,7 +25,10 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::cli::Global;
+use crate::{
+    cli::Global,
+    terminal::{plain, plain_json},
+};
 
 /// Starts the log; `GINNEL_LOG` overrides the flags with a filter such as `ginnel=trace`.
 pub(crate) fn start(global: &Global) {
@@ -39,7 +46,7 @@ pub(crate) fn start(global: &Global) {
     if global.log_json {
         log.json().map_event_format(Limited::json).init();
     } else {
-        let log = log.with_target(false);
+        let log = log.with_target(false).fmt_fields(PlainFields);
         log.map_event_format(Limited::text).init();
     }
 }
@@ -55,6 +62,43 @@ struct Limited<F> {
     format: F,
     json: bool,
     state: Mutex<(Clock, Windows)>,
+}
+
+/// Writes fields for people, with escapes for the letters that would do something to a terminal.
+struct PlainFields;
+
+struct Visitor<'a> {
+    writer: Writer<'a>,
+    is_first: bool,
+    result: fmt::Result,
+}
+
+impl<'a> FormatFields<'a> for PlainFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'a>, fields: R) -> fmt::Result {
+        let mut visitor = Visitor {
+            writer,
+            is_first: true,
+            result: Ok(()),
+        };
+        fields.record(&mut visitor);
+        visitor.result
+    }
+}
+
+impl Visit for Visitor<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if self.result.is_err() {
+            return;
+        }
+        let pad = if self.is_first { "" } else { " " };
+        self.is_first = false;
+        let value = format!("{value:?}");
+        let value = plain(&value);
+        self.result = match field.name() {
+            "message" => write!(self.writer, "{pad}{}", *value),
+            name => write!(self.writer, "{pad}{name}={}", *value),
+        };
+    }
 }
 
 /// What was written lately, by the place in the code: as many as the program has.
@@ -154,7 +198,13 @@ where
                 if left_out > 0 {
                     self.tell(&mut writer, event.metadata().target(), left_out)?;
                 }
-                self.format.format_event(context, writer, event)
+                if !self.json {
+                    return self.format.format_event(context, writer, event);
+                }
+                let mut text = String::new();
+                let written = Writer::new(&mut text);
+                self.format.format_event(context, written, event)?;
+                writer.write_str(&plain_json(&text))
             }
         }
     }
@@ -222,5 +272,39 @@ mod tests {
         let told: serde_json::Value = serde_json::from_str(&told).unwrap();
         assert_eq!(told["fields"]["count"], 900);
         assert!(told["timestamp"].is_string());
+    }
+
+    #[test]
+    fn what_others_said_ends_no_line_and_does_nothing_to_a_terminal() {
+        let hostile = "\r\nginnel ERROR \"forged\"\u{1b}[2J\u{9b}H\u{202e}\u{2028}\u{7}";
+        let logged = |json: bool| {
+            let written = Written::default();
+            let writer = written.clone();
+            let log = tracing_subscriber::fmt().with_writer(move || writer.clone());
+            let log = log.with_ansi(false);
+            let tell = || {
+                let error = anyhow::anyhow!("{hostile}").context("outer");
+                tracing::warn!(name = hostile, error = %error, error_debug = ?error, "{hostile}");
+            };
+            if json {
+                let log = log.json().map_event_format(Limited::json).finish();
+                tracing::subscriber::with_default(log, tell);
+            } else {
+                let log = log.fmt_fields(PlainFields);
+                let log = log.map_event_format(Limited::text).finish();
+                tracing::subscriber::with_default(log, tell);
+            }
+            let bytes = written.0.lock().unwrap().clone();
+            String::from_utf8(bytes).unwrap()
+        };
+        let [text, json] = [false, true].map(logged);
+        for written in [&text, &json] {
+            let line = written.strip_suffix('\n').unwrap();
+            assert!(!line.contains(model::name::is_deceptive), "{line:?}");
+        }
+        assert!(text.contains("\\r\\nginnel ERROR"), "{text}");
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(value["fields"]["message"], hostile);
+        assert_eq!(value["fields"]["name"], hostile);
     }
 }

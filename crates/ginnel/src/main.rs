@@ -57,7 +57,10 @@ use clap::Parser as _;
 use crate::cli::Cli;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(cli::arguments());
+    let cli = match Cli::try_parse_from(cli::arguments()) {
+        Ok(cli) => cli,
+        Err(error) => return terminal::usage(&error),
+    };
     log::start(&cli.global);
     match cli.command.run(&cli.global) {
         Ok(code) => code,

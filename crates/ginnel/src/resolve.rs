@@ -64,7 +64,8 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
         terminal::json(&records)?;
     } else {
         for record in records {
-            terminal::line(&record.value)?;
+            // What a foreign zone says ends no line.
+            terminal::line(&*terminal::plain(&record.value))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -59,7 +59,10 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<ExitCode>
         if args.watch && !global.json {
             terminal::clear()?;
         }
-        terminal::line(report)?;
+        match global.json {
+            true => terminal::json_text(&report)?,
+            false => terminal::line(report)?,
+        }
         if !args.watch {
             return Ok(ExitCode::SUCCESS);
         }

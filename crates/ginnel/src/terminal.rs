@@ -1,6 +1,10 @@
 //! What a person or a script sees: results on stdout, one error on stderr.
+//!
+//! Names and texts come from other people and machines. A letter that would do something to a
+//! terminal, or to whoever reads it, is printed as an escape, whatever prints it.
 
 use std::{
+    fmt::Write as _,
     io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
 };
@@ -8,14 +12,27 @@ use std::{
 use model::name::is_deceptive;
 use serde::Serialize;
 use tokio::signal::unix::SignalKind;
+use zeroize::Zeroizing;
 
 use crate::remedy;
 
-/// Prints one line of the result.
+/// Prints one line of the result, or several.
 pub(crate) fn line(text: impl std::fmt::Display) -> io::Result<()> {
+    raw_line(&plain_lines(&written(text)))
+}
+
+fn raw_line(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{text}")?;
+    stdout.write_all(text.as_bytes())?;
+    stdout.write_all(b"\n")?;
     stdout.flush()
+}
+
+/// Writes a text, which may be a token or a key, into memory that is zeroed.
+fn written(text: impl std::fmt::Display) -> Zeroizing<String> {
+    let mut written = Zeroizing::new(String::new());
+    write!(written, "{text}").expect("a string takes everything");
+    written
 }
 
 /// Prints lines in white on black, if stdout is a terminal (ECMA-48: SGR), whatever colours it has.
@@ -27,7 +44,7 @@ pub(crate) fn dark(lines: &str) -> io::Result<()> {
     };
     lines
         .lines()
-        .try_for_each(|text| line(format_args!("{begin}{text}{end}")))
+        .try_for_each(|text| raw_line(&Zeroizing::new(format!("{begin}{}{end}", *plain(text)))))
 }
 
 /// Clears the terminal, if stdout is one (ECMA-48: CUP, ED).
@@ -41,13 +58,36 @@ pub(crate) fn clear() -> io::Result<()> {
 
 /// Prints one JSON value and a line end.
 pub(crate) fn json(value: &impl Serialize) -> io::Result<()> {
-    line(serde_json::to_string(value)?)
+    json_text(&Zeroizing::new(serde_json::to_string(value)?))
 }
 
-/// Prints one line for the person at the terminal that is not part of the result.
+/// Prints a value that is JSON already, and a line end.
+pub(crate) fn json_text(text: &str) -> io::Result<()> {
+    raw_line(&plain_json(text))
+}
+
+/// Prints one line for the person at the terminal that is not part of the result, or several.
 pub(crate) fn note(text: impl std::fmt::Display) {
+    raw_note(&plain_lines(&written(text)));
+}
+
+fn raw_note(text: &str) {
     // Nobody reads a closed stderr, so there is nobody to tell.
     drop(writeln!(io::stderr().lock(), "{text}"));
+}
+
+/// Says why the arguments are not understood, or what `--help` asks for, and returns the exit code
+/// that belongs to it.
+pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+    let text = error.to_string();
+    if text.lines().any(|line| line.contains(is_deceptive)) {
+        // An argument is quoted, and a script may have it from somebody else.
+        note(text.trim_end());
+    } else {
+        // With the colours of the terminal. Nobody reads a closed one.
+        drop(error.print());
+    }
+    u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 /// Prints `error` and what to do about it, and returns the exit code that belongs to it.
@@ -59,13 +99,10 @@ pub(crate) fn report(error: &anyhow::Error, as_json: bool) -> ExitCode {
     let remedy = remedy::remedy_of(error);
     if as_json {
         let value = serde_json::json!({ "error": format!("{error:#}"), "remedy": remedy });
-        note(value);
+        raw_note(&plain_json(&value.to_string()));
     } else {
-        // It may quote what others said.
-        note(format_args!(
-            "ginnel: {}",
-            plain_lines(&format!("{error:#}"))
-        ));
+        // It may quote what others said, and is one line.
+        note(format_args!("ginnel: {}", *plain(&format!("{error:#}"))));
         if let Some(remedy) = remedy {
             note(format_args!("  {remedy}"));
         }
@@ -98,7 +135,9 @@ pub(crate) fn list<T: Serialize>(
 /// Prints rows of cells below their titles.
 pub(crate) fn table(titles: &[&str], rows: Vec<Vec<String>>) -> io::Result<()> {
     let mut all = vec![titles.iter().map(|title| (*title).to_owned()).collect()];
-    let cells = |row: Vec<String>| -> Vec<String> { row.iter().map(|cell| plain(cell)).collect() };
+    let cells = |row: Vec<String>| -> Vec<String> {
+        row.iter().map(|cell| plain(cell).to_string()).collect()
+    };
     all.extend(rows.into_iter().map(cells));
     all.iter()
         .try_for_each(|row| line(padded(row, &widths(&all))))
@@ -115,7 +154,7 @@ pub(crate) fn show<T: Serialize>(item: &T, columns: &[Column<T>], as_json: bool)
         line(format_args!(
             "{:width$}  {}",
             title.to_lowercase(),
-            plain(&cell(item))
+            *plain(&cell(item))
         ))
     })
 }
@@ -128,10 +167,9 @@ pub(crate) fn done(text: impl std::fmt::Display, as_json: bool) -> io::Result<()
     line(text)
 }
 
-/// Writes a text with escapes for the letters that would do something to a terminal or its reader:
-/// names and comments come from other people and machines.
-fn plain(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
+/// Writes a text with escapes for the letters that would do something to a terminal or its reader.
+pub(crate) fn plain(text: &str) -> Zeroizing<String> {
+    let mut plain = Zeroizing::new(String::with_capacity(text.len()));
     for letter in text.chars() {
         if is_deceptive(letter) {
             plain.extend(letter.escape_default());
@@ -142,10 +180,38 @@ fn plain(text: &str) -> String {
     plain
 }
 
-/// Does the same and leaves the ends of lines.
-fn plain_lines(text: &str) -> String {
-    let lines: Vec<_> = text.split('\n').map(plain).collect();
-    lines.join("\n")
+/// Does the same and leaves the ends of lines, also those of a terminal in raw mode.
+fn plain_lines(text: &str) -> Zeroizing<String> {
+    let mut lines = Zeroizing::new(String::with_capacity(text.len()));
+    for (number, line) in text.split('\n').enumerate() {
+        if number > 0 {
+            lines.push('\n');
+        }
+        let (line, end) = match line.strip_suffix('\r') {
+            Some(line) => (line, "\r"),
+            None => (line, ""),
+        };
+        lines.push_str(&plain(line));
+        lines.push_str(end);
+    }
+    lines
+}
+
+/// Writes JSON with escapes of its own for the same letters (RFC 8259, 7): it stays the same value.
+pub(crate) fn plain_json(text: &str) -> Zeroizing<String> {
+    let mut plain = Zeroizing::new(String::with_capacity(text.len()));
+    for letter in text.chars() {
+        // Ends of lines stand between values; inside of them they are escaped already.
+        if is_deceptive(letter) && letter != '\n' {
+            let mut units = [0; 2];
+            for unit in letter.encode_utf16(&mut units) {
+                write!(plain, "\\u{unit:04x}").expect("a string takes everything");
+            }
+        } else {
+            plain.push(letter);
+        }
+    }
+    plain
 }
 
 fn widths(rows: &[Vec<String>]) -> Vec<usize> {
@@ -191,8 +257,21 @@ mod tests {
             ("\u{202e}gnp.exe\u{2066}", "\\u{202e}gnp.exe\\u{2066}"),
             ("$(id) -rf \\ '\"", "$(id) -rf \\ '\""),
         ] {
-            assert_eq!(plain(text), shown);
+            assert_eq!(*plain(text), shown);
         }
-        assert_eq!(plain_lines("one\ntwo\r\u{1b}[2J"), "one\ntwo\\r\\u{1b}[2J");
+        let lines = plain_lines("one\r\ntwo\r\u{1b}[2J\rthree\r");
+        assert_eq!(*lines, "one\r\ntwo\\r\\u{1b}[2J\\rthree\r");
+    }
+
+    #[test]
+    fn json_has_no_such_letter_and_is_the_same_value() {
+        let all = ('\0'..='\u{3000}').chain(['\u{feff}', '😀']);
+        let value = serde_json::json!({ "a": all.collect::<String>(), "\u{202e}": ["\n", 1] });
+        for text in [value.to_string(), format!("{value:#}")] {
+            let shown = plain_json(&text);
+            assert!(!shown.contains(|letter| is_deceptive(letter) && letter != '\n'));
+            let read: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+            assert_eq!(read, value);
+        }
     }
 }

@@ -29,6 +29,8 @@ mod events;
 mod fault;
 #[path = "network/flood.rs"]
 mod flood;
+#[path = "network/hostile.rs"]
+mod hostile;
 #[path = "network/limit.rs"]
 mod limit;
 #[path = "network/load.rs"]

@@ -203,7 +203,8 @@ impl Session<'_> {
         let path = self.place(path);
         for entry in self.files.list(&path).await? {
             if is_long {
-                terminal::line(entry.line)?;
+                // A name in it ends no line.
+                terminal::line(&*terminal::plain(&entry.line))?;
             } else {
                 let end = if entry.attributes.is_dir() { "/" } else { "" };
                 terminal::line(format_args!("{}{end}", entry.name.escape_debug()))?;
