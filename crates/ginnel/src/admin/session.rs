@@ -1,5 +1,7 @@
 //! `ginnel session`: recorded SSH sessions: who did what where, shown again as it was.
 
+mod screen;
+
 use std::{
     io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
@@ -15,6 +17,7 @@ use model::{
 };
 use tokio::time;
 
+use self::screen::Screen;
 use crate::{
     admin::{all, client, or_dash, time as date},
     api::Client,
@@ -54,7 +57,8 @@ enum Action {
         /// Its id, as `list` shows it
         id: i64,
     },
-    /// Show a session again as it was
+    /// Show a session again as it was; on a terminal without what would make that answer, set its
+    /// title or the clipboard
     Play {
         /// Its id, as `list` shows it
         id: i64,
@@ -131,7 +135,7 @@ async fn record(client: &Client, id: SessionId) -> Result<String> {
 /// Writes what the session put out, with its pauses where somebody looks.
 async fn play(record: &str, speed: f64, pause_max: Duration) -> Result<()> {
     let is_watched = io::stdout().is_terminal();
-    let mut before = 0.0;
+    let (mut before, mut screen) = (0.0, Screen::default());
     // The first line tells the terminal of the session, which ours may differ from.
     for (number, line) in record.lines().enumerate().skip(1) {
         let event = serde_json::from_str(line);
@@ -146,6 +150,8 @@ async fn play(record: &str, speed: f64, pause_max: Duration) -> Result<()> {
             time::sleep(pause.unwrap_or_default().min(pause_max)).await;
         }
         before = at;
+        // A file takes all as it was.
+        let text = if is_watched { screen.show(&text) } else { text };
         let mut stdout = io::stdout().lock();
         stdout.write_all(text.as_bytes())?;
         stdout.flush()?;
