@@ -33,6 +33,7 @@ use crate::{
     api::error::ApiError,
     ca::{Authority, Certificates},
     capture::Captures,
+    carrier::Carriers,
     map::{Known, Maps},
     master_key::MasterKey,
     oidc::RelyingParty,
@@ -58,6 +59,7 @@ mod audit;
 mod backup;
 mod ca;
 mod capture;
+mod carrier;
 mod expiry;
 mod map;
 mod master_key;
@@ -160,6 +162,7 @@ struct Inner {
     publisher: Publisher,
     maps: Maps,
     captures: Captures,
+    carriers: Carriers,
     tunnels: Tunnels,
     /// The gateway in this process, once it is registered.
     gateway: OnceLock<NodeId>,
@@ -204,25 +207,31 @@ pub const REVALIDATION_INTERVAL: Duration = Duration::from_secs(60);
 
 const DATABASE_FILE: &str = "ginnel.db";
 
+impl Database {
+    async fn open(&self, data: &Path) -> anyhow::Result<Store> {
+        match self {
+            Self::File => {
+                let path = data.join(DATABASE_FILE);
+                let store = Store::open(&path)
+                    .await
+                    .with_context(|| format!("open database `{}`", path.display()))?;
+                restrict(&path)?;
+                Ok(store)
+            }
+            Self::Postgres(url) => {
+                let store = Store::open_postgres(url, Claim::Servers).await;
+                store.context("open the PostgreSQL database")
+            }
+        }
+    }
+}
+
 impl Server {
     /// Opens the state directory, migrates the database and prepares the certificate.
     pub async fn open(config: Config) -> anyhow::Result<Self> {
         let host = host(&config.public)?;
         make_private_folder(&config.data)?;
-        let store = match &config.database {
-            Database::File => {
-                let path = config.data.join(DATABASE_FILE);
-                let store = Store::open(&path)
-                    .await
-                    .with_context(|| format!("open database `{}`", path.display()))?;
-                restrict(&path)?;
-                store
-            }
-            Database::Postgres(url) => {
-                let store = Store::open_postgres(url, Claim::Servers).await;
-                store.context("open the PostgreSQL database")?
-            }
-        };
+        let store = config.database.open(&config.data).await?;
         store.chain_audit().await.context("chain the audit")?;
         let wall = (config.wall)();
         let certificates = match &config.certificate {
@@ -254,6 +263,7 @@ impl Server {
             publisher: Publisher::new(),
             maps: Maps::new(),
             captures: Captures::new(),
+            carriers: Carriers::default(),
             tunnels: Tunnels::default(),
             gateway: OnceLock::new(),
             stopping: watch::Sender::new(false),

@@ -449,6 +449,7 @@ async fn build(
         let entry = map::Site {
             name: site.name,
             node: site.node,
+            standbys: site.standbys,
             prefixes: site.prefixes,
             mode: site.mode,
             may_reach,

@@ -9,12 +9,11 @@ use utoipa::ToSchema;
 
 use crate::{
     address::OrgPrefix,
-    id::{NodeId, OrgId, ServiceId, SiteId, TokenId, UserId},
+    id::{NodeId, OrgId, ServiceId, TokenId, UserId},
     key::PublicKey,
     map::{self, NetworkMap},
     name::Label,
     policy::Role,
-    site::{self, Ipv4Prefix, SitePrefix},
     token::{self, Token},
 };
 
@@ -23,6 +22,7 @@ mod capture;
 mod oidc;
 mod peer;
 mod policy;
+mod site;
 
 pub use audit::{AuditChain, AuditEntry, AuditHash, AuditLink, AuditQuery, MalformedAuditHash};
 pub use capture::{
@@ -38,6 +38,7 @@ pub use peer::{KeyHolder, NewPeer, Peer, PeerConfiguration, PeerExport};
 pub use policy::{
     Answer, Answers, Example, NewRule, QUESTIONS_MAX, Questions, Rule, RuleChange, Verdict,
 };
+pub use site::{NewSite, SITE_PREFIXES_MAX, Site, SiteChange, SiteHealth, SiteNode};
 
 /// The longest that `GET /v1/map` waits for a change, in seconds.
 pub const MAP_WAIT_SECONDS_MAX: u64 = 55;
@@ -617,57 +618,6 @@ pub struct Service {
     /// `HOST:PORT` that the node connects to; told to administrators and to the node itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-}
-
-/// Most prefixes of a site.
-pub const SITE_PREFIXES_MAX: usize = 16;
-
-/// Adds a site: LANs that are reached through a node.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
-pub struct NewSite {
-    /// Its name, unique in the organisation.
-    #[schema(value_type = String)]
-    pub name: Label,
-    /// The node that leads to it.
-    pub node: NodeId,
-    /// The IPv4 addresses of its hosts, such as `192.168.1.0/24`: 1 to 16 prefixes, none of which
-    /// overlap. Another site may have the same.
-    #[schema(value_type = Vec<String>)]
-    pub prefixes: Vec<Ipv4Prefix>,
-    /// How its hosts and the network reach each other: `auto`, `masquerade` or `routed`.
-    #[serde(default)]
-    #[schema(value_type = String)]
-    pub mode: site::Mode,
-}
-
-/// LANs that are reached through a node.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
-pub struct Site {
-    /// Its id.
-    pub id: SiteId,
-    /// Its name.
-    #[schema(value_type = String)]
-    pub name: Label,
-    /// Its organisation.
-    #[schema(value_type = String)]
-    pub org: Label,
-    /// The node that leads to it.
-    pub node: NodeId,
-    /// The node's name.
-    #[schema(value_type = String)]
-    pub node_name: Label,
-    /// The IPv4 addresses of its hosts.
-    #[schema(value_type = Vec<String>)]
-    pub prefixes: Vec<Ipv4Prefix>,
-    /// How its hosts and the network reach each other: `auto`, `masquerade` or `routed`.
-    #[serde(default)]
-    #[schema(value_type = String)]
-    pub mode: site::Mode,
-    /// The /96 in which each of these addresses has its IPv6 address.
-    #[schema(value_type = String)]
-    pub network: SitePrefix,
-    /// When it was added.
-    pub created: Timestamp,
 }
 
 impl ErrorCode {

@@ -199,13 +199,17 @@ pub struct Service {
     pub target: Option<String>,
 }
 
-/// LANs behind a node.
+/// LANs behind a node, or behind several of which one carries the traffic.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Site {
     /// Its name, unique in the organisation.
     pub name: Label,
-    /// The node that leads to it.
+    /// The node that leads to it, of several the one that is preferred.
     pub node: NodeId,
+    /// Who leads to it while that one does not, in the order in which they are preferred; with it
+    /// at most [`SITE_NODES_MAX`](site::SITE_NODES_MAX).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub standbys: Vec<NodeId>,
     /// The addresses of its hosts, no two of which overlap.
     pub prefixes: Vec<Ipv4Prefix>,
     /// How its hosts and the network reach each other.
@@ -217,4 +221,18 @@ pub struct Site {
     /// The rules by which others may reach its hosts, in the order of their ids.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reached_by: Vec<SiteReach>,
+}
+
+impl Site {
+    /// Lists the nodes that may lead to it, the preferred one first.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        let standbys = self.standbys.iter().copied();
+        [self.node].into_iter().chain(standbys)
+    }
+
+    /// Tells whether `node` is one of them.
+    #[must_use]
+    pub fn is_behind(&self, node: NodeId) -> bool {
+        self.nodes().any(|other| other == node)
+    }
 }

@@ -19,6 +19,10 @@ use crate::{
     id::SiteId,
 };
 
+pub use self::health::{Health, NodeHealth, SITE_NODES_MAX};
+
+mod health;
+
 /// The /96 of one site, in which each IPv4 address has its IPv6 address.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct SitePrefix([u8; 12]);

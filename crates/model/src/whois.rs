@@ -18,7 +18,8 @@ pub struct Whois {
     pub address: Ipv6Addr,
     /// The organisation that it belongs to.
     pub org: Label,
-    /// The node that has it, or that leads to the site whose host has it.
+    /// The node that has it, or that leads to the site whose host has it, of several the preferred
+    /// one.
     pub node: Label,
     /// The site whose host has it; `None` for an address of the node itself.
     pub site: Option<Label>,
@@ -155,6 +156,7 @@ mod tests {
         let paris = Site {
             name: label("paris"),
             node: NodeId(1),
+            standbys: Vec::new(),
             prefixes: vec!["192.168.1.0/24".parse().expect("a prefix")],
             mode: Mode::default(),
             may_reach: Vec::new(),

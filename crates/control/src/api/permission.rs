@@ -45,6 +45,7 @@ pub(crate) enum Action {
     ChangeService,
     ReadSite,
     ChangeSite,
+    ReportSite,
     ReadPeer,
     ChangePeer,
     ReadPolicy,
@@ -143,7 +144,7 @@ const fn rule(method: Method, path: &'static str, action: Action) -> Rule {
 }
 
 /// Every route.
-pub(crate) static RULES: [Rule; 76] = [
+pub(crate) static RULES: [Rule; 77] = [
     rule(Method::GET, "/v1/health", Action::ReadHealth),
     rule(Method::GET, "/v1/openapi.json", Action::ReadDescription),
     rule(Method::GET, "/v1/whoami", Action::ReadSelf),
@@ -189,7 +190,9 @@ pub(crate) static RULES: [Rule; 76] = [
     rule(Method::GET, "/v1/sites", Action::ReadSite),
     rule(Method::POST, "/v1/sites", Action::ChangeSite),
     rule(Method::GET, "/v1/sites/{site}", Action::ReadSite),
+    rule(Method::PATCH, "/v1/sites/{site}", Action::ChangeSite),
     rule(Method::DELETE, "/v1/sites/{site}", Action::ChangeSite),
+    rule(Method::PUT, "/v1/sites/{site}/health", Action::ReportSite),
     rule(Method::GET, "/v1/peers", Action::ReadPeer),
     rule(Method::POST, "/v1/peers", Action::ChangePeer),
     rule(Method::GET, "/v1/peers/{peer}", Action::ReadPeer),
@@ -328,7 +331,9 @@ pub(crate) fn reach(action: Action, who: Who) -> Reach {
             | Who::Operator
             | Who::Person(_) => by_role(who, Reach::Nothing, Reach::Nothing, Reach::Nothing),
         },
-        Action::LookUpKey | Action::ReportTunnels => only(who, Who::GatewayNode),
+        Action::LookUpKey | Action::ReportTunnels | Action::ReportSite => {
+            only(who, Who::GatewayNode)
+        }
         // A certificate speaks for the person or the node of the token, whoever else may do more.
         Action::CertifyUser => own_node(is_person),
         Action::ReplaceKey
@@ -405,6 +410,7 @@ pub(crate) fn admits(action: Action, state: State) -> Result<(), ApiError> {
         Action::CertifyUser | Action::CertifyHost => Ok(()),
         Action::LookUpKey
         | Action::ReportTunnels
+        | Action::ReportSite
         | Action::ReadOrg
         | Action::ChangeOrg
         | Action::ReadUser
@@ -465,6 +471,7 @@ pub(crate) fn needed(action: Action) -> Kind {
         Action::ReadMap
         | Action::LookUpKey
         | Action::ReportTunnels
+        | Action::ReportSite
         | Action::ReplaceKey
         | Action::CertifyHost
         | Action::ReportRefusal

@@ -2,9 +2,12 @@
 
 use axum::{Json, extract::State, http::StatusCode};
 use model::{
-    api::{self, ErrorBody, ErrorCode, ListQuery, NewSite, Page, SITE_PREFIXES_MAX, Timestamp},
-    id::SiteId,
-    site::{Ipv4Prefix, SitePrefix},
+    api::{
+        self, ErrorBody, ErrorCode, ListQuery, NewSite, Page, SITE_PREFIXES_MAX, SiteChange,
+        SiteHealth, Timestamp,
+    },
+    id::{NodeId, OrgId, SiteId},
+    site::{Ipv4Prefix, SITE_NODES_MAX, SitePrefix},
 };
 
 use super::{
@@ -34,10 +37,10 @@ pub(super) async fn list(
     let org = org_of_list(&mut read, &access, query.org.as_ref()).await?;
     let (after, limit) = (query.after.unwrap_or(0), rows_of_page(query.limit));
     let sites = storage::site::sites(&mut read, org, query.name.as_ref(), after, limit).await?;
-    let items = sites
-        .into_iter()
-        .map(described)
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut items = Vec::new();
+    for site in sites {
+        items.push(described(&server, &mut read, site).await?);
+    }
     Ok(Json(page(items, query.limit, |site| site.id.0)))
 }
 
@@ -53,7 +56,7 @@ pub(super) async fn show(
     let site = storage::site::site(&mut read, id).await?;
     let site = site.ok_or_else(ApiError::not_found)?;
     access.reaches(Some(site.org), None)?;
-    Ok(Json(described(site)?))
+    Ok(Json(described(&server, &mut read, site).await?))
 }
 
 /// Adds a site behind a node; until a rule names it, nobody reaches its hosts.
@@ -64,7 +67,7 @@ pub(super) async fn add(
     access: Access,
     Body(request): Body<NewSite>,
 ) -> Result<(StatusCode, Json<api::Site>), ApiError> {
-    let (name, id) = (&request.name, request.node);
+    let name = &request.name;
     let refuse = |code, message: String| Err(ApiError::new(code, message));
     if name.is_reserved() {
         let message = format!("`{name}` has a meaning of its own and cannot name a site");
@@ -73,15 +76,9 @@ pub(super) async fn add(
     are_apart(&request.prefixes)?;
     let mut change = server.change().await?;
     let connection = change.connection();
-    let node = storage::node::node(connection, id).await?;
-    let node = node
-        .filter(|node| node.removed.is_none())
-        .ok_or_else(ApiError::not_found)?;
-    access.reaches(node.org(), Some(id))?;
-    let Part::Client { org, .. } = node.part else {
-        let message = "a gateway leads to no site: name a node behind which it lies".to_owned();
-        return refuse(ErrorCode::MalformedRequest, message);
-    };
+    let mut nodes = vec![request.node];
+    nodes.extend(&request.standbys);
+    let org = org_of(connection, &access, &nodes).await?;
     let same = storage::site::sites(connection, Some(org), Some(name), 0, 1).await?;
     if let Some(other) = same.first() {
         let message = format!(
@@ -105,8 +102,63 @@ pub(super) async fn add(
         subject: in_words(&site),
         org: Some(org),
     };
+    let described = described(&server, change.connection(), site).await?;
     server.commit(change, entry, Touched::Org(org)).await?;
-    Ok((StatusCode::CREATED, Json(described(site)?)))
+    Ok((StatusCode::CREATED, Json(described)))
+}
+
+/// Gives a site other nodes; its addresses and what rules say of it stay.
+#[utoipa::path(patch, path = "/v1/sites/{site}", params(("site" = i64, Path)),
+    request_body = SiteChange,
+    responses((status = 200, body = api::Site), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn set(
+    State(server): State<Server>,
+    access: Access,
+    Named(id): Named<SiteId>,
+    Body(request): Body<SiteChange>,
+) -> Result<Json<api::Site>, ApiError> {
+    let mut change = server.change().await?;
+    let connection = change.connection();
+    let site = storage::site::site(connection, id).await?;
+    let site = site.ok_or_else(ApiError::not_found)?;
+    access.reaches(Some(site.org), None)?;
+    if org_of(connection, &access, &request.nodes).await? != site.org {
+        return Err(ApiError::not_found());
+    }
+    if let Some((first, standbys)) = request.nodes.split_first() {
+        storage::site::update_nodes(connection, id, *first, standbys).await?;
+    }
+    let site = storage::site::site(connection, id).await?;
+    let site = site.ok_or_else(ApiError::not_found)?;
+    let org = site.org;
+    let entry = Entry {
+        actor: access.actor(),
+        action: "site_changed",
+        subject: in_words(&site),
+        org: Some(org),
+    };
+    let described = described(&server, connection, site).await?;
+    server.commit(change, entry, Touched::Org(org)).await?;
+    Ok(Json(described))
+}
+
+/// Takes what a gateway has found out about the nodes of a site. Only the gateway that the site's
+/// organisation uses is believed.
+#[utoipa::path(put, path = "/v1/sites/{site}/health", params(("site" = i64, Path)),
+    request_body = SiteHealth,
+    responses((status = 204), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn report(
+    State(server): State<Server>,
+    access: Access,
+    Named(id): Named<SiteId>,
+    Body(request): Body<SiteHealth>,
+) -> Result<StatusCode, ApiError> {
+    if !(1..=SITE_NODES_MAX).contains(&request.nodes.len()) {
+        return Err(number_of_nodes());
+    }
+    let gateway = access.node.as_ref().ok_or_else(ApiError::not_found)?.id;
+    server.learn_site(gateway, id, &request.nodes).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Removes a site; rules that name it stay and have no effect.
@@ -122,6 +174,7 @@ pub(super) async fn remove(
     let site = site.ok_or_else(ApiError::not_found)?;
     access.reaches(Some(site.org), None)?;
     storage::site::delete(change.connection(), id).await?;
+    server.inner.carriers.forget(id);
     let entry = Entry {
         actor: access.actor(),
         action: "site_removed",
@@ -131,6 +184,48 @@ pub(super) async fn remove(
     let touched = Touched::Org(site.org);
     server.commit(change, entry, touched).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Returns the organisation of nodes that shall lead to one site.
+async fn org_of(
+    connection: &mut storage::Connection,
+    access: &Access,
+    nodes: &[NodeId],
+) -> Result<OrgId, ApiError> {
+    let refuse = |message: String| Err(ApiError::new(ErrorCode::MalformedRequest, message));
+    if !(1..=SITE_NODES_MAX).contains(&nodes.len()) {
+        return Err(number_of_nodes());
+    }
+    let mut found = None;
+    for (at, id) in nodes.iter().enumerate() {
+        let node = storage::node::node(connection, *id).await?;
+        let node = node
+            .filter(|node| node.removed.is_none())
+            .ok_or_else(ApiError::not_found)?;
+        access.reaches(node.org(), Some(*id))?;
+        if nodes[..at].contains(id) {
+            return refuse(format!("the node {} is named twice", node.name));
+        }
+        let Part::Client { org, .. } = node.part else {
+            let message = "a gateway leads to no site: name a node behind which it lies";
+            return refuse(message.to_owned());
+        };
+        if found.is_some_and(|found| found != org) {
+            return Err(ApiError::not_found());
+        }
+        if nodes.len() > 1 && storage::peer::peer(connection, *id).await?.is_some() {
+            let name = node.name;
+            let message = format!("{name} is a plain WireGuard client and answers no probes");
+            return refuse(message);
+        }
+        found = Some(org);
+    }
+    found.ok_or_else(ApiError::not_found)
+}
+
+fn number_of_nodes() -> ApiError {
+    let message = format!("a site has 1 to {SITE_NODES_MAX} nodes");
+    ApiError::new(ErrorCode::MalformedRequest, message)
 }
 
 /// Refuses prefixes of which two have an address in common.
@@ -151,20 +246,43 @@ fn are_apart(prefixes: &[Ipv4Prefix]) -> Result<(), ApiError> {
 fn in_words(site: &Site) -> String {
     let prefixes: Vec<_> = site.prefixes.iter().map(ToString::to_string).collect();
     let prefixes = prefixes.join(",");
+    let nodes: Vec<_> = site.nodes().map(|node| format!("node:{node}")).collect();
+    let nodes = nodes.join(",");
     format!(
-        "site:{} {} node:{} {prefixes} {}",
-        site.id, site.name, site.node, site.mode
+        "site:{} {} {nodes} {prefixes} {}",
+        site.id, site.name, site.mode
     )
 }
 
-fn described(site: Site) -> Result<api::Site, ApiError> {
+async fn described(
+    server: &Server,
+    connection: &mut storage::Connection,
+    site: Site,
+) -> Result<api::Site, ApiError> {
     let network = SitePrefix::new(site.org_prefix, site.id);
+    let mut nodes = Vec::new();
+    for node in site.nodes() {
+        let node_name = if node == site.node {
+            site.node_name.clone()
+        } else {
+            let row = storage::node::node(connection, node).await?;
+            row.ok_or(Error::Corrupt("standbys"))?.name
+        };
+        let told = server.inner.carriers.of(server.now(), site.id, node);
+        nodes.push(api::SiteNode {
+            node,
+            node_name,
+            carries: told.map(|told| told.carries),
+            health: told.map(|told| told.health),
+        });
+    }
     Ok(api::Site {
         id: site.id,
         name: site.name,
         org: site.org_name,
         node: site.node,
         node_name: site.node_name,
+        nodes,
         prefixes: site.prefixes,
         mode: site.mode,
         network: network.ok_or(Error::Corrupt("id"))?,

@@ -165,6 +165,11 @@ const SQLITE: Migrations = &[
         "node_approval",
         include_str!("../../migrations/sqlite/0017_node_approval.sql"),
     ),
+    (
+        18,
+        "site_standby",
+        include_str!("../../migrations/sqlite/0018_site_standby.sql"),
+    ),
 ];
 
 /// Numbered as those of SQLite: no PostgreSQL is older than the eighth.
@@ -218,6 +223,11 @@ const POSTGRES: Migrations = &[
         17,
         "node_approval",
         include_str!("../../migrations/postgres/0017_node_approval.sql"),
+    ),
+    (
+        18,
+        "site_standby",
+        include_str!("../../migrations/postgres/0018_site_standby.sql"),
     ),
 ];
 

@@ -21,9 +21,19 @@ pub(crate) struct Site {
     pub(crate) name: Label,
     pub(crate) node: NodeId,
     pub(crate) node_name: Label,
+    /// In the order in which they are preferred.
+    pub(crate) standbys: Vec<NodeId>,
     pub(crate) prefixes: Vec<Ipv4Prefix>,
     pub(crate) mode: Mode,
     pub(crate) created: i64,
+}
+
+impl Site {
+    /// Lists the nodes that lead to it, the preferred one first.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        let standbys = self.standbys.iter().copied();
+        [self.node].into_iter().chain(standbys)
+    }
 }
 
 /// Adds a site.
@@ -34,12 +44,13 @@ pub(crate) async fn insert(
     site: &NewSite,
 ) -> Result<SiteId, Error> {
     let row = sqlx::query(
-        "INSERT INTO site (org, name, node, prefixes, mode, created)
-         VALUES ($1, $2, $3, $4, $5, $6) RETURNING id",
+        "INSERT INTO site (org, name, node, standbys, prefixes, mode, created)
+         VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id",
     )
     .bind(org.0)
     .bind(site.name.as_str())
     .bind(site.node.0)
+    .bind(joined(&site.standbys))
     .bind(joined(&site.prefixes))
     .bind(site.mode.name())
     .bind(now)
@@ -57,10 +68,43 @@ pub(crate) async fn delete(connection: &mut AnyConnection, id: SiteId) -> Result
     Ok(())
 }
 
-/// Removes every site behind a node.
+/// Takes a node from every site behind it, and removes those that no other one leads to.
 pub(crate) async fn delete_of(connection: &mut AnyConnection, node: NodeId) -> Result<(), Error> {
-    sqlx::query("DELETE FROM site WHERE node = $1")
+    let rows = sqlx::query(
+        "SELECT s.*, n.name AS node_name, o.name AS org_name, o.prefix AS org_prefix
+         FROM site s JOIN node n ON n.id = s.node JOIN org o ON o.id = s.org
+         WHERE s.org = (SELECT org FROM node WHERE id = $1)
+             AND (s.node = $1 OR s.standbys <> '')
+         ORDER BY s.id",
+    )
+    .bind(node.0)
+    .fetch_all(&mut *connection)
+    .await?;
+    for row in rows {
+        let site = parse(row)?;
+        if site.nodes().all(|other| other != node) {
+            continue;
+        }
+        let left: Vec<_> = site.nodes().filter(|other| *other != node).collect();
+        match left.split_first() {
+            Some((first, others)) => update_nodes(connection, site.id, *first, others).await?,
+            None => delete(connection, site.id).await?,
+        }
+    }
+    Ok(())
+}
+
+/// Gives a site other nodes.
+pub(crate) async fn update_nodes(
+    connection: &mut AnyConnection,
+    id: SiteId,
+    node: NodeId,
+    standbys: &[NodeId],
+) -> Result<(), Error> {
+    sqlx::query("UPDATE site SET node = $1, standbys = $2 WHERE id = $3")
         .bind(node.0)
+        .bind(joined(standbys))
+        .bind(id.0)
         .execute(connection)
         .await?;
     Ok(())
@@ -135,6 +179,10 @@ fn parse(row: AnyRow) -> Result<Site, Error> {
         name: text(&row, "name")?,
         node: NodeId(row.try_get("node")?),
         node_name: text(&row, "node_name")?,
+        standbys: match row.try_get("standbys")? {
+            "" => Vec::new(),
+            _ => split(&row, "standbys")?.into_iter().map(NodeId).collect(),
+        },
         prefixes: split(&row, "prefixes")?,
         mode: text(&row, "mode")?,
         created: row.try_get("created")?,

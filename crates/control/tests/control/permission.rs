@@ -277,6 +277,10 @@ impl Stage {
             "/v1/sites" => {
                 json!({"name": "new", "node": self.web.id, "prefixes": ["10.0.0.0/8"]})
             }
+            "/v1/sites/{site}" => json!({"nodes": [self.web.id]}),
+            "/v1/sites/{site}/health" => {
+                json!({"nodes": [{"node": self.web.id, "carries": true, "health": "healthy"}]})
+            }
             "/v1/peers/{peer}/export" => json!({"public_key": key}),
             _ => json!({"name": "new"}),
         };

@@ -1,12 +1,12 @@
 //! Sites: what they do to maps, which are refused, and what rules say of them.
 
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode};
 use model::{
     api::{Answer, Answers, Enrolled, ErrorCode, NewSite, Page, Site, Verdict},
     id::{NodeId, RuleId},
     map::NetworkMap,
     policy::SiteReach,
-    site::{Mode, SitePrefix},
+    site::{Health, Mode, SitePrefix},
     token::Token,
 };
 use serde_json::json;
@@ -159,6 +159,105 @@ async fn hosts_of_a_site_speak_by_the_rules_from_it() {
 }
 
 #[tokio::test]
+async fn several_nodes_lead_to_a_site_in_an_order_that_may_be_changed() {
+    let stage = Stage::new().await;
+    let (paris, rome) = (stage.paris.id, stage.rome.id);
+    let site = json!({
+        "name": "paris", "node": paris, "standbys": [rome], "prefixes": ["192.168.1.0/24"]
+    });
+    let site: Site = stage
+        .world
+        .post("/v1/sites", &stage.admin, &site)
+        .await
+        .parse();
+    let ids = |site: &Site| site.nodes.iter().map(|node| node.node).collect::<Vec<_>>();
+    assert_eq!((site.node, ids(&site)), (paris, vec![paris, rome]));
+    assert_eq!(site.nodes[1].node_name, label("node-rome"));
+    let behind = async || {
+        let map = stage.map(&stage.rome).await;
+        let org = map.own_org().expect("the own organisation");
+        org.sites[&site.id].nodes().collect::<Vec<_>>()
+    };
+    assert_eq!(behind().await, [paris, rome]);
+
+    let path = format!("/v1/sites/{}", site.id);
+    let set = async |nodes: &[NodeId]| {
+        let change = json!({"nodes": nodes});
+        stage.world.patch(&path, &stage.admin, &change).await
+    };
+    let malformed = ErrorCode::MalformedRequest;
+    let many = [paris, rome, paris, rome, paris];
+    for nodes in [&[][..], &[paris, paris], &many] {
+        set(nodes).await.is(malformed);
+    }
+    set(&[NodeId(99)]).await.is(ErrorCode::NotFound);
+    let changed: Site = set(&[rome, paris]).await.parse();
+    assert_eq!(
+        (ids(&changed), changed.network),
+        (vec![rome, paris], site.network)
+    );
+    assert_eq!(behind().await, [rome, paris]);
+
+    // The one that is preferred is removed, and the other one leads alone.
+    let node = format!("/v1/nodes/{rome}");
+    stage.world.delete(&node, &stage.admin).await;
+    let left: Site = stage.world.get(&path, &stage.admin).await.parse();
+    assert_eq!(ids(&left), [paris]);
+    let audit = stage.world.get("/v1/audit", &stage.admin).await.text();
+    let words = format!("paris node:{rome},node:{paris} 192.168.1.0/24");
+    assert!(audit.contains(&words), "{audit}");
+    let node = format!("/v1/nodes/{paris}");
+    stage.world.delete(&node, &stage.admin).await;
+    let gone = stage.world.get(&path, &stage.admin).await;
+    gone.is(ErrorCode::NotFound);
+}
+
+#[tokio::test]
+async fn the_gateway_that_nodes_call_says_who_carries_a_site_and_no_other_one() {
+    let stage = Stage::new().await;
+    let (paris, rome) = (stage.paris.id, stage.rome.id);
+    let site = json!({
+        "name": "paris", "node": paris, "standbys": [rome], "prefixes": ["192.168.1.0/24"]
+    });
+    let reply = stage.world.post("/v1/sites", &stage.admin, &site).await;
+    let site: Site = reply.parse();
+    let former = stage.world.gateway(&stage.admin, "former", 9).await;
+    let edge = stage.world.gateway(&stage.admin, "edge", 10).await;
+    let path = format!("/v1/sites/{}", site.id);
+    let told = async || {
+        let site: Site = stage.world.get(&path, &stage.admin).await.parse();
+        let nodes = site.nodes.iter();
+        let told = nodes.map(|node| node.carries.zip(node.health));
+        told.collect::<Vec<_>>()
+    };
+    let report = async |token: &Token, carrier: NodeId| {
+        let node = |node: NodeId, health| {
+            let carries = node == carrier;
+            json!({"node": node, "carries": carries, "health": health})
+        };
+        let nodes = [node(paris, "silent"), node(rome, "healthy")];
+        let body = json!({"nodes": nodes}).to_string();
+        let bearer = token.emit();
+        let path = format!("{path}/health");
+        let put = Method::PUT;
+        stage
+            .world
+            .request(put, &path, Some(&bearer), Some(body))
+            .await
+            .status
+    };
+    assert_eq!(told().await, [None, None]);
+    let status = report(&former.node_token, paris).await;
+    assert_eq!(status, StatusCode::NO_CONTENT, "it may not know yet");
+    assert_eq!(told().await, [None, None]);
+    report(&edge.node_token, rome).await;
+    let expected = [Some((false, Health::Silent)), Some((true, Health::Healthy))];
+    assert_eq!(told().await, expected);
+    let refused = report(&stage.paris.node_token, paris).await;
+    assert_eq!(refused, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
 async fn a_site_without_meaning_is_refused() {
     let stage = Stage::new().await;
     let (admin, node) = (&stage.admin, stage.paris.id);
@@ -197,6 +296,7 @@ async fn a_site_without_meaning_is_refused() {
     let site = NewSite {
         name: label("rome"),
         node,
+        standbys: Vec::new(),
         prefixes: vec!["10.0.0.0/8".parse().expect("a prefix")],
         mode: Mode::default(),
     };

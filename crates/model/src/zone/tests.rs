@@ -49,6 +49,7 @@ fn organisation(org: u8, name: &str) -> Org {
     let paris = map::Site {
         name: label("paris"),
         node: NodeId(1),
+        standbys: Vec::new(),
         prefixes: vec!["192.168.1.0/24".parse().expect("a prefix")],
         mode: Mode::default(),
         may_reach: Vec::new(),

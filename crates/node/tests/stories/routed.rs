@@ -42,6 +42,7 @@ fn installation_in(mode: Mode, prefixes: [&str; 2]) -> Installation {
         let site = map::Site {
             name: label(&format!("office{id}")),
             node: NodeId(node),
+            standbys: Vec::new(),
             prefixes: vec![prefix.parse().expect("a prefix")],
             mode,
             may_reach: if id == 1 { vec![reach] } else { Vec::new() },

@@ -40,6 +40,7 @@ fn installation(rules: &[(i64, Option<&str>, &str)]) -> Installation {
         let site = map::Site {
             name: label(name),
             node: NodeId(node),
+            standbys: Vec::new(),
             prefixes: prefixes.collect(),
             mode: Mode::default(),
             may_reach: Vec::new(),

@@ -43,7 +43,7 @@ pub(super) async fn list(visit: Visit, Asked(part): Asked<Part>) -> Result<Respo
             form method="post" action="/ui/sites" {
                 (layout::proof(&visit))
                 (layout::field("Name", "name", "", ""))
-                (layout::field("Node", "node", "", "The name of the node behind which it lies."))
+                (layout::field("Node", "node", "", NODE_HINT))
                 (layout::field("Prefixes", "prefixes", "", "Such as 192.168.1.0/24."))
                 (layout::choice("Mode", "mode", &["auto", "masquerade", "routed"], "masquerade"))
                 (layout::org_field(&visit))
@@ -65,7 +65,19 @@ fn row(visit: &Visit, site: &Site) -> Markup {
                     @if visit.user.operator { " " span.note { (site.org) } }
                 }
             }
-            td data-label="Behind" { (site.node_name) }
+            td data-label="Behind" {
+                @for (at, node) in site.nodes.iter().enumerate() {
+                    @if at > 0 { ", " }
+                    (node.node_name)
+                    @match (node.carries, node.health) {
+                        (Some(true), _) => { " " span.note { "carries it" } }
+                        (Some(false), Some(health)) => {
+                            " " span.note { (health.in_words()) }
+                        }
+                        (Some(false), None) | (None, _) => {}
+                    }
+                }
+            }
             td data-label="Prefixes" { (layout::joined(&site.prefixes)) }
             td data-label="Mode" { (site.mode) }
             td data-label="Network" { code { (site.network) } }
@@ -78,19 +90,29 @@ fn row(visit: &Visit, site: &Site) -> Markup {
     }
 }
 
-/// Adds a site behind the node of a name.
+const NODE_HINT: &str = "The name of the node behind which it lies; of several, separated by \
+                         blanks, the first that is well carries it.";
+
+/// Adds a site behind the nodes of some names.
 pub(super) async fn add(visit: Visit, form: Form) -> Result<Response, Fault> {
-    let (name, org) = (form.text("node"), form.some("org"));
-    let query = [("name", name), ("org", org.unwrap_or(visit.org.as_str()))];
-    let nodes: Page<Node> = visit.get("/v1/nodes", &query).await?;
-    let node = nodes.items.first().filter(|_| !name.is_empty());
-    let node = node.ok_or_else(|| {
-        let message = format!("there is no node `{name}`");
-        ApiError::new(ErrorCode::NotFound, message)
+    let org = form.some("org").unwrap_or(visit.org.as_str());
+    let mut ids = Vec::new();
+    for name in form.items("node") {
+        let query = [("name", name), ("org", org)];
+        let nodes: Page<Node> = visit.get("/v1/nodes", &query).await?;
+        let node = nodes.items.first().ok_or_else(|| {
+            let message = format!("there is no node `{name}`");
+            ApiError::new(ErrorCode::NotFound, message)
+        })?;
+        ids.push(node.id);
+    }
+    let (node, standbys) = ids.split_first().ok_or_else(|| {
+        let message = "name the node behind which the site lies";
+        ApiError::new(ErrorCode::MalformedRequest, message)
     })?;
     let body = json!({
-        "name": form.text("name"), "node": node.id, "prefixes": form.items("prefixes"),
-        "mode": form.text("mode"),
+        "name": form.text("name"), "node": node, "standbys": standbys,
+        "prefixes": form.items("prefixes"), "mode": form.text("mode"),
     });
     visit.send::<Site>(Method::POST, "/v1/sites", &body).await?;
     Ok(then("/ui/sites"))
