@@ -1,6 +1,10 @@
 //! Addresses, routes and state of interfaces, by rtnetlink.
 
-use std::{collections::BTreeMap, io, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+};
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::{
@@ -8,7 +12,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressMessage},
-        link::LinkAttribute,
+        link::{LinkAttribute, LinkFlags},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType},
     },
@@ -186,6 +190,24 @@ impl Netlink {
         Ok(neighbours)
     }
 
+    /// Lists the interfaces that carry packets: they are up, and their link is there.
+    pub async fn running(&self) -> io::Result<BTreeSet<String>> {
+        let wanted = LinkFlags::Up | LinkFlags::Running;
+        let mut dump = self.handle.link().get().execute();
+        let mut names = BTreeSet::new();
+        while let Some(message) = dump.try_next().await.map_err(into_io)? {
+            if !message.header.flags.contains(wanted) {
+                continue;
+            }
+            for attribute in message.attributes {
+                if let LinkAttribute::IfName(name) = attribute {
+                    names.insert(name);
+                }
+            }
+        }
+        Ok(names)
+    }
+
     async fn names(&self) -> io::Result<BTreeMap<u32, String>> {
         let mut dump = self.handle.link().get().execute();
         let mut names = BTreeMap::new();
@@ -332,6 +354,7 @@ mod tests {
         netlink.set_up(&name, true).await.unwrap();
         assert_eq!(crate::link::mtu(&name).unwrap(), 1380);
         assert!(crate::link::is_up(&name).unwrap());
+        assert!(netlink.running().await.unwrap().contains(&name));
         let ours: Network = Network {
             address: "198.51.100.1".parse().unwrap(),
             bits: 24,
@@ -359,6 +382,8 @@ mod tests {
         assert!(netlink.remove_address(&name, ours).await.unwrap());
         assert!(!netlink.remove_address(&name, ours).await.unwrap());
         assert!(!listed(netlink.addresses().await.unwrap()));
+        netlink.set_up(&name, false).await.unwrap();
+        assert!(!netlink.running().await.unwrap().contains(&name));
         let absent = netlink.set_up("absent0", true).await.unwrap_err();
         assert_eq!(absent.raw_os_error(), Some(libc::ENODEV));
     }
