@@ -12,7 +12,9 @@
 //! ```
 
 pub mod capture;
+mod carrier;
 mod discard;
+mod failover;
 mod filter;
 mod forward;
 mod node;

@@ -9,7 +9,7 @@ use std::{
 use model::{
     config::Config,
     endpoint::Endpoint,
-    id::{NodeId, OrgId},
+    id::{NodeId, OrgId, SiteId},
     key::{PublicKey, SecretKey},
     map::{self, Difference, NetworkMap, OrgChange, Role},
     site::Ipv4Prefix,
@@ -22,6 +22,7 @@ use wireguard::{Device, HEADER, OVERHEAD, PeerId, Received, StaticSecret, Tai64n
 
 use crate::{
     capture::Capture,
+    carrier::{Carried, Carriers},
     discard::{Counters, Reason},
     filter::Filter,
     org::Orgs,
@@ -35,6 +36,7 @@ use crate::{
     site::{self, Sites},
 };
 
+mod carrier;
 mod event;
 mod flow;
 mod path_mtu;
@@ -132,6 +134,15 @@ pub enum Event {
         /// The host and its port.
         host: SocketAddrV4,
     },
+    /// A gateway has found out something else about the nodes of a site that has several.
+    SiteChanged {
+        /// Whose site.
+        org: OrgId,
+        /// Which one.
+        site: SiteId,
+        /// Whether another node carries it now.
+        moved: bool,
+    },
     /// A peer was heard from another address.
     EndpointMoved {
         /// Who.
@@ -157,6 +168,8 @@ pub struct Node {
     asks_about_strangers: bool,
     services: Services,
     sites: Sites,
+    carriers: Carriers,
+    carried: Carried,
     routed: Routed,
     probes: Probes,
     /// Of the tunnel to the gateway.
@@ -203,6 +216,9 @@ pub(crate) enum Source {
         dns: Vec<IpAddr>,
     },
 }
+
+/// Every organisation of a map.
+const ALL: Option<std::iter::Empty<&OrgId>> = None;
 
 /// Packets of the node's own making that wait to be polled.
 const QUEUE_MAX: usize = 256;
@@ -253,6 +269,8 @@ impl Node {
             asks_about_strangers: false,
             services: Services::default(),
             sites: Sites::default(),
+            carriers: Carriers::default(),
+            carried: Carried::default(),
             routed: Routed::default(),
             probes: Probes::default(),
             path_mtu: PathMtu::default(),
@@ -276,7 +294,9 @@ impl Node {
             Source::Map(former) => Some(former),
             Source::Nothing | Source::Config { .. } => None,
         };
-        let plan = roster::plan_of_map(map);
+        self.carriers.apply(now, map, ALL);
+        self.carried.apply(map);
+        let plan = roster::plan_of_map(map, &self.carriers);
         let names = self.roster.apply(now, &mut self.device, &plan);
         self.ask_for(names);
         self.orgs.apply(now, map, former.as_ref());
@@ -315,9 +335,10 @@ impl Node {
         };
         undo(map, &std::mem::take(&mut self.ahead));
         map.apply(difference);
+        self.carriers.apply(now, map, Some(former.orgs.keys()));
         let plans = [&former, &*map].map(|map| {
             let orgs = former.orgs.keys().filter_map(|id| map.orgs.get(id));
-            roster::plan_of_gateway(map.own.id, orgs)
+            roster::plan_of_gateway(map.own.id, orgs, &self.carriers)
         });
         if self.roster.has_others(&plans) {
             // Nothing of the former map is known any more.
@@ -338,6 +359,7 @@ impl Node {
     pub fn apply_config(&mut self, now: Instant, config: &Config) {
         let secret = StaticSecret::new(*config.interface.private_key.expose());
         self.device.set_private_key(now, Some(secret));
+        self.carriers = Carriers::default();
         let plan = roster::plan_of_config(config);
         let names = self.roster.apply(now, &mut self.device, &plan);
         self.ask_for(names);
@@ -373,7 +395,7 @@ impl Node {
         let Some(entry) = map.orgs.get_mut(&org) else {
             return false;
         };
-        let Some((key, wanted)) = roster::wanted_node(entry, id, node) else {
+        let Some((key, wanted)) = roster::wanted_node(entry, id, node, &self.carriers) else {
             return false;
         };
         // Only what concerns this node is touched: there may be very many others.
@@ -490,7 +512,7 @@ impl Node {
         }
         let packet = &mut datagram[HEADER..HEADER + length];
         self.fit_to_path(packet);
-        if self.take_path_mtu(now, packet) {
+        if self.take_path_mtu(now, packet) || self.take_carrier_probe(now, peer, packet) {
             self.tap_received(now, packet, None);
             return Outcome::Nothing;
         }
@@ -613,7 +635,7 @@ impl Node {
                     }
                     None => self.path_mtu.give_up(),
                 }
-            } else if let Some((peer, packet)) = self.outgoing.pop_front() {
+            } else if let Some((peer, packet)) = self.next_packet(now) {
                 let sealed = self.seal_copy(now, peer, &packet, buffer);
                 if let Some(sealed) = sealed {
                     return Some(one(Ecn::of_packet(&packet), sealed));
@@ -665,6 +687,7 @@ impl Node {
             stack,
             self.server.poll_timeout(),
             self.path_mtu.poll_timeout(),
+            self.carriers.poll_timeout(),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -673,6 +696,7 @@ impl Node {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.device.handle_timeout(now);
         self.path_mtu.handle_timeout(now);
+        self.look_at_carriers(now);
         if let Link::Tun(stack) | Link::Netstack(stack) = &mut self.attachment {
             stack.handle_timeout(now);
             self.server.handle_timeout(now, stack);

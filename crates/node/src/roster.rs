@@ -19,7 +19,7 @@ use model::{
 };
 use wireguard::{AddPeerError, Device, PeerId, Prefix, PresharedKey};
 
-use crate::site;
+use crate::{carrier::Carriers, site};
 
 /// A peer as it should be.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -256,9 +256,9 @@ impl Roster {
 
 /// Returns the peers of a map: for a client its gateways, for a gateway the nodes of all
 /// organisations.
-pub(crate) fn plan_of_map(map: &NetworkMap) -> Plan {
+pub(crate) fn plan_of_map(map: &NetworkMap, carriers: &Carriers) -> Plan {
     match map.own.role {
-        Role::Gateway => plan_of_gateway(map.own.id, map.orgs.values()),
+        Role::Gateway => plan_of_gateway(map.own.id, map.orgs.values(), carriers),
         Role::Client => {
             let mut plan = Plan::new();
             for org in map.orgs.values() {
@@ -270,11 +270,15 @@ pub(crate) fn plan_of_map(map: &NetworkMap) -> Plan {
 }
 
 /// Returns the peers of a gateway in some organisations.
-pub(crate) fn plan_of_gateway<'a>(own: NodeId, orgs: impl Iterator<Item = &'a Org>) -> Plan {
+pub(crate) fn plan_of_gateway<'a>(
+    own: NodeId,
+    orgs: impl Iterator<Item = &'a Org>,
+    carriers: &Carriers,
+) -> Plan {
     let mut plan = Plan::new();
     for org in orgs {
         for (id, node) in org.nodes.iter().filter(|(id, _)| **id != own) {
-            plan_node(&mut plan, org, *id, node);
+            plan_node(&mut plan, org, (*id, node), carriers);
         }
     }
     plan
@@ -295,18 +299,26 @@ fn plan_gateway(plan: &mut Plan, org: &Org) {
 
 /// Adds the peer of one node, unless its address lies outside its organisation or is the
 /// resolver's, or its key stands for another node already: isolation rests on all three.
-fn plan_node(plan: &mut Plan, org: &Org, id: NodeId, node: &Node) {
-    if let Some((key, wanted)) = wanted_node(org, id, node) {
+fn plan_node(plan: &mut Plan, org: &Org, (id, node): (NodeId, &Node), carriers: &Carriers) {
+    if let Some((key, wanted)) = wanted_node(org, id, node, carriers) {
         plan.entry(key).or_insert(wanted);
     }
 }
 
-/// Returns how a gateway wants the peer of `node`; `None` when the node cannot be one.
-pub(crate) fn wanted_node(org: &Org, id: NodeId, node: &Node) -> Option<(PublicKey, Wanted)> {
+/// Returns how a gateway wants the peer of `node`; `None` when the node cannot be one. Of the
+/// nodes of a site only the one that carries it speaks for its hosts.
+pub(crate) fn wanted_node(
+    org: &Org,
+    id: NodeId,
+    node: &Node,
+    carriers: &Carriers,
+) -> Option<(PublicKey, Wanted)> {
     let usable = org.prefix.contains(node.address) && node.address != org.prefix.resolver();
     usable.then(|| {
         let mut allowed = BTreeSet::from([Prefix::host(IpAddr::V6(node.address))]);
-        let sites = site::of_node(org, id);
+        let sites = site::prefixes(org, |site_id, site| {
+            carriers.carrier(org.prefix, site_id, site) == id
+        });
         allowed.extend(sites.filter_map(|(address, length)| Prefix::new(address, length)));
         let wanted = Wanted {
             name: Some(node.name.clone()),

@@ -79,7 +79,7 @@ impl Routed {
         let Some(org) = org else {
             return;
         };
-        let own = |site: &model::map::Site| site.node == map.own.id;
+        let own = |site: &model::map::Site| site.is_behind(map.own.id);
         let routed = |site: &model::map::Site| own(site) && site.mode != Mode::Masquerade;
         self.own.extend(lans(org, routed));
         let known = &self.own;

@@ -8,8 +8,8 @@ use std::{
 };
 
 use model::{
-    id::NodeId,
-    map::{NetworkMap, Org, Role},
+    id::SiteId,
+    map::{NetworkMap, Org, Role, Site},
     site::{Ipv4Prefix, SITE_PREFIX_BITS, SitePrefix},
 };
 use netstack::{ListenerId, Prefix, PrefixId, Stack};
@@ -66,9 +66,15 @@ impl Sites {
     }
 }
 
-/// Lists the prefixes of the sites behind a node, as the network has them.
-pub(crate) fn of_node(org: &Org, node: NodeId) -> impl Iterator<Item = (IpAddr, u8)> {
-    let sites = org.sites.iter().filter(move |(_, site)| site.node == node);
+/// Lists the prefixes of some sites, as the network has them.
+pub(crate) fn prefixes(
+    org: &Org,
+    wanted: impl Fn(SiteId, &Site) -> bool,
+) -> impl Iterator<Item = (IpAddr, u8)> {
+    let sites = org
+        .sites
+        .iter()
+        .filter(move |(id, site)| wanted(**id, site));
     sites.flat_map(|(&id, site)| {
         let network = SitePrefix::new(org.prefix, id);
         let embedded = move |prefix: &Ipv4Prefix| {
@@ -85,7 +91,8 @@ pub(crate) fn own(map: &NetworkMap) -> BTreeSet<Prefix> {
         Role::Client => map.orgs.values(),
         Role::Gateway => return BTreeSet::new(),
     };
-    let prefixes = orgs.flat_map(|org| of_node(org, map.own.id));
+    let own = map.own.id;
+    let prefixes = orgs.flat_map(move |org| prefixes(org, move |_, site| site.is_behind(own)));
     prefixes
         .filter_map(|(address, length)| Prefix::new(address, length))
         .collect()

@@ -279,7 +279,7 @@ fn node_tunnel(peer: &PeerStatus<'_>) -> Option<NodeTunnel> {
     })
 }
 
-fn is_up(now: Instant, status: &PeerStatus<'_>) -> bool {
+pub(crate) fn is_up(now: Instant, status: &PeerStatus<'_>) -> bool {
     let young = |then| now.saturating_duration_since(then) < REJECT_AFTER_TIME;
     status.last_handshake.is_some_and(young)
 }

@@ -820,6 +820,7 @@ impl World {
             | Event::HostReturned { .. }
             | Event::HandshakeCompleted { .. }
             | Event::HandshakeAbandoned { .. }
+            | Event::SiteChanged { .. }
             | Event::EndpointMoved { .. } => (),
         }
         true

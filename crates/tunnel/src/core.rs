@@ -288,6 +288,7 @@ impl Core {
                 node::Event::ResolveEndpoint { .. }
                 | node::Event::UnknownInitiator { .. }
                 | node::Event::HandshakeAbandoned { .. }
+                | node::Event::SiteChanged { .. }
                 | node::Event::EndpointMoved { .. } => self.publish(event),
             }
         }
@@ -392,6 +393,7 @@ impl Core {
             } => Told::UnknownInitiator { public_key, source },
             node::Event::Stack(_)
             | node::Event::HostReturned { .. }
+            | node::Event::SiteChanged { .. }
             | node::Event::ResolveEndpoint { .. } => return,
         };
         // Whoever followed may have gone just now.

@@ -91,6 +91,7 @@ impl Network {
                         | Event::UnknownInitiator { .. }
                         | Event::HandshakeCompleted { .. }
                         | Event::HandshakeAbandoned { .. }
+                        | Event::SiteChanged { .. }
                         | Event::EndpointMoved { .. },
                     ) => {}
                     None => return,

@@ -138,7 +138,12 @@ impl Node {
         let peer = match verdict {
             Verdict::Peer(peer) => peer,
             Verdict::Local => {
-                let discard = self.deliver(now, packet);
+                let taken = self.take_carrier_answer(now, packet);
+                let discard = if taken {
+                    None
+                } else {
+                    self.deliver(now, packet)
+                };
                 self.tap_received(now, packet, discard);
                 return Outcome::Nothing;
             }

@@ -3,6 +3,7 @@
 mod capture;
 mod congestion;
 mod discard;
+mod failover;
 mod isolation;
 mod map_change;
 mod names;
