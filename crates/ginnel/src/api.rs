@@ -20,7 +20,8 @@ use model::{
         ListQuery, LoggedIn, MAP_WAIT_SECONDS_MAX, NewExpiry, NewKey, NewOrg, NewPeer, NewProvider,
         NewRule, NewService, NewSignIn, NewSite, NewToken, NewUser, Node, NodeByKey, NodeChange,
         Org, Page, Peer, PeerConfiguration, PeerExport, PendingSignIn, Provider, Questions, Rule,
-        RuleChange, Service, SignIn, Site, TokenEntry, TunnelReport, User, UserChange, WhoAmI,
+        RuleChange, Service, SignIn, Site, SiteChange, SiteHealth, TokenEntry, TunnelReport, User,
+        UserChange, WhoAmI,
     },
     id::{NodeId, RuleId, ServiceId, SessionId, SiteId, TokenId, UserId},
     key::PublicKey,
@@ -533,6 +534,22 @@ impl Client {
     /// Adds a site.
     pub(crate) async fn add_site(&self, request: &NewSite) -> Result<Site, Error> {
         self.send(Method::POST, "/v1/sites", request).await
+    }
+
+    /// Gives a site other nodes.
+    pub(crate) async fn change_site(
+        &self,
+        id: SiteId,
+        request: &SiteChange,
+    ) -> Result<Site, Error> {
+        let path = format!("/v1/sites/{id}");
+        self.send(Method::PATCH, &path, request).await
+    }
+
+    /// Tells what this gateway has found out about the nodes of a site.
+    pub(crate) async fn report_site(&self, id: SiteId, request: &SiteHealth) -> Result<(), Error> {
+        let path = format!("/v1/sites/{id}/health");
+        self.tell(Method::PUT, &path, request).await
     }
 
     /// Removes a site.

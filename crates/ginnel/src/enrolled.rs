@@ -9,8 +9,10 @@
 //! Everything works by the last map; the source only brings a newer one.
 
 mod capture;
+mod carrier;
 mod contact;
 mod key;
+mod lan;
 mod led;
 mod publish;
 mod record;
@@ -21,7 +23,7 @@ mod site;
 mod source;
 mod ssh;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use model::{
@@ -29,7 +31,10 @@ use model::{
     map::{Difference, NetworkMap, Role, Told},
 };
 use node::{Event, Node};
-use tokio::{sync::mpsc, time};
+use tokio::{
+    sync::{Notify, mpsc},
+    time,
+};
 
 pub(crate) use self::{
     capture::Asked, contact::Contact, key::NodeKey, led::Led, return_path::Sites, source::Source,
@@ -59,6 +64,8 @@ pub(crate) struct Enrolled {
     publisher: Publisher,
     way: Way,
     sites: Sites,
+    /// Tells that something has changed about sites with several nodes.
+    carried: Arc<Notify>,
     authority: Pinned,
     asked: Asked,
 }
@@ -107,6 +114,7 @@ impl Enrolled {
             publisher,
             way: Way::new(),
             sites: Sites::default(),
+            carried: Arc::default(),
             authority,
             asked: Asked::default(),
         })
@@ -166,11 +174,15 @@ impl Enrolled {
         let (source, is_gateway) = (self.source.clone(), self.role == Role::Gateway);
         let reporting = report::report(&tunnel, &source);
         tokio::pin!(reporting);
+        let carried = Arc::clone(&self.carried);
+        let carrying = watch_carriers(self.role, &tunnel, &source, &carried);
+        tokio::pin!(carrying);
         loop {
             tokio::select! {
                 error = &mut interface_ended => return Err(error),
                 never = &mut watching => match never {},
                 never = &mut reporting, if is_gateway => match never {},
+                never = &mut carrying => match never {},
                 event = self.events.recv() => match event {
                     Some(event) => {
                         let moved = self.handle(event);
@@ -234,6 +246,11 @@ impl Enrolled {
                 false
             }
             Event::HandshakeCompleted { .. } | Event::EndpointMoved { .. } => true,
+            Event::SiteChanged { org, site, moved } => {
+                carrier::log(&self.tunnel, org, site, moved);
+                self.carried.notify_one();
+                false
+            }
             // Whoever asked the host has heard it.
             Event::HostReturned { .. } | Event::HandshakeAbandoned { .. } => false,
         }
@@ -310,6 +327,7 @@ impl Enrolled {
         self.tunnel.set_resolver(resolver);
         route_sites(&self.tunnel).await;
         self.sites.changed();
+        self.carried.notify_one();
         self.publisher.listen(&self.tunnel);
         let node = (&self.tunnel, &self.source, own.id);
         self.asked.begin(own.capture.as_ref(), node);
@@ -365,6 +383,19 @@ impl Enrolled {
                 tracing::warn!("{error:#}");
             }
         });
+    }
+}
+
+/// Does what a gateway, or a node of sites with several nodes, has to do beside the data plane.
+async fn watch_carriers(
+    role: Role,
+    tunnel: &Tunnel,
+    source: &Source,
+    changed: &Notify,
+) -> Infallible {
+    match role {
+        Role::Gateway => carrier::report(tunnel, source, changed).await,
+        Role::Client => lan::watch(tunnel, changed).await,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{id::OrgId, key::PublicKey, map::Role, name::Label};
 
 pub use self::{
     details::{HEARD_MAX, Handshake, Heard, PeerDetails, Session},
-    site::{ReturnPath, Site, StaticRoute},
+    site::{ReturnPath, Site, SiteNode, StaticRoute},
 };
 
 /// The state of one node at one moment.

@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use model::{
-    api::{ListQuery, NewSite, Site},
+    api::{ListQuery, NewSite, Site, SiteChange, SiteNode},
+    id::NodeId,
     name::Label,
-    site::{Ipv4Prefix, Mode},
+    site::{Health, Ipv4Prefix, Mode},
 };
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
     terminal::{self, Column},
 };
 
-/// List, show, add and remove sites
+/// List, show, add, change and remove sites
 ///
 /// A site is one or several LANs behind a node, such as an office: devices there are reached
 /// through the node and need nothing installed. The device 192.168.1.10 of the site `paris` has
@@ -34,6 +35,12 @@ use crate::{
 /// With `--mode auto` the node tries out whether what devices answer to another site comes back,
 /// and serves the site as with `routed` or `masquerade` by that. `ginnel status` and `ginnel
 /// doctor` on the node say which, why, what is lost by it and what would lift that.
+///
+/// A site may have up to four nodes in its LAN. The gateway probes each of them every second, and
+/// the first in the order given that answers and has a working interface in the LAN carries the
+/// site; another one takes over within five seconds, without the control plane. One that was out
+/// carries again once it has been well for 10 seconds, and for longer the more often it was out
+/// lately, up to 5 minutes. What goes on already over a node that fails is cut, but for `routed`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -48,6 +55,9 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   ginnel site add paris --node office --prefix 192.168.1.0/24
+  ginnel site add oslo --node office --node attic --prefix 192.168.3.0/24
+  ginnel site set oslo --node attic --node office
+  ginnel site show oslo
   ginnel site add rome --node attic --prefix 192.168.2.0/24 --mode auto
   ginnel policy add --from role:developer --to site:paris
   ginnel policy add --from site:rome --to site:paris --allow 443
@@ -69,9 +79,9 @@ enum Action {
     Add {
         /// The name of the site
         name: Label,
-        /// The node in its LAN
-        #[arg(long)]
-        node: Label,
+        /// The node in its LAN; may be repeated, then the first that is well carries the site
+        #[arg(long, required = true, value_name = "NODE")]
+        node: Vec<Label>,
         /// The addresses of its devices; may be repeated
         #[arg(long, required = true, value_name = "ADDRESS/LENGTH")]
         prefix: Vec<Ipv4Prefix>,
@@ -82,6 +92,14 @@ enum Action {
             value_name = "auto|masquerade|routed"
         )]
         mode: Mode,
+    },
+    /// Give a site other nodes; its addresses and rules stay
+    Set {
+        /// Its name
+        name: Label,
+        /// A node in its LAN; may be repeated, then the first that is well carries the site
+        #[arg(long, required = true, value_name = "NODE")]
+        node: Vec<Label>,
     },
     /// Remove a site: its devices are reached no more
     Remove {
@@ -113,9 +131,11 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
             prefix,
             mode,
         } => {
+            let mut nodes = ids(&client, org.as_ref(), &node).await?;
             let request = NewSite {
                 name,
-                node: node::find(&client, org, &node).await?.id,
+                node: nodes.remove(0),
+                standbys: nodes,
                 prefixes: prefix,
                 mode,
             };
@@ -126,6 +146,12 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
                 site.name
             ));
         }
+        Action::Set { name, node } => {
+            let site = find(&client, org.clone(), &name).await?;
+            let nodes = ids(&client, Some(&site.org), &node).await?;
+            let site = client.change_site(site.id, &SiteChange { nodes }).await?;
+            terminal::show(&site, COLUMNS, global.json)?;
+        }
         Action::Remove { name } => {
             let site = find(&client, org, &name).await?;
             client.remove_site(site.id).await?;
@@ -133,6 +159,32 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Finds the nodes of these names.
+async fn ids(client: &Client, org: Option<&Label>, names: &[Label]) -> Result<Vec<NodeId>> {
+    let mut ids = Vec::new();
+    for name in names {
+        ids.push(node::find(client, org.cloned(), name).await?.id);
+    }
+    Ok(ids)
+}
+
+/// Writes the nodes of a site, and of several which one carries it and why the others do not.
+fn nodes(site: &Site) -> String {
+    let told = |node: &SiteNode| {
+        let name = &node.node_name;
+        match (node.carries, node.health) {
+            (Some(true), Some(Health::Healthy)) => format!("{name} (carries it)"),
+            (Some(true), Some(health)) => format!("{name} (carries it; {})", health.in_words()),
+            (Some(false), Some(health)) => format!("{name} ({})", health.in_words()),
+            (_, None) | (None, Some(_)) => name.to_string(),
+        }
+    };
+    match &site.nodes[..] {
+        [] => site.node_name.to_string(),
+        nodes => nodes.iter().map(told).collect::<Vec<_>>().join(", "),
+    }
 }
 
 /// Finds the one site of that exact name.
@@ -158,7 +210,7 @@ async fn find(client: &Client, org: Option<Label>, name: &Label) -> Result<Site>
 const COLUMNS: &[Column<Site>] = &[
     ("ID", |site| site.id.to_string()),
     ("NAME", |site| format!("{}.site.internal", site.name)),
-    ("NODE", |site| site.node_name.to_string()),
+    ("NODE", nodes),
     ("PREFIXES", |site| {
         let prefixes: Vec<_> = site.prefixes.iter().map(ToString::to_string).collect();
         prefixes.join(",")

@@ -2,7 +2,7 @@
 
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
-use model::whois::Whois;
+use model::{status::SiteNode, whois::Whois};
 use netstack::EchoFailure;
 use packet::icmp::{Cause, Unreachable};
 use tokio::{net::UnixStream, sync::mpsc, time};
@@ -403,10 +403,37 @@ pub(super) fn status(agent: &Agent) -> Status {
         key_exposed: agent.key.as_ref().is_some_and(NodeKey::is_exposed),
         control: control.map(|(url, contact)| contact.status(now, url)),
         tcp: Some(tcp),
-        sites: agent.sites.status(),
+        sites: sites(agent),
         site_conflicts: agent.tunnel.site_conflicts(),
         node,
     }
+}
+
+/// Tells how it stands with the sites behind the node, and with the other nodes of these.
+fn sites(agent: &Agent) -> Vec<model::status::Site> {
+    let mut sites = agent.sites.status();
+    agent.tunnel.with(|node, now| {
+        let Some(map) = node.map() else {
+            return;
+        };
+        for (id, org) in &map.orgs {
+            for told in &mut sites {
+                let site = org.sites.iter().find(|(_, site)| site.name == told.name);
+                let nodes = site.map(|(site, _)| node.site_nodes(now, *id, *site));
+                let nodes = nodes.unwrap_or_default().into_iter();
+                told.nodes.extend(nodes.filter_map(|one| {
+                    let name = org.nodes.get(&one.node)?.name.clone();
+                    let (carries, health) = (one.carries, one.health);
+                    Some(SiteNode {
+                        name,
+                        carries,
+                        health,
+                    })
+                }));
+            }
+        }
+    });
+    sites
 }
 
 #[cfg(test)]

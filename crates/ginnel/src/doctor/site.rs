@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use model::{
-    site::Mode,
+    site::{Health, Mode},
     status::{ReturnPath, Site},
 };
 use tokio::time;
@@ -59,9 +59,56 @@ pub(super) async fn served(agent: &Agent, sites: &[Site]) -> Seen<()> {
                 site::remedy(one).unwrap_or_default(),
             ));
         }
-        told.push(format!("{}: {}", one.name, site::summary(one)));
+        if let Some(unwell) = unwell(one) {
+            return Err(unwell);
+        }
+        told.push(format!(
+            "{}: {}{}",
+            one.name,
+            site::summary(one),
+            nodes(one)
+        ));
     }
     Ok(((), told.join("; ")))
+}
+
+/// Says which node carries a site that has several.
+fn nodes(site: &Site) -> String {
+    let nodes = site.nodes.iter();
+    let told = nodes.map(|node| format!(", node {}", site::node_text(node)));
+    told.collect::<Vec<_>>().concat()
+}
+
+/// Finds a node of a site with several that does not lead there, so that one less is left to fail.
+fn unwell(site: &Site) -> Option<Finding> {
+    let node = site.nodes.iter().find(|node| match node.health {
+        Health::Silent | Health::NoLan | Health::NotForwarding => true,
+        Health::Untried | Health::Healthy | Health::Returning => false,
+    })?;
+    let carrier = site.nodes.iter().find(|node| node.carries);
+    let carrier = carrier.map_or("nobody", |node| node.name.as_str());
+    let remedy = match node.health {
+        Health::NoLan => format!("look at the cable and the LAN interface of {}", node.name),
+        Health::NotForwarding => {
+            format!("on {}: sysctl -w net.ipv4.ip_forward=1", node.name)
+        }
+        Health::Silent | Health::Untried | Health::Healthy | Health::Returning => {
+            format!(
+                "see that {} runs and that `ginnel up` runs there",
+                node.name
+            )
+        }
+    };
+    Some(Finding::new(
+        Cause::SiteNodeDown,
+        format!(
+            "site: {}, a node of {}, {}; {carrier} carries the site",
+            node.name,
+            site.name,
+            node.health.in_words()
+        ),
+        remedy,
+    ))
 }
 
 /// Returns what is wrong with a site that was not meant to be so.

@@ -18,7 +18,7 @@ use super::{
 /// The node that leads to a site.
 pub(super) struct Lead<'a> {
     site: &'a Site,
-    node: &'a Node,
+    nodes: Vec<&'a Node>,
 }
 
 /// Finds the address that `host` means.
@@ -111,34 +111,54 @@ fn site_at(org: &Org, address: std::net::Ipv6Addr) -> Option<&Site> {
     found.map(|(_, site)| site)
 }
 
-/// Returns the node that leads to `address`; `None` when it is no host of a site.
+/// Returns the nodes that lead to `address`, the preferred one first; `None`
+/// when it is no host of a site.
 pub(super) fn site_of(map: &NetworkMap, address: IpAddr) -> Option<Lead<'_>> {
     let org = map.own_org()?;
     let IpAddr::V6(address) = address else {
         return None;
     };
     let site = site_at(org, address)?;
-    let node = org.nodes.get(&site.node)?;
-    Some(Lead { site, node })
+    let nodes = site.nodes().filter_map(|id| org.nodes.get(&id)).collect();
+    Some(Lead { site, nodes })
 }
 
-/// Asks the node of a site for an echo.
+/// Asks the nodes of a site for an echo until one answers: the gateway leads through one that
+/// does.
 pub(super) async fn site(agent: &Agent, lead: Lead<'_>) -> Seen<()> {
-    let Lead { site, node } = lead;
-    match agent.ping(node.address.into(), SMALL_SIZE).await? {
-        Echoed::Reply(time) => Ok(((), format!("its node {} answers in {time:.1?}", node.name))),
-        Echoed::Failed(failure) => Err(failure.into()),
-        // The rules may be about the site alone; then the host has to tell.
-        Echoed::Prohibited => Ok(((), format!("its node {} may not be asked", node.name))),
-        Echoed::Unreachable | Echoed::Nothing => Err(Finding::new(
-            Cause::SiteNodeDown,
-            format!(
-                "site: {}, the node of {}, does not answer",
-                node.name, site.name
-            ),
-            format!("see that `ginnel up` runs on {}", node.name),
-        )),
+    let Lead { site, nodes } = lead;
+    let mut silent = Vec::new();
+    for node in nodes {
+        let others = silent
+            .iter()
+            .map(|name| format!("; {name} does not answer"));
+        let others = others.collect::<Vec<_>>().concat();
+        match agent.ping(node.address.into(), SMALL_SIZE).await? {
+            Echoed::Reply(time) => {
+                let name = &node.name;
+                return Ok(((), format!("its node {name} answers in {time:.1?}{others}")));
+            }
+            Echoed::Failed(failure) => return Err(failure.into()),
+            // The rules may be about the site alone; then the host has to tell.
+            Echoed::Prohibited => {
+                return Ok((
+                    (),
+                    format!("its node {} may not be asked{others}", node.name),
+                ));
+            }
+            Echoed::Unreachable | Echoed::Nothing => silent.push(node.name.as_str()),
+        }
     }
+    let names = silent.join(" and ");
+    let (what, verb) = match silent.len() {
+        1 => ("the node", "does"),
+        _ => ("the nodes", "do"),
+    };
+    Err(Finding::new(
+        Cause::SiteNodeDown,
+        format!("site: {names}, {what} of {}, {verb} not answer", site.name),
+        format!("see that `ginnel up` runs on {names}"),
+    ))
 }
 
 /// Reaches the machine, at its port if one is given.

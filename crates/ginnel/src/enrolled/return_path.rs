@@ -111,12 +111,12 @@ impl Sites {
 }
 
 /// Lists the sites behind the node.
-fn own(tunnel: &Tunnel) -> BTreeMap<SiteId, map::Site> {
+pub(super) fn own(tunnel: &Tunnel) -> BTreeMap<SiteId, map::Site> {
     tunnel
         .with(|node, _| {
             let map = node.map()?;
             let sites = map.own_org()?.sites.iter();
-            let own = sites.filter(|(_, site)| site.node == map.own.id);
+            let own = sites.filter(|(_, site)| site.is_behind(map.own.id));
             Some(own.map(|(id, site)| (*id, site.clone())).collect())
         })
         .unwrap_or_default()
@@ -164,6 +164,8 @@ async fn look(
         return_path,
         dhcp_option_121: lan.option(&routes),
         routes,
+        // What the gateway says is newer when somebody asks.
+        nodes: Vec::new(),
     };
     (shown, again)
 }
@@ -223,7 +225,7 @@ async fn answering(host: Ipv4Addr, former: Option<u16>) -> Option<u16> {
 }
 
 /// Tells whether the machine forwards what comes by an interface.
-fn forwards(interface: &str) -> bool {
+pub(super) fn forwards(interface: &str) -> bool {
     let path = format!("/proc/sys/net/ipv4/conf/{interface}/forwarding");
     // Whoever cannot look sees by the answers.
     fs::read_to_string(path).map_or(true, |text| text.trim() != "0")

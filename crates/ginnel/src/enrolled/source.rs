@@ -5,10 +5,11 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use hyper::body::Bytes;
 use model::{
-    api::{CaptureEnd, MAP_WAIT_SECONDS_MAX, NodeByKey, SentBlocks, TunnelReport},
-    id::{CaptureId, NodeId},
+    api::{CaptureEnd, MAP_WAIT_SECONDS_MAX, NodeByKey, SentBlocks, SiteHealth, TunnelReport},
+    id::{CaptureId, NodeId, SiteId},
     key::PublicKey,
     map::{NetworkMap, Role, Told},
+    site::NodeHealth,
 };
 use tokio::{sync::mpsc, time};
 use zeroize::Zeroizing;
@@ -118,6 +119,25 @@ impl Source {
             }
             Self::Here { server, .. } => Ok(server.send_capture(node, id, blocks.to_vec()).await),
         }
+    }
+
+    /// Tells what this gateway has found out about the nodes of a site; false when the control
+    /// plane does not answer.
+    pub(super) async fn report_site(&self, site: SiteId, nodes: &[NodeHealth]) -> bool {
+        let told = match self {
+            Self::Server(client) => {
+                let health = SiteHealth {
+                    nodes: nodes.to_vec(),
+                };
+                let told = client.report_site(site, &health).await;
+                told.map_err(anyhow::Error::from)
+            }
+            Self::Here { server, gateway } => server.report_site(*gateway, site, nodes).await,
+        };
+        if let Err(error) = &told {
+            tracing::debug!("tell the control plane who carries a site: {error:#}");
+        }
+        told.is_ok()
     }
 
     /// Tells that this node has ended a capture. Without an answer the control plane finds that

@@ -3,7 +3,7 @@
 
 use model::{
     site::Mode,
-    status::{ReturnPath, Site},
+    status::{ReturnPath, Site, SiteNode},
 };
 
 /// Tells how it stands with a site.
@@ -13,7 +13,15 @@ pub(super) fn text(site: &Site) -> String {
         lines.push(format!("lost: {lost}"));
     }
     lines.extend(remedy(site).map(|remedy| format!("what lifts it: {remedy}")));
+    let nodes = site.nodes.iter();
+    lines.extend(nodes.map(|node| format!("node {}", node_text(node))));
     lines.join("\n  ")
+}
+
+/// Tells how it stands with one of several nodes of a site.
+pub(crate) fn node_text(node: &SiteNode) -> String {
+    let carries = if node.carries { ", carries it" } else { "" };
+    format!("{}: {}{carries}", node.name, node.health.in_words())
 }
 
 /// Tells in one line in which mode it is, and why.
@@ -125,7 +133,7 @@ pub(crate) fn remedy(site: &Site) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::status::StaticRoute;
+    use model::{site::Health, status::StaticRoute};
 
     #[test]
     fn a_missing_route_is_told_with_the_lines_that_lift_it() {
@@ -139,6 +147,7 @@ mod tests {
                 router: [192, 168, 200, 2].into(),
             }],
             dhcp_option_121: Some("18c0a8c9c0a8c802".to_owned()),
+            nodes: Vec::new(),
         };
         let said = text(&site);
         for part in [
@@ -155,5 +164,24 @@ mod tests {
             ..site
         };
         assert_eq!(text(&healthy).lines().count(), 1);
+        let nodes = [("c", false, Health::Silent), ("c2", true, Health::Healthy)];
+        let nodes = nodes.map(|(name, carries, health)| SiteNode {
+            name: name.parse().unwrap(),
+            carries,
+            health,
+        });
+        let several = Site {
+            nodes: nodes.to_vec(),
+            ..healthy
+        };
+        let said = text(&several);
+        let lines: Vec<_> = said.lines().skip(1).collect();
+        assert_eq!(
+            lines,
+            [
+                "  node c: does not answer the gateway",
+                "  node c2: healthy, carries it"
+            ]
+        );
     }
 }

@@ -6,6 +6,7 @@ mod attachment;
 mod capture;
 mod congestion;
 mod doctor;
+mod failover;
 mod flood;
 mod interface;
 mod mangled;

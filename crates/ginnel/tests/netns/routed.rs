@@ -110,14 +110,14 @@ pub(super) fn nft(space: &Space, rules: &str) {
 }
 
 /// Gives a machine a switch of its own.
-fn switch(space: &Space, address: Ipv4Addr) {
+pub(super) fn switch(space: &Space, address: Ipv4Addr) {
     space.ip(&["link", "add", "switch", "type", "bridge"]);
     space.ip(&["link", "set", "switch", "up"]);
     space.add_address("switch", address.into());
 }
 
 /// Lays a cable from the switch of a machine to another one.
-fn plug(switch: &Space, space: &Space, link: &str, address: [u8; 4]) {
+pub(super) fn plug(switch: &Space, space: &Space, link: &str, address: [u8; 4]) {
     let port = unique("v");
     let cable = ["link", "add", &port, "type", "veth", "peer", "name", link];
     switch.ip(&[&cable[..], &["netns", &space.name]].concat());
@@ -127,7 +127,7 @@ fn plug(switch: &Space, space: &Space, link: &str, address: [u8; 4]) {
 }
 
 /// Makes a machine a router, as its administrator would.
-fn forward(space: &Space) {
+pub(super) fn forward(space: &Space) {
     let setting = "/proc/sys/net/ipv4/ip_forward";
     space.enter(|| fs::write(setting, "1").expect("root"));
 }

@@ -207,7 +207,7 @@ pub(super) fn succeeded(output: &Output) -> String {
 }
 
 /// Lays a cable between two machines.
-fn join(one: &Space, its: [u8; 4], other: &Space, others: [u8; 4]) {
+pub(super) fn join(one: &Space, its: [u8; 4], other: &Space, others: [u8; 4]) {
     let [here, there] = [unique("v"), unique("v")];
     one.ip(&[
         "link",

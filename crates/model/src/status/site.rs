@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     name::Label,
-    site::{Ipv4Prefix, Mode},
+    site::{Health, Ipv4Prefix, Mode},
 };
 
 /// How it stands with one site behind the node.
@@ -26,6 +26,21 @@ pub struct Site {
     /// in hexadecimal digits, with the default route that the machine has itself.
     #[serde(default)]
     pub dhcp_option_121: Option<String>,
+    /// Of a site with several nodes: these, and what the gateway says of them; the preferred one
+    /// first. Empty for a site with one node, and while no gateway says anything.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<SiteNode>,
+}
+
+/// One of several nodes of a site.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct SiteNode {
+    /// Its name.
+    pub name: Label,
+    /// Whether the gateway leads to the site through it.
+    pub carries: bool,
+    /// What the gateway has found out about it.
+    pub health: Health,
 }
 
 /// A route by the node.
