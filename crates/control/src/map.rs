@@ -441,15 +441,18 @@ async fn build(
     }
     let mut sites = BTreeMap::new();
     for site in storage::site::sites_of(connection, org.id).await? {
-        if !nodes.contains_key(&site.node) {
+        let leads = [site.node].into_iter().chain(site.standbys);
+        let mut leads = leads.filter(|node| nodes.contains_key(node));
+        let Some(node) = leads.next() else {
             continue;
-        }
+        };
+        let standbys = leads.collect();
         let may_reach = policy::site_may_reach(&rules, &site.name);
         let reached_by = policy::site_reached_by(&rules, &site.name);
         let entry = map::Site {
             name: site.name,
-            node: site.node,
-            standbys: site.standbys,
+            node,
+            standbys,
             prefixes: site.prefixes,
             mode: site.mode,
             may_reach,

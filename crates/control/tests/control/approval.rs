@@ -484,3 +484,30 @@ async fn what_was_due_while_no_server_ran_is_out_when_one_begins() {
     stage.follow().await;
     assert!(!stage.web.knows(waits));
 }
+
+#[tokio::test]
+async fn a_site_goes_on_by_those_of_its_nodes_that_others_know() {
+    let mut stage = Stage::new().await;
+    let join = async |name, key| stage.world.join(&stage.admin, None, name, key).await;
+    let (first, second) = (join("paris1", 11).await, join("paris2", 12).await);
+    let body = json!({
+        "name": "paris", "node": first.id, "standbys": [second.id],
+        "prefixes": ["192.168.1.0/24"],
+    });
+    let added = stage.world.post("/v1/sites", &stage.admin, &body).await;
+    assert_eq!(added.status, StatusCode::CREATED, "{}", added.text());
+    let mut leads = async |ended: Option<NodeId>| -> Vec<NodeId> {
+        if let Some(node) = ended {
+            let reply = stage.expire(node, &json!({"ttl_seconds": 0})).await;
+            assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+        }
+        stage.follow().await;
+        let mut sites = stage.edge.map.orgs.values().flat_map(|org| &org.sites);
+        sites
+            .next()
+            .map_or(Vec::new(), |(_, site)| site.nodes().collect())
+    };
+    assert_eq!(leads(None).await, [first.id, second.id]);
+    assert_eq!(leads(Some(first.id)).await, [second.id]);
+    assert_eq!(leads(Some(second.id)).await, []);
+}
