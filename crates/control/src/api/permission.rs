@@ -144,7 +144,7 @@ const fn rule(method: Method, path: &'static str, action: Action) -> Rule {
 }
 
 /// Every route.
-pub(crate) static RULES: [Rule; 77] = [
+pub(crate) static RULES: [Rule; 78] = [
     rule(Method::GET, "/v1/health", Action::ReadHealth),
     rule(Method::GET, "/v1/openapi.json", Action::ReadDescription),
     rule(Method::GET, "/v1/whoami", Action::ReadSelf),

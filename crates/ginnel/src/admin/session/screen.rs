@@ -2,9 +2,9 @@
 //! show it.
 //!
 //! Who was recorded chose every byte. A terminal that is asked what it is, where its cursor is or
-//! what stands in its title answers as if the person at it had typed that; other sequences change the
-//! clipboard, the title, a printer, or what keys and mouse send (ECMA-48; xterm, "Control Sequences").
-//! So only sequences that draw are let through.
+//! what stands in its title answers as if the person at it had typed that; other sequences change
+//! the clipboard, the title, a printer, or what keys and mouse send (ECMA-48; xterm, "Control
+//! Sequences"). So only sequences that draw are let through.
 
 /// Reads the output piece by piece; a sequence may begin in one and end in another.
 #[derive(Debug, Default)]
