@@ -468,7 +468,7 @@ impl Server {
 
     /// Takes how the tunnels of nodes stand at a gateway in this process.
     pub fn report_tunnels(&self, report: &TunnelReport) {
-        self.inner.tunnels.learn(&report.tunnels);
+        self.inner.tunnels.learn(self.now(), &report.tunnels);
     }
 
     /// Answers HTTPS at `listener` until `shutdown`, then ends open requests within 3 seconds.

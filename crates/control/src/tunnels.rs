@@ -6,7 +6,7 @@ use std::{
 };
 
 use model::{
-    api::{GatewayTunnel, NodeTunnel},
+    api::{GatewayTunnel, NodeTunnel, Timestamp},
     key::PublicKey,
 };
 
@@ -19,16 +19,18 @@ pub(crate) struct Tunnels(Mutex<HashMap<PublicKey, GatewayTunnel>>);
 
 impl Tunnels {
     /// Takes a report. A node that has moved to another gateway stands as the newer handshake
-    /// says.
-    pub(crate) fn learn(&self, tunnels: &[NodeTunnel]) {
+    /// says; none is later than `now`, whatever the clock of its gateway says.
+    pub(crate) fn learn(&self, now: i64, tunnels: &[NodeTunnel]) {
         let mut known = self.known();
         for told in tunnels {
-            let is_older = |known: &GatewayTunnel| known.handshake > told.tunnel.handshake;
+            let mut tunnel = told.tunnel;
+            tunnel.handshake = Timestamp(tunnel.handshake.0.min(now));
+            let is_older = |known: &GatewayTunnel| known.handshake > tunnel.handshake;
             match known.get(&told.public_key) {
                 Some(known) if is_older(known) => {}
                 None if known.len() >= KNOWN_MAX => {}
                 Some(_) | None => {
-                    known.insert(told.public_key, told.tunnel);
+                    known.insert(told.public_key, tunnel);
                 }
             }
         }
@@ -37,6 +39,11 @@ impl Tunnels {
     /// Returns the tunnel of the node that has `key`.
     pub(crate) fn of(&self, key: &PublicKey) -> Option<GatewayTunnel> {
         self.known().get(key).copied()
+    }
+
+    /// Forgets a key that its node has no more.
+    pub(crate) fn forget(&self, key: &PublicKey) {
+        self.known().remove(key);
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<PublicKey, GatewayTunnel>> {

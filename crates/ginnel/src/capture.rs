@@ -336,6 +336,9 @@ impl Output {
         let is_file = || io::Result::Ok(file.metadata()?.is_file());
         // A device and a pipe with a name have no length.
         if is_named && is_file().context("look at the file of the capture")? {
+            // The mode at the opening counts only for a file that is new.
+            file.set_permissions(fs::Permissions::from_mode(0o600))
+                .context("protect the file of the capture")?;
             file.set_len(0).context("empty the file of the capture")?;
         }
         Ok(file)
@@ -353,15 +356,7 @@ fn open(path: Option<&Path>) -> anyhow::Result<Output> {
         Some(path) if path != Path::new("-") => {
             let mut options = OpenOptions::new();
             let opened = options.write(true).create(true).mode(0o600).open(path);
-            let file = opened.and_then(|file| {
-                // A device is everybody's.
-                if file.metadata()?.is_file() {
-                    // The mode above counts only for a file that is new.
-                    file.set_permissions(fs::Permissions::from_mode(0o600))?;
-                }
-                Ok(file)
-            });
-            let file = file
+            let file = opened
                 .with_context(|| format!("open `{}`", path.display()))
                 .remedy("name a file that this user may write")?;
             Ok(Output {

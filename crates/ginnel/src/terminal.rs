@@ -79,9 +79,21 @@ fn raw_note(text: &str) {
 /// Says why the arguments are not understood, or what `--help` asks for, and returns the exit code
 /// that belongs to it.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
-    let text = error.to_string();
-    if text.lines().any(|line| line.contains(is_deceptive)) {
-        // An argument is quoted, and a script may have it from somebody else.
+    // An argument is quoted, and a script may have it from somebody else. The end of a line in it
+    // is none of the text.
+    let mut text = error.to_string();
+    let mut is_hostile = false;
+    for word in std::env::args_os().skip(1) {
+        let word = word.to_string_lossy();
+        let value = word.split_once('=').map_or("", |(_, value)| value);
+        for part in [&*word, value] {
+            if part.contains(is_deceptive) {
+                is_hostile = true;
+                text = text.replace(part, &plain(part));
+            }
+        }
+    }
+    if is_hostile || text.lines().any(|line| line.contains(is_deceptive)) {
         note(text.trim_end());
     } else {
         // With the colours of the terminal. Nobody reads a closed one.

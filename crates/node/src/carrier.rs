@@ -18,7 +18,7 @@ use std::{
 use model::{
     address::OrgPrefix,
     id::{NodeId, OrgId, SiteId},
-    map::{NetworkMap, Role, Site},
+    map::{NetworkMap, Org, Role, Site},
     site::{Health, NodeHealth, SITE_NODES_MAX, SitePrefix},
 };
 use packet::{
@@ -91,7 +91,11 @@ impl Carriers {
             (Role::Gateway, None) => map.orgs.keys().copied().collect(),
         };
         let mut wanted = BTreeMap::new();
-        for (id, org) in orgs.iter().filter_map(|id| Some((*id, map.orgs.get(id)?))) {
+        // Nodes answer the gateway of their organisation and no other.
+        let own = map.own.id;
+        let uses = |org: &Org| org.gateway.as_ref().is_some_and(|used| used.id == own);
+        let known = orgs.iter().filter_map(|id| Some((*id, map.orgs.get(id)?)));
+        for (id, org) in known.filter(|(_, org)| uses(org)) {
             let several = |(_, site): &(_, &Site)| !site.standbys.is_empty();
             for (&site_id, site) in org.sites.iter().filter(several) {
                 if let Some(prefix) = SitePrefix::new(org.prefix, site_id) {

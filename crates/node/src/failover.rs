@@ -202,15 +202,15 @@ impl Member {
         }
     }
 
+    /// Returns when a node that has returned has been well for long enough, unless a probe has been
+    /// in vain meanwhile.
+    fn held(&self) -> Option<Instant> {
+        let is_well = self.health == Health::Returning && self.unanswered < 2;
+        is_well.then(|| self.since + self.hold())
+    }
+
     fn poll_timeout(&self) -> Instant {
-        match self.health {
-            Health::Returning => self.due.min(self.since + self.hold()),
-            Health::Untried
-            | Health::Healthy
-            | Health::Silent
-            | Health::NoLan
-            | Health::NotForwarding => self.due,
-        }
+        self.held().map_or(self.due, |held| self.due.min(held))
     }
 
     fn handle_timeout(&mut self, now: Instant) {
@@ -225,7 +225,7 @@ impl Member {
             let waits_longer = self.unanswered == 1 || self.health == Health::Silent;
             self.due = now + if waits_longer { INTERVAL } else { RETRY };
         }
-        if self.health == Health::Returning && self.since + self.hold() <= now {
+        if self.held().is_some_and(|held| held <= now) {
             self.health = Health::Healthy;
         }
     }

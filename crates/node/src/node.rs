@@ -868,7 +868,6 @@ impl Node {
         }
     }
 
-    /// Gives the stack its addresses, listeners and resolvers.
     /// Ends connections of the own stack to nodes that are in the map no more: nothing would answer,
     /// and their programs would wait for as long as TCP does.
     fn end_connections_to_gone(&mut self, now: Instant, former: &NetworkMap) {
@@ -884,6 +883,7 @@ impl Node {
         }
     }
 
+    /// Gives the stack its addresses, listeners and resolvers.
     fn apply_to_stack(&mut self, now: Instant) {
         let addresses = self.addresses();
         let published = self.published_ports();

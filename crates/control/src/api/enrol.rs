@@ -280,7 +280,9 @@ pub(crate) async fn remove_by(
         subject: format!("node:{id} {}", node.name),
         org: node.org(),
     };
-    server.commit(change, entry, touched).await
+    server.commit(change, entry, touched).await?;
+    server.inner.tunnels.forget(&node.public_key);
+    Ok(())
 }
 
 /// Uses the token of an enrolment once, in the transaction that enrols.

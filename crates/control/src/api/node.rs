@@ -161,6 +161,7 @@ pub(super) async fn replace_key(
     };
     let touched = node.org().map_or(Touched::Everybody, Touched::Org);
     server.commit(change, entry, touched).await?;
+    server.inner.tunnels.forget(&node.public_key);
     Ok(StatusCode::NO_CONTENT)
 }
 

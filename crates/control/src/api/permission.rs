@@ -392,7 +392,7 @@ fn own_node(permitted: bool) -> Reach {
 }
 
 /// Passes unless the asking node waits for approval or its time is over. Such a node hears of its
-/// state, keeps its key and may leave.
+/// state, keeps its key, sends what is captured of it and may leave.
 pub(crate) fn admits(action: Action, state: State) -> Result<(), ApiError> {
     match action {
         Action::ReadHealth
@@ -400,6 +400,8 @@ pub(crate) fn admits(action: Action, state: State) -> Result<(), ApiError> {
         | Action::ReadSelf
         | Action::ReadMap
         | Action::ReplaceKey
+        | Action::SendCapture
+        | Action::EndCapture
         | Action::LogOut
         | Action::SignIn
         | Action::LogOutByProvider
@@ -441,9 +443,7 @@ pub(crate) fn admits(action: Action, state: State) -> Result<(), ApiError> {
         | Action::ReadSession
         | Action::ChangeSession
         | Action::CaptureNode
-        | Action::CaptureKeys
-        | Action::SendCapture
-        | Action::EndCapture => is_active(state),
+        | Action::CaptureKeys => is_active(state),
     }
 }
 

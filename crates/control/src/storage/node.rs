@@ -234,8 +234,8 @@ pub(crate) async fn next_expiry(connection: &mut AnyConnection) -> Result<Option
     Ok(row.try_get("due")?)
 }
 
-/// Removes a node with its services, sites, tags and session and revokes its tokens; the row keeps
-/// the address.
+/// Removes a node with its services, the sites that no other one leads to, its tags and session and
+/// revokes its tokens; the row keeps the address.
 pub(crate) async fn delete(
     connection: &mut AnyConnection,
     now: i64,

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use model::{
-    api::{CreatedToken, Enrolled, ErrorCode, Node, Page, Timestamp, TokenEntry},
+    api::{CreatedToken, Enrolled, ErrorCode, LoggedIn, Node, Page, Timestamp, TokenEntry},
     id::NodeId,
     key::PublicKey,
     map::{Difference, NetworkMap, State},
     policy::Role,
-    token::{Kind, Token},
+    token::Token,
 };
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::oneshot, time::timeout};
@@ -416,10 +416,9 @@ async fn a_person_on_a_device_whose_time_is_over_does_nothing_and_signing_in_giv
         .await;
     assert_eq!(again.json()["device"]["id"], device.0);
     assert_eq!(stage.show(device).await.state, State::Expired);
-    assert_eq!(
-        world.token(&stage.admin, Kind::Join, None).await.kind(),
-        Kind::Join
-    );
+    let again: LoggedIn = again.parse();
+    let refused = world.get("/v1/nodes", &again.session_token).await;
+    refused.is(ErrorCode::NodeExpired);
 }
 
 /// The clock of the test jumps at once; what waits for the end sleeps for the second by its own.

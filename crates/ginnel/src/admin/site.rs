@@ -55,8 +55,8 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   ginnel site add paris --node office --prefix 192.168.1.0/24
-  ginnel site add oslo --node office --node attic --prefix 192.168.3.0/24
-  ginnel site set oslo --node attic --node office
+  ginnel site add oslo --node office --node loft --prefix 192.168.3.0/24
+  ginnel site set oslo --node loft --node office
   ginnel site show oslo
   ginnel site add rome --node attic --prefix 192.168.2.0/24 --mode auto
   ginnel policy add --from role:developer --to site:paris

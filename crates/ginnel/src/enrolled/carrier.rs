@@ -45,10 +45,12 @@ pub(super) fn log(tunnel: &Tunnel, org: OrgId, site: SiteId, moved: bool) {
 /// Tells, as long as the gateway lives; `changed` says that there is something to tell.
 pub(super) async fn report(tunnel: &Tunnel, source: &Source, changed: &Notify) -> Infallible {
     let mut told = BTreeMap::<SiteId, Vec<NodeHealth>>::new();
+    let mut repeat = time::interval(REPEAT);
+    repeat.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = changed.notified() => {}
-            () = time::sleep(REPEAT) => told.clear(),
+            _ = repeat.tick() => told.clear(),
         }
         let sites = tunnel.with(|node, _| node.carried_sites());
         told.retain(|id, _| sites.iter().any(|(_, site, _)| site == id));

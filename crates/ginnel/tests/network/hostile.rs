@@ -39,6 +39,8 @@ const LINES: &[&[&str]] = &[
     &["peer", "export", "@"],
     &["node", "show", "@"],
     &["node", "set", "laptop", "--tag", "@"],
+    &["node", "approve", "@"],
+    &["node", "expire", "@", "--in", "@"],
     &["user", "add", "@"],
     &["user", "add", "bob", "--role", "@"],
     &["org", "add", "@"],
@@ -55,6 +57,7 @@ const LINES: &[&[&str]] = &[
         "10.0.0.0/8",
     ],
     &["site", "add", "paris", "--node", "@", "--prefix", "@"],
+    &["site", "set", "@", "--node", "@"],
     &["policy", "add", "--from", "@", "--to", "@"],
     &[
         "policy",
@@ -150,7 +153,8 @@ fn does_nothing(line: &[&str], ended: &Ended) {
         for shown in text.lines() {
             assert!(!shown.contains(is_deceptive), "{line:?}: {shown:?}");
             // The end of a line in the text would begin another one.
-            let broken = shown.starts_with("\u{1b}") || shown.starts_with("]0;title");
+            let escaped = ["\\u{1b}]0;", "\\u001b]0;"];
+            let broken = escaped.iter().any(|begin| shown.starts_with(begin));
             assert!(!broken, "{line:?}: {text}");
         }
     }

@@ -133,6 +133,20 @@ fn a_silent_carrier_is_replaced_within_the_bound_and_carries_again_after_the_hol
 }
 
 #[test]
+fn a_node_that_falls_silent_again_at_the_end_of_its_hold_is_not_believed() {
+    let mut story = Story::new(&[Up, Up]);
+    story.run(5.0);
+    story.set(1, Down);
+    story.run(4.0);
+    assert_eq!((story.carrier(), story.moves), (2, 1));
+    story.set(1, Up);
+    story.run(9.0);
+    story.set(1, Down);
+    story.run(5.0);
+    assert_eq!((story.carrier(), story.moves), (2, 1));
+}
+
+#[test]
 fn a_carrier_that_says_that_its_lan_is_lost_is_replaced_with_the_next_probe() {
     let mut story = Story::new(&[Up, Up]);
     story.run(10.0);

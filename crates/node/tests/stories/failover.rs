@@ -193,3 +193,28 @@ fn a_node_that_does_not_carry_the_site_speaks_for_none_of_its_hosts() {
         assert_eq!(refused(&mut world), before + more, "{node}");
     }
 }
+
+#[test]
+fn a_gateway_that_the_organisation_does_not_use_finds_nothing_out() {
+    let mut installation = installation();
+    let mut world = World::standing(&installation, &[11, 12, 13]);
+    let used = installation.org(1).gateway.clone();
+    let mut other = used.clone();
+    other.as_mut().expect("a gateway").id = NodeId(99);
+    for (gateway, known) in [(other, 0), (used, 2)] {
+        installation.org(1).gateway = gateway;
+        installation.serial += 1;
+        let now = world.now;
+        let map = installation.map_of(GATEWAY);
+        world.node(GATEWAY).apply(now, &map);
+        assert_eq!(health(&mut world, GATEWAY).len(), known);
+        world.run(5 * SECOND);
+        let nodes = health(&mut world, GATEWAY);
+        assert!(nodes.iter().all(|(_, _, told)| *told == Health::Healthy));
+    }
+    assert_eq!(asked(&mut world), [12]);
+    let moved = world.take(GATEWAY, |event| {
+        matches!(event, Event::SiteChanged { moved: true, .. }).then_some(())
+    });
+    assert_eq!(moved, []);
+}

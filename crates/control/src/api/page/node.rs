@@ -104,7 +104,7 @@ pub(super) async fn list(visit: Visit, Asked(part): Asked<Part>) -> Result<Respo
         table {
             caption {
                 "Last seen is when a node last asked this server for news. Handshake and tunnel are "
-                "as its gateway told within the last seconds, traffic since the gateway started."
+                "as its gateway told last, traffic since the gateway started."
             }
             (layout::titles(&titles))
             tbody {
