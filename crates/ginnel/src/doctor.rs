@@ -155,11 +155,14 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
                 Outcome::Failed => "FAILED",
                 Outcome::Skipped => "-",
             };
-            let line = format!("{:11}{mark:8}{}", step.name.to_string(), step.detail);
+            // Each is one line, whatever it quotes.
+            let detail = terminal::plain(&step.detail);
+            let line = format!("{:11}{mark:8}{}", step.name.to_string(), *detail);
             terminal::line(line.trim_end())?;
         }
         if let Some(finding) = &report.finding {
-            terminal::line(format_args!("\n{}\n  {}", finding.message, finding.remedy))?;
+            let message = terminal::plain(&finding.message);
+            terminal::line(format_args!("\n{}\n  {}", *message, finding.remedy))?;
         }
     }
     Ok(ExitCode::from(u8::from(!report.healthy)))
