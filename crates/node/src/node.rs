@@ -868,8 +868,8 @@ impl Node {
         }
     }
 
-    /// Ends connections of the own stack to nodes that are in the map no more: nothing would answer,
-    /// and their programs would wait for as long as TCP does.
+    /// Ends connections of the own stack to nodes that are in the map no more: nothing would
+    /// answer, and their programs would wait for as long as TCP does.
     fn end_connections_to_gone(&mut self, now: Instant, former: &NetworkMap) {
         let (Source::Map(map), Link::Netstack(stack)) = (&self.source, &mut self.attachment) else {
             return;

@@ -219,15 +219,15 @@ impl Stage {
         }
     }
 
-    async fn ask(&self, method: &Method, path: &str, index: usize) -> u16 {
+    /// Returns a path about the things of this stage.
+    fn concrete(&self, method: &Method, path: &str) -> String {
         let key = PublicKey([1; 32]).to_string().replace('=', "%3D");
         let org = if *method == Method::DELETE {
             "empty"
         } else {
             "default"
         };
-        let concrete = path
-            .replace("{org}", org)
+        path.replace("{org}", org)
             .replace("{node}", &self.web.id.to_string())
             .replace("{service}", &self.service.id.to_string())
             .replace("{site}", &self.site.to_string())
@@ -236,7 +236,11 @@ impl Stage {
             .replace("{rule}", &self.rule.to_string())
             .replace("{session}", &self.session.to_string())
             .replace("{user}", &self.user.to_string())
-            .replace("{key}", &key);
+            .replace("{key}", &key)
+    }
+
+    async fn ask(&self, method: &Method, path: &str, index: usize) -> u16 {
+        let concrete = self.concrete(method, path);
         let key = PublicKey([100; 32]);
         let bearer = self.askers[index].1.as_ref().map(Token::emit);
         let bearer = bearer.as_ref().map(|text| text.as_str());

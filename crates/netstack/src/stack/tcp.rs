@@ -431,8 +431,8 @@ impl Stack {
         self.settle(now, id);
     }
 
-    /// Ends every connection to an address of which `is_gone` says that nothing comes from there any
-    /// more; the owner is told that the host is unreachable. It looks at all connections.
+    /// Ends every connection to an address of which `is_gone` says that nothing comes from there
+    /// any more; the owner is told that the host is unreachable. It looks at all connections.
     ///
     /// An ICMP error may be forged and ends no connection that stands (RFC 5927, 5.2): this is for
     /// who knows.

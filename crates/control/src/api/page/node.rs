@@ -103,8 +103,8 @@ pub(super) async fn list(visit: Visit, Asked(part): Asked<Part>) -> Result<Respo
     let rows = html! {
         table {
             caption {
-                "Last seen is when a node last asked this server for news. Handshake and tunnel are "
-                "as its gateway told last, traffic since the gateway started."
+                "Last seen is when a node last asked this server for news. Handshake and tunnel "
+                "are as its gateway told last, traffic since the gateway started."
             }
             (layout::titles(&titles))
             tbody {
