@@ -198,6 +198,7 @@ fn hop(code: ErrorCode) -> &'static str {
         | ErrorCode::NameTaken
         | ErrorCode::KeyTaken
         | ErrorCode::PortTaken
+        | ErrorCode::PrefixTaken
         | ErrorCode::OrgNotEmpty
         | ErrorCode::LastOperator
         | ErrorCode::LimitReached
@@ -237,6 +238,10 @@ fn remedy_of_refusal(code: ErrorCode) -> &'static str {
         ErrorCode::NameTaken => "choose another name, or remove the other one first",
         ErrorCode::KeyTaken => "remove that node first, or enrol with another --state DIR",
         ErrorCode::PortTaken => "choose another --port, or withdraw the other service first",
+        ErrorCode::PrefixTaken => {
+            "use --mode auto or masquerade for both, which tell their hosts apart; nodes that lead \
+             to one LAN belong to one site: `ginnel site set NAME --node A --node B`"
+        }
         ErrorCode::OrgNotEmpty => "remove its nodes first",
         ErrorCode::LastOperator => {
             "let another one enter first: `ginnel server --admin-token` at the server"

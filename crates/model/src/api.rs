@@ -115,6 +115,8 @@ pub enum ErrorCode {
     KeyTaken,
     /// The node offers another service at the port (409).
     PortTaken,
+    /// Another site has addresses of the prefix, and one of both is routed (409).
+    PrefixTaken,
     /// The organisation still has nodes (409).
     OrgNotEmpty,
     /// Nobody would be left to keep the installation (409).
@@ -622,7 +624,7 @@ pub struct Service {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::MalformedRequest,
         Self::TtlOutOfRange,
         Self::NameReserved,
@@ -642,6 +644,7 @@ impl ErrorCode {
         Self::NameTaken,
         Self::KeyTaken,
         Self::PortTaken,
+        Self::PrefixTaken,
         Self::OrgNotEmpty,
         Self::LastOperator,
         Self::LimitReached,
@@ -671,6 +674,7 @@ impl ErrorCode {
             Self::NameTaken
             | Self::KeyTaken
             | Self::PortTaken
+            | Self::PrefixTaken
             | Self::OrgNotEmpty
             | Self::LastOperator
             | Self::LimitReached => 409,

@@ -7,7 +7,8 @@ use model::{
         SiteHealth, Timestamp,
     },
     id::{NodeId, OrgId, SiteId},
-    site::{Ipv4Prefix, SITE_NODES_MAX, SitePrefix},
+    name::Label,
+    site::{Ipv4Prefix, Mode, SITE_NODES_MAX, SitePrefix},
 };
 
 use super::{
@@ -87,6 +88,12 @@ pub(super) async fn add(
         );
         return refuse(ErrorCode::NameTaken, message);
     }
+    if let Some((other, prefix)) = claimed(connection, org, &request).await? {
+        let message = format!(
+            "`{name}` and `{other}` both claim {prefix}, by which hosts of a routed site are reached"
+        );
+        return refuse(ErrorCode::PrefixTaken, message);
+    }
     if storage::site::count_of(connection, org).await? >= SITES_PER_ORG_MAX {
         let message = format!("an organisation has at most {SITES_PER_ORG_MAX} sites");
         return refuse(ErrorCode::LimitReached, message);
@@ -105,6 +112,25 @@ pub(super) async fn add(
     let described = described(&server, change.connection(), site).await?;
     server.commit(change, entry, Touched::Org(org)).await?;
     Ok((StatusCode::CREATED, Json(described)))
+}
+
+/// Finds another site with addresses of the new one's, where one of both is routed: by these
+/// addresses alone its hosts are told apart.
+async fn claimed(
+    connection: &mut storage::Connection,
+    org: OrgId,
+    request: &NewSite,
+) -> Result<Option<(Label, Ipv4Prefix)>, ApiError> {
+    for other in storage::site::sites_of(connection, org).await? {
+        if request.mode != Mode::Routed && other.mode != Mode::Routed {
+            continue;
+        }
+        let is_claimed = |one: &&Ipv4Prefix| other.prefixes.iter().any(|two| one.overlaps(*two));
+        if let Some(prefix) = request.prefixes.iter().find(is_claimed) {
+            return Ok(Some((other.name, *prefix)));
+        }
+    }
+    Ok(None)
 }
 
 /// Gives a site other nodes; its addresses and what rules say of it stay.

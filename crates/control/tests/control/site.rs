@@ -108,6 +108,38 @@ async fn every_map_has_the_sites_and_their_rules() {
 }
 
 #[tokio::test]
+async fn two_sites_claim_one_prefix_only_where_their_hosts_are_told_apart() {
+    let stage = Stage::new().await;
+    let add = async |name: &str, prefix: &str, mode: &str| {
+        let site = json!({
+            "name": name, "node": stage.rome.id, "prefixes": ["172.16.0.0/16", prefix], "mode": mode
+        });
+        stage.world.post("/v1/sites", &stage.admin, &site).await
+    };
+    stage
+        .add("paris", stage.paris.id, &["192.168.1.0/24"])
+        .await;
+    let refused = add("rome", "192.168.0.0/16", "routed").await;
+    let text = refused.text();
+    for part in ["`rome`", "`paris`", "192.168.0.0/16"] {
+        assert!(text.contains(part), "{text}");
+    }
+    refused.is(ErrorCode::PrefixTaken);
+    for (name, prefix, mode, status) in [
+        ("bern", "10.1.0.0/16", "routed", StatusCode::CREATED),
+        ("rome", "192.168.0.0/16", "auto", StatusCode::CONFLICT),
+    ] {
+        let reply = add(name, prefix, mode).await;
+        assert_eq!(reply.status, status, "{}", reply.text());
+    }
+    let site = json!({
+        "name": "rome", "node": stage.rome.id, "prefixes": ["192.168.0.0/16"], "mode": "auto"
+    });
+    let reply = stage.world.post("/v1/sites", &stage.admin, &site).await;
+    assert_eq!(reply.status, StatusCode::CREATED, "{}", reply.text());
+}
+
+#[tokio::test]
 async fn hosts_of_a_site_speak_by_the_rules_from_it() {
     let stage = Stage::new().await;
     let site = json!({
