@@ -24,8 +24,8 @@ use super::return_path::{forwards, own};
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// How soon it is looked again whether something is wrong: what the kernel lists while interfaces
-/// change may lack some of them.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// change may lack some of them, and it tells that a link is there up to a second late.
+const LOOK_AGAIN: Duration = Duration::from_millis(1_200);
 
 /// What is remembered of one site.
 #[derive(Default)]
