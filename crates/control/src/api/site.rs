@@ -90,7 +90,8 @@ pub(super) async fn add(
     }
     if let Some((other, prefix)) = claimed(connection, org, &request).await? {
         let message = format!(
-            "`{name}` and `{other}` both claim {prefix}, by which hosts of a routed site are reached"
+            "`{name}` and `{other}` both claim {prefix}, by which hosts of a routed site are \
+             reached"
         );
         return refuse(ErrorCode::PrefixTaken, message);
     }
