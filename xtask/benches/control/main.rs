@@ -62,10 +62,10 @@ fn main() {
     os::process::raise_descriptor_limit().expect("up to the hard limit");
     let program = program.expect("--program PATH");
     let runtime = tokio::runtime::Runtime::new().expect("an event loop");
-    runtime.block_on(measure(
-        &Server::start(&program, database.as_deref()),
-        nodes,
-    ));
+    let server = Server::start(&program, database.as_deref());
+    runtime.block_on(measure(&server, nodes));
+    // Who follows ends before the server does.
+    drop(runtime);
 }
 
 async fn measure(server: &Server, nodes: u32) {
