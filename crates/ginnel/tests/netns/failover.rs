@@ -73,6 +73,12 @@ impl Scene {
             let address = [192, 168, 200, number + 1];
             plug(&scene.device.0, space, &member.lan, address);
             forward(space);
+            // The kernel tells that the link is there up to a second late.
+            within(LONG, "the link to the LAN", || {
+                let mut show = space.command("ip");
+                show.args(["link", "show", "dev", &member.lan]);
+                String::from_utf8_lossy(&finish(show).stdout).contains("state UP")
+            });
         }
         scene.enrol();
         Some(scene)
