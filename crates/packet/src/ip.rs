@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::checksum::Sum;
+use crate::checksum::{self, Sum};
 
 /// Next header of ICMP for IPv4.
 pub const ICMP: u8 = 1;
@@ -172,6 +172,22 @@ pub fn v4_checksum_holds(bytes: &[u8]) -> bool {
         Some(_) => true,
         None => false,
     }
+}
+
+/// Gives an IPv4 packet another source. The checksum of its header follows (RFC 1624, 3); those of
+/// TCP and UDP, which cover the source, do not.
+pub fn set_v4_source(packet: &mut [u8], source: Ipv4Addr) {
+    let Some(header) = packet.first_chunk_mut::<V4_HEADER>() else {
+        return;
+    };
+    let [a, b, c, d] = source.octets();
+    let mut sum = u16::from_be_bytes([header[10], header[11]]);
+    for (at, new) in [(12, [a, b]), (14, [c, d])] {
+        let old = u16::from_be_bytes([header[at], header[at + 1]]);
+        sum = checksum::update(sum, old, u16::from_be_bytes(new));
+        header[at..at + 2].copy_from_slice(&new);
+    }
+    header[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
 fn parse_v4(addresses: Addresses, bytes: &[u8]) -> Packet<'_> {

@@ -96,6 +96,22 @@ fn a_quote_may_lack_its_end() {
 
 proptest! {
     #[test]
+    fn another_source_keeps_the_checksum_and_the_rest(
+        numbers: (u128, u128), rest: (u8, u8, u8), source: u32,
+    ) {
+        let header = header(false, numbers, rest);
+        let mut packet = [0; 24];
+        emit_header(&header, 4, &mut packet);
+        let source = Ipv4Addr::from_bits(source);
+        set_v4_source(&mut packet, source);
+        prop_assert!(v4_checksum_holds(&packet));
+        let expected = Header { source: source.into(), ..header };
+        prop_assert_eq!(parse(&packet).map(|parsed| parsed.header), Ok(expected));
+        set_v4_source(&mut packet[..19], Ipv4Addr::UNSPECIFIED);
+        prop_assert!(v4_checksum_holds(&packet), "no header is no packet");
+    }
+
+    #[test]
     fn a_header_survives_the_wire(
         v6 in any::<bool>(),
         numbers in any::<(u128, u128)>(),
