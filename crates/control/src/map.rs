@@ -454,6 +454,7 @@ async fn build(
             node,
             standbys,
             prefixes: site.prefixes,
+            aliases: site.aliases,
             mode: site.mode,
             may_reach,
             reached_by,

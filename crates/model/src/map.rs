@@ -1,6 +1,9 @@
 //! The network map: all that one node must know, and the only thing that control tells it.
 
-use std::{collections::BTreeMap, net::Ipv6Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +14,7 @@ use crate::{
     key::PublicKey,
     name::Label,
     policy::{self, Reach, Rule, SiteReach},
-    site::{self, Ipv4Prefix},
+    site::{self, Alias, Ipv4Prefix, SitePrefix},
     ssh,
 };
 
@@ -144,6 +147,25 @@ pub struct Org {
     pub ssh: Option<ssh::Authority>,
 }
 
+impl Org {
+    /// Returns the site whose hosts have addresses in `prefix`.
+    #[must_use]
+    pub fn site_of(&self, prefix: SitePrefix) -> Option<&Site> {
+        let is_it = |id: &SiteId| SitePrefix::new(self.prefix, *id) == Some(prefix);
+        let mut sites = self.sites.iter();
+        sites.find_map(|(id, site)| is_it(id).then_some(site))
+    }
+
+    /// Returns the address inside the network of the host that others know by an alias; `None` for
+    /// an address that is in no alias.
+    #[must_use]
+    pub fn of_alias(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        let knows = |site: &Site| site.aliases.iter().any(|it| it.alias().contains(address));
+        let (id, _) = self.sites.iter().find(|(_, site)| knows(site))?;
+        Some(SitePrefix::new(self.prefix, *id)?.embed(address))
+    }
+}
+
 /// How a client reaches its organisation's gateway.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Gateway {
@@ -212,6 +234,10 @@ pub struct Site {
     pub standbys: Vec<NodeId>,
     /// The addresses of its hosts, no two of which overlap.
     pub prefixes: Vec<Ipv4Prefix>,
+    /// By which other addresses machines elsewhere know the hosts of some of these prefixes: at
+    /// most one for each, and none that overlaps a prefix or an alias of the organisation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<Alias>,
     /// How its hosts and the network reach each other.
     #[serde(default, skip_serializing_if = "site::Mode::is_default")]
     pub mode: site::Mode,
@@ -228,6 +254,20 @@ impl Site {
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> {
         let standbys = self.standbys.iter().copied();
         [self.node].into_iter().chain(standbys)
+    }
+
+    /// Lists all by which its hosts have addresses inside the network: the prefixes, and the aliases
+    /// of those that have one.
+    pub fn embedded(&self) -> impl Iterator<Item = Ipv4Prefix> {
+        let aliases = self.aliases.iter().map(|alias| alias.alias());
+        self.prefixes.iter().copied().chain(aliases)
+    }
+
+    /// Returns the alias of one of the prefixes, if it has one.
+    #[must_use]
+    pub fn alias_of(&self, prefix: Ipv4Prefix) -> Option<Alias> {
+        let mut aliases = self.aliases.iter().copied();
+        aliases.find(|alias| alias.prefix() == prefix)
     }
 
     /// Tells whether `node` is one of them.

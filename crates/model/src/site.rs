@@ -19,8 +19,29 @@ use crate::{
     id::SiteId,
 };
 
-pub use self::health::{Health, NodeHealth, SITE_NODES_MAX};
+pub use self::{
+    alias::{Alias, MalformedAlias},
+    health::{Health, NodeHealth, SITE_NODES_MAX},
+};
 
+macro_rules! as_text {
+    ($($name:ident),*) => {$(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+
+mod alias;
 mod health;
 
 /// The /96 of one site, in which each IPv4 address has its IPv6 address.
@@ -273,23 +294,6 @@ impl FromStr for Ipv4Prefix {
         }
         Self::new(address, length)
     }
-}
-
-macro_rules! as_text {
-    ($($name:ident),*) => {$(
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = String::deserialize(deserializer)?;
-                text.parse().map_err(serde::de::Error::custom)
-            }
-        }
-    )*};
 }
 
 as_text!(SitePrefix, Ipv4Prefix);

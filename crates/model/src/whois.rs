@@ -58,9 +58,8 @@ fn whois_of_node(org: &Org, address: Ipv6Addr) -> Option<Whois> {
 /// A site's host speaks for nobody, whoever owns the node that leads to it.
 fn whois_of_host(org: &Org, address: Ipv6Addr) -> Option<Whois> {
     let (prefix, host) = SitePrefix::of(address)?;
-    let mut sites = org.sites.iter();
-    let (_, site) = sites.find(|(id, _)| SitePrefix::new(org.prefix, **id) == Some(prefix))?;
-    if !site.prefixes.iter().any(|lan| lan.contains(host)) {
+    let site = org.site_of(prefix)?;
+    if !site.embedded().any(|lan| lan.contains(host)) {
         return None;
     }
     let node = org.nodes.get(&site.node)?;
@@ -108,6 +107,8 @@ mod tests {
         let names = (found.node, found.site);
         assert_eq!(names, (label("desk"), Some(label("paris"))));
         assert_eq!((found.user, found.role), (None, None));
+        let by_alias = map.whois(prefix.embed([10, 99, 1, 9].into()));
+        assert_eq!(by_alias.and_then(|found| found.site), Some(label("paris")));
         let outside = prefix.embed([192, 168, 2, 9].into());
         assert_eq!(map.whois(outside), None);
     }
@@ -158,6 +159,7 @@ mod tests {
             node: NodeId(1),
             standbys: Vec::new(),
             prefixes: vec!["192.168.1.0/24".parse().expect("a prefix")],
+            aliases: vec!["192.168.1.0/24=10.99.1.0/24".parse().expect("an alias")],
             mode: Mode::default(),
             may_reach: Vec::new(),
             reached_by: Vec::new(),

@@ -4,7 +4,7 @@
 //! NODE.internal           a node of the asker's organisation
 //! NODE.ORG.internal       the same, with the asker's own organisation only
 //! SERVICE.svc.internal    every node that offers the service, in shuffled order
-//! SITE.site.internal      TXT: the IPv4 prefixes of the site
+//! SITE.site.internal      TXT: the IPv4 prefixes of the site, and their aliases
 //! A-B-C-D.SITE.site.internal   the host A.B.C.D of the site
 //! _sshca.internal         TXT: the signed CA keys of the organisation
 //! _whoami.internal        TXT: who the resolver takes the asker for
@@ -22,7 +22,7 @@ use crate::{
     id::NodeId,
     map::{Node, Org},
     name::{Label, ZONE},
-    site::{Ipv4Prefix, SitePrefix},
+    site::{Alias, Ipv4Prefix, SitePrefix},
 };
 
 /// The names that the members of one organisation may see.
@@ -44,6 +44,7 @@ pub struct Zone {
 struct Site {
     prefix: SitePrefix,
     prefixes: Vec<Ipv4Prefix>,
+    aliases: Vec<Alias>,
 }
 
 /// What an asker wants to know.
@@ -147,8 +148,12 @@ impl Zone {
         });
         let sites = org.sites.iter().filter_map(|(&id, site)| {
             let prefix = SitePrefix::new(org.prefix, id)?;
-            let prefixes = site.prefixes.clone();
-            Some((site.name.clone(), Site { prefix, prefixes }))
+            let said = Site {
+                prefix,
+                prefixes: site.prefixes.clone(),
+                aliases: site.aliases.clone(),
+            };
+            Some((site.name.clone(), said))
         });
         let ssh = org.ssh.as_ref();
         Self {
@@ -329,8 +334,9 @@ impl Name {
 
 impl Site {
     fn text(&self) -> Vec<String> {
-        let prefixes = self.prefixes.iter();
-        prefixes.map(|prefix| format!("prefix={prefix}")).collect()
+        let prefixes = self.prefixes.iter().map(|it| format!("prefix={it}"));
+        let aliases = self.aliases.iter().map(|it| format!("alias={it}"));
+        prefixes.chain(aliases).collect()
     }
 }
 

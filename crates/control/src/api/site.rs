@@ -1,16 +1,17 @@
 //! Sites.
 
+mod claim;
+
 use axum::{Json, extract::State, http::StatusCode};
 use model::{
     api::{
-        self, ErrorBody, ErrorCode, ListQuery, NewSite, Page, SITE_PREFIXES_MAX, SiteChange,
-        SiteHealth, Timestamp,
+        self, ErrorBody, ErrorCode, ListQuery, NewSite, Page, SiteChange, SiteHealth, Timestamp,
     },
     id::{NodeId, OrgId, SiteId},
-    name::Label,
-    site::{Ipv4Prefix, Mode, SITE_NODES_MAX, SitePrefix},
+    site::{Alias, Ipv4Prefix, SITE_NODES_MAX, SitePrefix},
 };
 
+use self::claim::Claim;
 use super::{
     error::ApiError,
     extract::{Asked, Body, Named},
@@ -74,7 +75,9 @@ pub(super) async fn add(
         let message = format!("`{name}` has a meaning of its own and cannot name a site");
         return refuse(ErrorCode::NameReserved, message);
     }
-    are_apart(&request.prefixes)?;
+    if let Some(fault) = Claim::of_new(&request).fault() {
+        return refuse(ErrorCode::MalformedRequest, fault);
+    }
     let mut change = server.change().await?;
     let connection = change.connection();
     let mut nodes = vec![request.node];
@@ -88,12 +91,13 @@ pub(super) async fn add(
         );
         return refuse(ErrorCode::NameTaken, message);
     }
-    if let Some((other, prefix)) = claimed(connection, org, &request).await? {
-        let message = format!(
-            "`{name}` and `{other}` both claim {prefix}, by which hosts of a routed site are \
-             reached"
-        );
-        return refuse(ErrorCode::PrefixTaken, message);
+    let claim = Claim::of_new(&request);
+    for other in storage::site::sites_of(connection, org).await? {
+        let other = Claim::of(&other);
+        let clash = claim.clash_of_aliases(other);
+        if let Some(clash) = clash.or_else(|| claim.clash_of_prefixes(other)) {
+            return refuse(ErrorCode::PrefixTaken, clash);
+        }
     }
     if storage::site::count_of(connection, org).await? >= SITES_PER_ORG_MAX {
         let message = format!("an organisation has at most {SITES_PER_ORG_MAX} sites");
@@ -115,26 +119,7 @@ pub(super) async fn add(
     Ok((StatusCode::CREATED, Json(described)))
 }
 
-/// Finds another site with addresses of the new one's, where one of both is routed: by these
-/// addresses alone its hosts are told apart.
-async fn claimed(
-    connection: &mut storage::Connection,
-    org: OrgId,
-    request: &NewSite,
-) -> Result<Option<(Label, Ipv4Prefix)>, ApiError> {
-    for other in storage::site::sites_of(connection, org).await? {
-        if request.mode != Mode::Routed && other.mode != Mode::Routed {
-            continue;
-        }
-        let is_claimed = |one: &&Ipv4Prefix| other.prefixes.iter().any(|two| one.overlaps(*two));
-        if let Some(prefix) = request.prefixes.iter().find(is_claimed) {
-            return Ok(Some((other.name, *prefix)));
-        }
-    }
-    Ok(None)
-}
-
-/// Gives a site other nodes; its addresses and what rules say of it stay.
+/// Gives a site other nodes or aliases; its own addresses and what rules say of it stay.
 #[utoipa::path(patch, path = "/v1/sites/{site}", params(("site" = i64, Path)),
     request_body = SiteChange,
     responses((status = 200, body = api::Site), (status = "4XX", body = ErrorBody)))]
@@ -149,11 +134,21 @@ pub(super) async fn set(
     let site = storage::site::site(connection, id).await?;
     let site = site.ok_or_else(ApiError::not_found)?;
     access.reaches(Some(site.org), None)?;
-    if org_of(connection, &access, &request.nodes).await? != site.org {
-        return Err(ApiError::not_found());
+    if request.nodes.is_none() && request.aliases.is_none() {
+        let message = "name what shall change: `nodes` or `aliases`";
+        return Err(ApiError::new(ErrorCode::MalformedRequest, message));
     }
-    if let Some((first, standbys)) = request.nodes.split_first() {
-        storage::site::update_nodes(connection, id, *first, standbys).await?;
+    if let Some(nodes) = &request.nodes {
+        if org_of(connection, &access, nodes).await? != site.org {
+            return Err(ApiError::not_found());
+        }
+        if let Some((first, standbys)) = nodes.split_first() {
+            storage::site::update_nodes(connection, id, *first, standbys).await?;
+        }
+    }
+    if let Some(aliases) = &request.aliases {
+        fit(connection, &site, aliases).await?;
+        storage::site::update_aliases(connection, id, aliases).await?;
     }
     let site = storage::site::site(connection, id).await?;
     let site = site.ok_or_else(ApiError::not_found)?;
@@ -255,15 +250,26 @@ fn number_of_nodes() -> ApiError {
     ApiError::new(ErrorCode::MalformedRequest, message)
 }
 
-/// Refuses prefixes of which two have an address in common.
-fn are_apart(prefixes: &[Ipv4Prefix]) -> Result<(), ApiError> {
-    let refuse = |message| Err(ApiError::new(ErrorCode::MalformedRequest, message));
-    if !(1..=SITE_PREFIXES_MAX).contains(&prefixes.len()) {
-        return refuse(format!("a site has 1 to {SITE_PREFIXES_MAX} prefixes"));
+/// Refuses aliases of a site that mean something else already, or without which its hosts would not
+/// be told apart any more.
+async fn fit(
+    connection: &mut storage::Connection,
+    site: &Site,
+    aliases: &[Alias],
+) -> Result<(), ApiError> {
+    let former = Claim::of(site);
+    let claim = former.with(aliases);
+    if let Some(fault) = claim.fault() {
+        return Err(ApiError::new(ErrorCode::MalformedRequest, fault));
     }
-    for (at, one) in prefixes.iter().enumerate() {
-        if let Some(other) = prefixes[..at].iter().find(|other| other.overlaps(*one)) {
-            return refuse(format!("the prefixes {other} and {one} overlap"));
+    let others = storage::site::sites_of(connection, site.org).await?;
+    for other in others.iter().filter(|other| other.id != site.id) {
+        let other = Claim::of(other);
+        // Sites that were not told apart before become so one after the other.
+        let before = former.clash_of_prefixes(other);
+        let lost = claim.clash_of_prefixes(other).filter(|_| before.is_none());
+        if let Some(clash) = claim.clash_of_aliases(other).or(lost) {
+            return Err(ApiError::new(ErrorCode::PrefixTaken, clash));
         }
     }
     Ok(())
@@ -271,7 +277,12 @@ fn are_apart(prefixes: &[Ipv4Prefix]) -> Result<(), ApiError> {
 
 /// Writes a site for the audit.
 fn in_words(site: &Site) -> String {
-    let prefixes: Vec<_> = site.prefixes.iter().map(ToString::to_string).collect();
+    let written = |prefix: &Ipv4Prefix| {
+        let mut aliases = site.aliases.iter();
+        let alias = aliases.find(|alias| alias.prefix() == *prefix);
+        alias.map_or_else(|| prefix.to_string(), ToString::to_string)
+    };
+    let prefixes: Vec<_> = site.prefixes.iter().map(written).collect();
     let prefixes = prefixes.join(",");
     let nodes: Vec<_> = site.nodes().map(|node| format!("node:{node}")).collect();
     let nodes = nodes.join(",");
@@ -311,6 +322,7 @@ async fn described(
         node_name: site.node_name,
         nodes,
         prefixes: site.prefixes,
+        aliases: site.aliases,
         mode: site.mode,
         network: network.ok_or(Error::Corrupt("id"))?,
         created: Timestamp(site.created),

@@ -170,6 +170,11 @@ const SQLITE: Migrations = &[
         "site_standby",
         include_str!("../../migrations/sqlite/0018_site_standby.sql"),
     ),
+    (
+        19,
+        "site_alias",
+        include_str!("../../migrations/sqlite/0019_site_alias.sql"),
+    ),
 ];
 
 /// Numbered as those of SQLite: no PostgreSQL is older than the eighth.
@@ -228,6 +233,11 @@ const POSTGRES: Migrations = &[
         18,
         "site_standby",
         include_str!("../../migrations/postgres/0018_site_standby.sql"),
+    ),
+    (
+        19,
+        "site_alias",
+        include_str!("../../migrations/postgres/0019_site_alias.sql"),
     ),
 ];
 

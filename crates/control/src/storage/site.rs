@@ -5,7 +5,7 @@ use model::{
     api::NewSite,
     id::{NodeId, OrgId, SiteId},
     name::Label,
-    site::{Ipv4Prefix, Mode},
+    site::{Alias, Ipv4Prefix, Mode},
 };
 use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
@@ -24,6 +24,7 @@ pub(crate) struct Site {
     /// In the order in which they are preferred.
     pub(crate) standbys: Vec<NodeId>,
     pub(crate) prefixes: Vec<Ipv4Prefix>,
+    pub(crate) aliases: Vec<Alias>,
     pub(crate) mode: Mode,
     pub(crate) created: i64,
 }
@@ -44,14 +45,15 @@ pub(crate) async fn insert(
     site: &NewSite,
 ) -> Result<SiteId, Error> {
     let row = sqlx::query(
-        "INSERT INTO site (org, name, node, standbys, prefixes, mode, created)
-         VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id",
+        "INSERT INTO site (org, name, node, standbys, prefixes, aliases, mode, created)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id",
     )
     .bind(org.0)
     .bind(site.name.as_str())
     .bind(site.node.0)
     .bind(joined(&site.standbys))
     .bind(joined(&site.prefixes))
+    .bind(joined(&site.aliases))
     .bind(site.mode.name())
     .bind(now)
     .fetch_one(connection)
@@ -104,6 +106,20 @@ pub(crate) async fn update_nodes(
     sqlx::query("UPDATE site SET node = $1, standbys = $2 WHERE id = $3")
         .bind(node.0)
         .bind(joined(standbys))
+        .bind(id.0)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Gives a site other aliases.
+pub(crate) async fn update_aliases(
+    connection: &mut AnyConnection,
+    id: SiteId,
+    aliases: &[Alias],
+) -> Result<(), Error> {
+    sqlx::query("UPDATE site SET aliases = $1 WHERE id = $2")
+        .bind(joined(aliases))
         .bind(id.0)
         .execute(connection)
         .await?;
@@ -184,6 +200,10 @@ fn parse(row: AnyRow) -> Result<Site, Error> {
             _ => split(&row, "standbys")?.into_iter().map(NodeId).collect(),
         },
         prefixes: split(&row, "prefixes")?,
+        aliases: match row.try_get("aliases")? {
+            "" => Vec::new(),
+            _ => split(&row, "aliases")?,
+        },
         mode: text(&row, "mode")?,
         created: row.try_get("created")?,
     })

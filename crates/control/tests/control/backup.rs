@@ -62,7 +62,18 @@ async fn everything_comes_back_and_nothing_is_given_twice() {
         .await;
     let web = world.join(&admin, None, "web", 1).await;
     world.gateway(&admin, "edge", 3).await;
-    let paths = ["/v1/nodes", "/v1/orgs", "/v1/users", "/v1/tokens"];
+    let site = json!({
+        "name": "paris", "node": web.id, "prefixes": ["192.168.1.0/24"],
+        "aliases": ["192.168.1.0/24=10.99.1.0/24"]
+    });
+    world.post("/v1/sites", &admin, &site).await;
+    let paths = [
+        "/v1/nodes",
+        "/v1/orgs",
+        "/v1/users",
+        "/v1/tokens",
+        "/v1/sites",
+    ];
     let mut before = Vec::new();
     for path in paths {
         before.push(world.get(path, &admin).await.json());

@@ -24,8 +24,14 @@ async fn everything_arrives_and_comes_back() {
     world.delete(&format!("/v1/rules/{gone}"), &admin).await;
     world.gateway(&admin, "edge", 3).await;
     world.token(&admin, Kind::Join, None).await;
+    let site = json!({
+        "name": "paris", "node": web.id, "prefixes": ["192.168.1.0/24"],
+        "aliases": ["192.168.1.0/24=10.99.1.0/24"]
+    });
+    world.post("/v1/sites", &admin, &site).await;
     let paths = [
         "/v1/nodes",
+        "/v1/sites",
         "/v1/orgs",
         "/v1/users",
         "/v1/tokens",

@@ -224,7 +224,10 @@ impl Stage {
         world.join(&admin, Some("other"), "theirs", 2).await;
         world.gateway(&admin, "edge", 5).await;
         let user = world.invite(&admin, None, "newcomer", Role::Guest).await;
-        let body = json!({"name": "paris", "node": web.id, "prefixes": ["192.168.1.0/24"]});
+        let body = json!({
+            "name": "paris", "node": web.id, "prefixes": ["192.168.1.0/24"],
+            "aliases": ["192.168.1.0/24=10.99.1.0/24"]
+        });
         let site: Site = world.post("/v1/sites", &admin, &body).await.parse();
         let body = json!({"name": "phone", "public_key": PublicKey([30; 32])});
         let peer: Peer = world.post("/v1/peers", &admin, &body).await.parse();
@@ -331,6 +334,7 @@ const FORMS: &[(&str, &[(&str, &str)])] = &[
             ("name", "lyon"),
             ("node", "web"),
             ("prefixes", "10.0.0.0/8"),
+            ("aliases", "10.0.0.0/8=11.0.0.0/8"),
             ("mode", "auto"),
         ],
     ),
@@ -604,6 +608,7 @@ async fn sites_rules_clients_certificates_and_changes_are_shown_and_explained() 
     let stage = Stage::new().await;
     let mut browser = stage.browser("admin").await;
     browser.get("/ui/sites").await.shows("192.168.1.0/24");
+    browser.get("/ui/sites").await.shows("alias 10.99.1.0/24");
     let fields = [
         ("from", "user:eve"),
         ("to", "node:web"),

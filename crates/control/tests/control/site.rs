@@ -140,6 +140,164 @@ async fn two_sites_claim_one_prefix_only_where_their_hosts_are_told_apart() {
 }
 
 #[tokio::test]
+async fn aliases_stand_in_maps_and_in_the_audit_and_may_be_changed() {
+    let stage = Stage::new().await;
+    let site = json!({
+        "name": "rome", "node": stage.rome.id, "prefixes": ["192.168.1.0/24", "10.9.0.0/16"],
+        "aliases": ["192.168.1.0/24=10.99.1.0/24"]
+    });
+    let reply = stage.world.post("/v1/sites", &stage.admin, &site).await;
+    assert_eq!(reply.status, StatusCode::CREATED, "{}", reply.text());
+    let site: Site = reply.parse();
+    let path = format!("/v1/sites/{}", site.id);
+    let known = async || {
+        let map = stage.map(&stage.paris).await;
+        let org = map.own_org().expect("the own organisation");
+        let site = &org.sites[&site.id];
+        let aliases = site.aliases.iter().map(ToString::to_string);
+        aliases.collect::<Vec<_>>()
+    };
+    assert_eq!(known().await, ["192.168.1.0/24=10.99.1.0/24"]);
+    let set = async |change: serde_json::Value| {
+        let reply = stage.world.patch(&path, &stage.admin, &change).await;
+        assert_eq!(reply.status, StatusCode::OK, "{}", reply.text());
+        reply.parse::<Site>()
+    };
+    let other = json!({"aliases": ["10.9.0.0/16=10.99.0.0/16"]});
+    let changed = set(other).await;
+    assert_eq!(
+        (changed.nodes.len(), &changed.prefixes),
+        (1, &site.prefixes)
+    );
+    assert_eq!(known().await, ["10.9.0.0/16=10.99.0.0/16"]);
+    let nodes = json!({"nodes": [stage.rome.id, stage.paris.id]});
+    assert_eq!(set(nodes).await.aliases, changed.aliases, "they stay");
+    assert_eq!(set(json!({"aliases": []})).await.aliases, []);
+    assert_eq!(known().await, Vec::<String>::new());
+    let nothing = stage.world.patch(&path, &stage.admin, &json!({})).await;
+    nothing.is(ErrorCode::MalformedRequest);
+    let audit = stage.world.get("/v1/audit", &stage.admin).await.text();
+    for words in [
+        "rome node:3 192.168.1.0/24=10.99.1.0/24,10.9.0.0/16 masquerade",
+        "rome node:3 192.168.1.0/24,10.9.0.0/16=10.99.0.0/16 masquerade",
+    ] {
+        assert!(audit.contains(words), "{audit}");
+    }
+}
+
+#[tokio::test]
+async fn an_alias_that_means_something_else_is_refused() {
+    let stage = Stage::new().await;
+    let add = async |name: &str, prefixes: &[&str], aliases: &[&str]| {
+        let site = json!({
+            "name": name, "node": stage.rome.id, "prefixes": prefixes, "aliases": aliases
+        });
+        stage.world.post("/v1/sites", &stage.admin, &site).await
+    };
+    let lan = ["192.168.1.0/24"];
+    let paris = add("paris", &lan, &["192.168.1.0/24=10.99.1.0/24"]).await;
+    let paris: Site = paris.parse();
+    let malformed = [
+        (&lan[..], &["192.168.1.0/24"][..], "the form"),
+        (&lan, &["192.168.1.0/24=10.99.2.0/25"], "different lengths"),
+        (
+            &lan,
+            &["192.168.1.0/24=10.99.2.1/24"],
+            "the prefix that holds",
+        ),
+        (&lan, &["192.168.1.0/24=192.168.1.0/24"], "overlap"),
+        (
+            &lan,
+            &["192.168.1.0/24=192.0.0.0/24"],
+            "of which nodes use addresses",
+        ),
+        (&lan, &["192.168.1.0/24=127.0.1.0/24"], "127.0.0.0/8"),
+        (&lan, &["192.168.1.0/25=10.99.2.0/25"], "is none of `rome`"),
+        (
+            &lan,
+            &["192.168.1.0/24=10.99.2.0/24", "192.168.1.0/24=10.99.3.0/24"],
+            "one alias at most",
+        ),
+        (
+            &["192.168.1.0/24", "192.168.2.0/24"],
+            &["192.168.1.0/24=10.99.2.0/24", "192.168.2.0/24=10.99.2.0/24"],
+            "aliases 10.99.2.0/24 and 10.99.2.0/24 overlap",
+        ),
+        (
+            &["192.168.1.0/24", "10.9.0.0/16"],
+            &["192.168.1.0/24=10.9.7.0/24"],
+            "overlaps the prefix 10.9.0.0/16",
+        ),
+    ];
+    for (prefixes, aliases, part) in malformed {
+        let reply = add("rome", prefixes, aliases).await;
+        assert!(reply.text().contains(part), "{part}: {}", reply.text());
+        reply.is(ErrorCode::MalformedRequest);
+    }
+    let taken = [
+        (&lan[..], &["192.168.1.0/24=10.99.1.0/24"][..]),
+        (&["10.0.0.0/16"], &["10.0.0.0/16=10.99.0.0/16"]),
+        (&["10.0.0.0/24"], &["10.0.0.0/24=192.168.1.0/24"]),
+        (&["10.99.1.128/25"], &[]),
+    ];
+    for (prefixes, aliases) in taken {
+        let reply = add("rome", prefixes, aliases).await;
+        for part in ["`rome`", "`paris`", "overlaps the"] {
+            assert!(reply.text().contains(part), "{}", reply.text());
+        }
+        reply.is(ErrorCode::PrefixTaken);
+    }
+    let reply = add("rome", &["10.1.0.0/24"], &["10.1.0.0/24=10.99.2.0/24"]).await;
+    assert_eq!(reply.status, StatusCode::CREATED, "{}", reply.text());
+    let path = format!("/v1/sites/{}", paris.id);
+    let change = json!({"aliases": ["192.168.1.0/24=10.99.2.0/24"]});
+    let reply = stage.world.patch(&path, &stage.admin, &change).await;
+    reply.is(ErrorCode::PrefixTaken);
+    let kept: Site = stage.world.get(&path, &stage.admin).await.parse();
+    assert_eq!(kept.aliases, paris.aliases);
+}
+
+#[tokio::test]
+async fn aliases_tell_routed_sites_with_one_prefix_apart() {
+    let stage = Stage::new().await;
+    let add = async |name: &str, mode: &str, aliases: &[&str]| {
+        let site = json!({
+            "name": name, "node": stage.rome.id, "prefixes": ["192.168.1.0/24"], "mode": mode,
+            "aliases": aliases
+        });
+        stage.world.post("/v1/sites", &stage.admin, &site).await
+    };
+    let refused = async |name: &str, mode: &str, aliases: &[&str], who: &str| {
+        let reply = add(name, mode, aliases).await;
+        assert!(reply.text().contains(who), "{who}: {}", reply.text());
+        reply.is(ErrorCode::PrefixTaken);
+    };
+    let paris: Site = add("paris", "routed", &[]).await.parse();
+    let (one, two) = ("192.168.1.0/24=10.99.1.0/24", "192.168.1.0/24=10.99.2.0/24");
+    refused("rome", "masquerade", &[], "`rome` needs an alias").await;
+    refused("rome", "routed", &[], "both need aliases").await;
+    refused("rome", "routed", &[two], "`paris` needs an alias").await;
+    refused("rome", "auto", &[two], "`paris` needs an alias").await;
+    let reply = add("bern", "masquerade", &[two]).await;
+    assert_eq!(reply.status, StatusCode::CREATED, "{}", reply.text());
+    let bern: Site = reply.parse();
+    let set = async |site: &Site, aliases: &[&str]| {
+        let path = format!("/v1/sites/{}", site.id);
+        let change = json!({"aliases": aliases});
+        stage.world.patch(&path, &stage.admin, &change).await
+    };
+    set(&bern, &[]).await.is(ErrorCode::PrefixTaken);
+    assert_eq!(set(&paris, &[one]).await.status, StatusCode::OK);
+    let reply = add("rome", "routed", &["192.168.1.0/24=10.99.3.0/24"]).await;
+    assert_eq!(reply.status, StatusCode::CREATED, "{}", reply.text());
+    let reply = set(&paris, &[]).await;
+    for part in ["`paris`", "`rome`", "`paris` needs an alias"] {
+        assert!(reply.text().contains(part), "{}", reply.text());
+    }
+    reply.is(ErrorCode::PrefixTaken);
+}
+
+#[tokio::test]
 async fn hosts_of_a_site_speak_by_the_rules_from_it() {
     let stage = Stage::new().await;
     let site = json!({
@@ -330,6 +488,7 @@ async fn a_site_without_meaning_is_refused() {
         node,
         standbys: Vec::new(),
         prefixes: vec!["10.0.0.0/8".parse().expect("a prefix")],
+        aliases: Vec::new(),
         mode: Mode::default(),
     };
     let reply = stage

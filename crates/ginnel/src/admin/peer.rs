@@ -24,7 +24,8 @@ use crate::{
 ///
 /// A phone, a router or a machine with `wg-quick` joins without ginnel: it has a name, rules are
 /// about it, and it asks the network's resolver, as every node does. It reaches the network by the
-/// gateway and is reached while it keeps its tunnel open.
+/// gateway and is reached while it keeps its tunnel open. Its tunnel carries IPv6 only: devices of
+/// sites have names for it, and their IPv4 aliases are for machines that run ginnel.
 ///
 /// `export` makes the private key, shows it once and keeps it nowhere; each export makes another,
 /// and the configuration before it works no more. A device that makes its own key gives its public

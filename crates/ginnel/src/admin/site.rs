@@ -1,13 +1,13 @@
 //! `ginnel site`: LANs that are reached through a node.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, str::FromStr};
 
 use anyhow::{Context as _, Result};
 use model::{
     api::{ListQuery, NewSite, Site, SiteChange, SiteNode},
     id::NodeId,
     name::Label,
-    site::{Health, Ipv4Prefix, Mode},
+    site::{Alias, Health, Ipv4Prefix, MalformedAlias, Mode},
 };
 
 use crate::{
@@ -31,6 +31,13 @@ use crate::{
 /// connections, as rules from `site:NAME` allow. For that the node's machine forwards IPv4, and the
 /// router of its LAN has a route for the other sites' addresses to it. Sites that share addresses
 /// with others, and everybody who is not in a site, are served as with `masquerade`.
+///
+/// With `--alias 192.168.1.0/24=10.99.1.0/24` machines with an interface know the devices of that
+/// prefix by other IPv4 addresses too, so that programs without IPv6 reach them where 192.168.1.0/24
+/// is somebody else's: 192.168.1.10 is 10.99.1.10 there. Both have the same length, and no other
+/// prefix or alias of the organisation has an address of the alias. Of two sites with one prefix
+/// one may be routed if the other has an alias, and both if both have; devices of a routed site
+/// with an alias are seen by it. Rules, and names, have the devices' own addresses.
 ///
 /// With `--mode auto` the node tries out whether what devices answer to another site comes back,
 /// and serves the site as with `routed` or `masquerade` by that. `ginnel status` and `ginnel
@@ -57,6 +64,7 @@ Examples:
   ginnel site add paris --node office --prefix 192.168.1.0/24
   ginnel site add oslo --node office --node loft --prefix 192.168.3.0/24
   ginnel site set oslo --node loft --node office
+  ginnel site set oslo --alias 192.168.3.0/24=10.99.3.0/24
   ginnel site show oslo
   ginnel site add rome --node attic --prefix 192.168.2.0/24 --mode auto
   ginnel policy add --from role:developer --to site:paris
@@ -85,6 +93,10 @@ enum Action {
         /// The addresses of its devices; may be repeated
         #[arg(long, required = true, value_name = "ADDRESS/LENGTH")]
         prefix: Vec<Ipv4Prefix>,
+        /// By which other addresses machines know the devices of a prefix; may be repeated. Where
+        /// the site has one prefix, it need not be named
+        #[arg(long, value_name = "[PREFIX=]ALIAS")]
+        alias: Vec<Wanted>,
         /// How devices and the network reach each other
         #[arg(
             long,
@@ -93,13 +105,20 @@ enum Action {
         )]
         mode: Mode,
     },
-    /// Give a site other nodes; its addresses and rules stay
+    /// Give a site other nodes or aliases; its own addresses and rules stay
+    #[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
     Set {
         /// Its name
         name: Label,
         /// A node in its LAN; may be repeated, then the first that is well carries the site
-        #[arg(long, required = true, value_name = "NODE")]
+        #[arg(long, group = "change", value_name = "NODE")]
         node: Vec<Label>,
+        /// An alias as in `add`; may be repeated, and takes the place of all that it has
+        #[arg(long, group = "change", value_name = "[PREFIX=]ALIAS")]
+        alias: Vec<Wanted>,
+        /// Take its aliases away
+        #[arg(long, group = "change", conflicts_with = "alias")]
+        no_alias: bool,
     },
     /// Remove a site: its devices are reached no more
     Remove {
@@ -129,14 +148,17 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
             name,
             node,
             prefix,
+            alias,
             mode,
         } => {
+            let aliases = aliases(&alias, &prefix)?;
             let mut nodes = ids(&client, org.as_ref(), &node).await?;
             let request = NewSite {
                 name,
                 node: nodes.remove(0),
                 standbys: nodes,
                 prefixes: prefix,
+                aliases,
                 mode,
             };
             let site = client.add_site(&request).await?;
@@ -146,10 +168,21 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
                 site.name
             ));
         }
-        Action::Set { name, node } => {
+        Action::Set {
+            name,
+            node,
+            alias,
+            no_alias,
+        } => {
             let site = find(&client, org.clone(), &name).await?;
-            let nodes = ids(&client, Some(&site.org), &node).await?;
-            let site = client.change_site(site.id, &SiteChange { nodes }).await?;
+            let mut change = SiteChange::default();
+            if !node.is_empty() {
+                change.nodes = Some(ids(&client, Some(&site.org), &node).await?);
+            }
+            if no_alias || !alias.is_empty() {
+                change.aliases = Some(aliases(&alias, &site.prefixes)?);
+            }
+            let site = client.change_site(site.id, &change).await?;
             terminal::show(&site, COLUMNS, global.json)?;
         }
         Action::Remove { name } => {
@@ -159,6 +192,39 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// An alias as it is typed.
+#[derive(Clone, Copy, Debug)]
+enum Wanted {
+    /// With its prefix.
+    Whole(Alias),
+    /// For the only prefix of the site.
+    Short(Ipv4Prefix),
+}
+
+impl FromStr for Wanted {
+    type Err = MalformedAlias;
+
+    fn from_str(text: &str) -> Result<Self, MalformedAlias> {
+        if text.contains('=') {
+            return text.parse().map(Self::Whole);
+        }
+        Ok(Self::Short(text.parse()?))
+    }
+}
+
+/// Pairs what was typed with the prefixes of the site.
+fn aliases(wanted: &[Wanted], prefixes: &[Ipv4Prefix]) -> Result<Vec<Alias>> {
+    let pair = |wanted: &Wanted| match (*wanted, prefixes) {
+        (Wanted::Whole(alias), _) => Ok(alias),
+        (Wanted::Short(alias), [prefix]) => Ok(Alias::new(*prefix, alias)?),
+        (Wanted::Short(alias), _) => Err(advise(
+            format_args!("the site has several prefixes, and {alias} may stand for each"),
+            "say for which: --alias PREFIX=ALIAS",
+        )),
+    };
+    wanted.iter().map(pair).collect()
 }
 
 /// Finds the nodes of these names.
@@ -207,15 +273,49 @@ async fn find(client: &Client, org: Option<Label>, name: &Label) -> Result<Site>
         .remedy("see `ginnel site list`")
 }
 
+/// Writes a prefix of a site, with its alias if it has one.
+fn written(site: &Site, prefix: Ipv4Prefix) -> String {
+    let mut aliases = site.aliases.iter();
+    let alias = aliases.find(|alias| alias.prefix() == prefix);
+    alias.map_or_else(|| prefix.to_string(), ToString::to_string)
+}
+
 const COLUMNS: &[Column<Site>] = &[
     ("ID", |site| site.id.to_string()),
     ("NAME", |site| format!("{}.site.internal", site.name)),
     ("NODE", nodes),
     ("PREFIXES", |site| {
-        let prefixes: Vec<_> = site.prefixes.iter().map(ToString::to_string).collect();
-        prefixes.join(",")
+        let prefixes = site.prefixes.iter().map(|prefix| written(site, *prefix));
+        prefixes.collect::<Vec<_>>().join(",")
     }),
     ("MODE", |site| site.mode.to_string()),
     ("NETWORK", |site| site.network.to_string()),
     ("CREATED", |site| time(site.created)),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alias_is_paired_with_its_prefix() {
+        let wanted = |text: &str| text.parse::<Wanted>().expect("an alias");
+        let prefix = |text: &str| text.parse::<Ipv4Prefix>().expect("a prefix");
+        let (lan, other) = (prefix("192.168.1.0/24"), prefix("10.9.0.0/16"));
+        let (short, whole) = ("10.99.1.0/24", "192.168.1.0/24=10.99.1.0/24");
+        let expected = whole.parse::<Alias>().expect("an alias");
+        for (text, prefixes) in [(short, &[lan][..]), (whole, &[lan]), (whole, &[other, lan])] {
+            let paired = aliases(&[wanted(text)], prefixes).expect("a pair");
+            assert_eq!(paired, [expected], "{text}");
+        }
+        let refused = |text: &str, prefixes: &[Ipv4Prefix]| {
+            let refused = aliases(&[wanted(text)], prefixes).expect_err("no pair");
+            format!("{refused:#}")
+        };
+        assert!(refused(short, &[lan, other]).contains("several prefixes"));
+        assert!(refused(short, &[other]).contains("different lengths"));
+        for text in ["10.99.1.7/24", "192.168.1.0/24=", "=10.99.1.0/24"] {
+            assert!(text.parse::<Wanted>().is_err(), "{text}");
+        }
+    }
+}

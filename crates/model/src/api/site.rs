@@ -7,7 +7,7 @@ use super::Timestamp;
 use crate::{
     id::{NodeId, SiteId},
     name::Label,
-    site::{Health, Ipv4Prefix, Mode, NodeHealth, SitePrefix},
+    site::{Alias, Health, Ipv4Prefix, Mode, NodeHealth, SitePrefix},
 };
 
 /// Most prefixes of a site.
@@ -29,17 +29,29 @@ pub struct NewSite {
     /// overlap. Another site may have the same.
     #[schema(value_type = Vec<String>)]
     pub prefixes: Vec<Ipv4Prefix>,
+    /// By which other addresses machines with an interface know its hosts, where their own mean
+    /// somebody else: `192.168.1.0/24=10.99.1.0/24`, a prefix of the site and one of the same
+    /// length, of which no prefix or other alias of the organisation has an address. At most one
+    /// for each prefix.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub aliases: Vec<Alias>,
     /// How its hosts and the network reach each other: `auto`, `masquerade` or `routed`.
     #[serde(default)]
     #[schema(value_type = String)]
     pub mode: Mode,
 }
 
-/// Gives a site other nodes; its addresses stay.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
+/// Gives a site other nodes or aliases; what is absent stays, and so do its own addresses.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize, ToSchema)]
 pub struct SiteChange {
     /// The nodes that lead to it, the preferred one first: 1 to 4.
-    pub nodes: Vec<NodeId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<Vec<NodeId>>,
+    /// All of its aliases, as in `NewSite`; none when it is empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>)]
+    pub aliases: Option<Vec<Alias>>,
 }
 
 /// LANs that are reached through a node.
@@ -64,6 +76,11 @@ pub struct Site {
     /// The IPv4 addresses of its hosts.
     #[schema(value_type = Vec<String>)]
     pub prefixes: Vec<Ipv4Prefix>,
+    /// By which other addresses machines with an interface know them: `192.168.1.0/24=10.99.1.0/24`,
+    /// a prefix and its alias.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub aliases: Vec<Alias>,
     /// How its hosts and the network reach each other: `auto`, `masquerade` or `routed`.
     #[serde(default)]
     #[schema(value_type = String)]

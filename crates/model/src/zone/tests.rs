@@ -51,6 +51,7 @@ fn organisation(org: u8, name: &str) -> Org {
         node: NodeId(1),
         standbys: Vec::new(),
         prefixes: vec!["192.168.1.0/24".parse().expect("a prefix")],
+        aliases: vec!["192.168.1.0/24=10.99.1.0/24".parse().expect("an alias")],
         mode: Mode::default(),
         may_reach: Vec::new(),
         reached_by: Vec::new(),
@@ -109,8 +110,9 @@ fn a_host_of_a_site_is_found_by_its_address_and_the_name_of_the_site() {
     ] {
         check(name, Kind::Aaaa, &Answer::Addresses(vec![host]));
     }
-    let prefixes = vec!["prefix=192.168.1.0/24".to_owned()];
-    check("paris.site.internal", Kind::Txt, &Answer::Text(prefixes));
+    let said = ["prefix=192.168.1.0/24", "alias=192.168.1.0/24=10.99.1.0/24"];
+    let said = said.map(str::to_owned).into();
+    check("paris.site.internal", Kind::Txt, &Answer::Text(said));
     for name in [
         "192-168-2-10.paris.site.internal",
         "192-168-1-10.rome.site.internal",

@@ -34,6 +34,7 @@ fn installation() -> Installation {
         node: NodeId(12),
         standbys: vec![NodeId(13)],
         prefixes: vec!["192.168.1.0/24".parse().expect("a prefix")],
+        aliases: Vec::new(),
         mode: Mode::default(),
         may_reach: Vec::new(),
         reached_by: Vec::new(),

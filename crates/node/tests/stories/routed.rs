@@ -44,6 +44,7 @@ fn installation_in(mode: Mode, prefixes: [&str; 2]) -> Installation {
             node: NodeId(node),
             standbys: Vec::new(),
             prefixes: vec![prefix.parse().expect("a prefix")],
+            aliases: Vec::new(),
             mode,
             may_reach: if id == 1 { vec![reach] } else { Vec::new() },
             reached_by: if id == 2 { vec![reach] } else { Vec::new() },

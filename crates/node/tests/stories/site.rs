@@ -42,6 +42,7 @@ fn installation(rules: &[(i64, Option<&str>, &str)]) -> Installation {
             node: NodeId(node),
             standbys: Vec::new(),
             prefixes: prefixes.collect(),
+            aliases: Vec::new(),
             mode: Mode::default(),
             may_reach: Vec::new(),
             reached_by: about

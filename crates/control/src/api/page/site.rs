@@ -45,6 +45,7 @@ pub(super) async fn list(visit: Visit, Asked(part): Asked<Part>) -> Result<Respo
                 (layout::field("Name", "name", "", ""))
                 (layout::field("Node", "node", "", NODE_HINT))
                 (layout::field("Prefixes", "prefixes", "", "Such as 192.168.1.0/24."))
+                (layout::field("Aliases", "aliases", "", ALIAS_HINT))
                 (layout::choice("Mode", "mode", &["auto", "masquerade", "routed"], "masquerade"))
                 (layout::org_field(&visit))
                 button type="submit" { "Add" }
@@ -78,7 +79,15 @@ fn row(visit: &Visit, site: &Site) -> Markup {
                     }
                 }
             }
-            td data-label="Prefixes" { (layout::joined(&site.prefixes)) }
+            td data-label="Prefixes" {
+                @for (at, prefix) in site.prefixes.iter().enumerate() {
+                    @if at > 0 { ", " }
+                    (prefix)
+                    @for alias in site.aliases.iter().filter(|it| it.prefix() == *prefix) {
+                        " " span.note { "alias " (alias.alias()) }
+                    }
+                }
+            }
             td data-label="Mode" { (site.mode) }
             td data-label="Network" { code { (site.network) } }
             td data-label="Change" {
@@ -89,6 +98,9 @@ fn row(visit: &Visit, site: &Site) -> Markup {
         }
     }
 }
+
+const ALIAS_HINT: &str = "Such as 192.168.1.0/24=10.99.1.0/24, by which machines with an interface \
+                          know its hosts.";
 
 const NODE_HINT: &str = "The name of the node behind which it lies; of several, separated by \
                          blanks, the first that is well carries it.";
@@ -112,7 +124,8 @@ pub(super) async fn add(visit: Visit, form: Form) -> Result<Response, Fault> {
     })?;
     let body = json!({
         "name": form.text("name"), "node": node, "standbys": standbys,
-        "prefixes": form.items("prefixes"), "mode": form.text("mode"),
+        "prefixes": form.items("prefixes"), "aliases": form.items("aliases"),
+        "mode": form.text("mode"),
     });
     visit.send::<Site>(Method::POST, "/v1/sites", &body).await?;
     Ok(then("/ui/sites"))
