@@ -15,7 +15,7 @@ use model::{
     id::RuleId,
     map::{Node, Org},
     policy::{self, Reach, Rule, SiteReach, Wanted},
-    site::{Ipv4Prefix, SitePrefix},
+    site::{Alias, Ipv4Prefix, SitePrefix},
 };
 use packet::{
     flow::{Flow, Part, Transport},
@@ -45,6 +45,8 @@ struct Member {
 /// By which rules hosts of a site may reach others and be reached.
 #[derive(Debug)]
 struct Hosts {
+    /// Rules are about the addresses that hosts have themselves.
+    aliases: Box<[Alias]>,
     may_reach: Box<[SiteReach]>,
     reached_by: Box<[SiteReach]>,
 }
@@ -74,6 +76,7 @@ impl Policy {
             // The decision searches in order.
             may_reach.sort_unstable();
             let hosts = Hosts {
+                aliases: site.aliases.clone().into(),
                 may_reach: may_reach.into(),
                 reached_by: site.reached_by.clone().into(),
             };
@@ -136,8 +139,10 @@ impl Policy {
     ) -> impl Iterator<Item = Reach> {
         let host = SitePrefix::of(address);
         let rules = host.and_then(|(site, host)| {
+            let hosts = self.sites.get(&site)?;
+            let host = Alias::host_among(&hosts.aliases, host);
             let host = Ipv4Prefix::host(host).ok()?;
-            let rules = list(self.sites.get(&site)?);
+            let rules = list(hosts);
             Some(rules.iter().filter_map(move |rule| rule.of(host)))
         });
         rules.into_iter().flatten()

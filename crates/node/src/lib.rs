@@ -35,5 +35,5 @@ pub use discard::{Counters, Discard, Reason};
 pub use node::{Attachment, Event, Node, Outcome, Run};
 pub use probe::Probe;
 pub use return_path::{Decision, Witness};
-pub use routed::SITE_MTU_V4;
+pub use routed::{MACHINE_V4, SITE_MTU_V4};
 pub use service::Published;

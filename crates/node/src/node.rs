@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
-    net::{IpAddr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     time::{Instant, SystemTime},
 };
 
@@ -791,11 +791,20 @@ impl Node {
         self.sites.listens(listener)
     }
 
-    /// Lists the IPv4 addresses of other sites that the machine shall route into the TUN interface,
-    /// so that hosts of the sites behind the node reach them; none unless one of these is routed.
+    /// Lists the IPv4 addresses of other sites that the machine shall route into the TUN interface:
+    /// where a site behind the node is routed, those by which its hosts reach the others'; else
+    /// all aliases, for the programs of the machine.
     #[must_use]
     pub fn site_routes(&self) -> BTreeSet<Ipv4Prefix> {
         self.routed.wanted()
+    }
+
+    /// Returns the address, always [`MACHINE_V4`](crate::MACHINE_V4), from which programs of the
+    /// machine have to speak to [`Node::site_routes`]; `None` where the routes are for the hosts of
+    /// the sites behind the node, of which the machine is one.
+    #[must_use]
+    pub fn site_source(&self) -> Option<Ipv4Addr> {
+        self.routed.source()
     }
 
     /// Tells which of [`Node::site_routes`] the machine has. Without its route a site is reached as

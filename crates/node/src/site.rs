@@ -66,7 +66,7 @@ impl Sites {
     }
 }
 
-/// Lists the prefixes of some sites, as the network has them.
+/// Lists the prefixes of some sites as the network has them, and those of their aliases.
 pub(crate) fn prefixes(
     org: &Org,
     wanted: impl Fn(SiteId, &Site) -> bool,
@@ -77,11 +77,11 @@ pub(crate) fn prefixes(
         .filter(move |(id, site)| wanted(**id, site));
     sites.flat_map(|(&id, site)| {
         let network = SitePrefix::new(org.prefix, id);
-        let embedded = move |prefix: &Ipv4Prefix| {
+        let embedded = move |prefix: Ipv4Prefix| {
             let address = network?.embed(prefix.address());
             Some((IpAddr::V6(address), SITE_PREFIX_BITS + prefix.length()))
         };
-        site.prefixes.iter().filter_map(embedded)
+        site.embedded().filter_map(embedded)
     })
 }
 

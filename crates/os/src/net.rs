@@ -117,14 +117,18 @@ impl Netlink {
     }
 
     /// Makes a route of `destination` through the interface; one that is there is replaced. With
-    /// an MTU, longer packets get an ICMP error or are fragmented.
+    /// an MTU, longer packets get an ICMP error or are fragmented. With a source, programs that
+    /// choose none speak from it; it has to be an address of this machine.
     pub async fn add_route(
         &self,
         interface: &str,
         destination: Network,
         mtu: Option<u32>,
+        source: Option<IpAddr>,
     ) -> io::Result<()> {
         let mut route = route_message(interface, destination)?;
+        let source = source.map(|source| RouteAttribute::PrefSource(source.into()));
+        route.attributes.extend(source);
         let metrics = mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
         route.attributes.extend(metrics);
         let request = self.handle.route().add(route).replace();
@@ -370,7 +374,7 @@ mod tests {
                 bits: 32,
             };
             netlink
-                .add_route(&name, destination, Some(1300))
+                .add_route(&name, destination, Some(1300), None)
                 .await
                 .unwrap();
             let routes = netlink.routes().await.unwrap();

@@ -72,6 +72,8 @@ pub struct Interface {
 #[derive(Clone, Debug, Default)]
 struct Sites {
     wanted: BTreeSet<Ipv4Prefix>,
+    /// From where the machine itself speaks to them; `None` if they are for hosts behind it.
+    source: Option<Ipv4Addr>,
     /// Where peers are.
     endpoints: Vec<Ipv4Addr>,
     routed: BTreeSet<Ipv4Prefix>,
@@ -252,25 +254,29 @@ impl Interface {
         Ok(())
     }
 
-    /// Routes the IPv4 addresses that are `wanted` into the interface, and no others any more; none
+    /// Routes the IPv4 addresses that are `wanted` into the interface, and no others any more, for
+    /// hosts behind the machine, or for its own programs if there is a `source` to speak from; none
     /// by which a peer is reached, and none that something else on this machine has a route for,
     /// unless that one is narrower and excepted. Returns which are routed.
     pub(super) async fn route(
         &self,
         wanted: BTreeSet<Ipv4Prefix>,
+        source: Option<Ipv4Addr>,
         endpoints: Vec<Ipv4Addr>,
     ) -> anyhow::Result<BTreeSet<Ipv4Prefix>> {
         let former = self.sites().clone();
         if wanted.is_empty() && former.wanted.is_empty() {
             return Ok(wanted);
         }
-        if former.wanted.is_empty() {
+        let forwarded = !former.wanted.is_empty() && former.source.is_none();
+        if !wanted.is_empty() && source.is_none() && !forwarded {
             network::forward(&self.name);
         }
         let ways = network::Ways {
             name: &self.name,
             except_lan: self.except_lan,
             endpoints: &endpoints,
+            source,
         };
         let routes = network::route(&ways, &former.routed, &wanted).await?;
         for (prefix, conflict) in &routes.conflicts {
@@ -281,6 +287,7 @@ impl Interface {
         let mut sites = self.sites();
         *sites = Sites {
             wanted,
+            source,
             endpoints,
             routed: routes.routed,
             conflicts: routes.conflicts,
@@ -295,12 +302,13 @@ impl Interface {
     async fn configure(&self) -> anyhow::Result<()> {
         network::configure(&self.name, &self.memberships).await?;
         // What was routed went when the interface was taken down.
-        let (wanted, endpoints) = {
+        let former = {
             let mut sites = self.sites();
             sites.routed.clear();
-            (sites.wanted.clone(), sites.endpoints.clone())
+            sites.clone()
         };
-        self.route(wanted, endpoints).await?;
+        self.route(former.wanted, former.source, former.endpoints)
+            .await?;
         Ok(())
     }
 

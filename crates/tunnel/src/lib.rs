@@ -235,7 +235,8 @@ impl Tunnel {
         let Some(interface) = self.shared.attachment.interface() else {
             return Ok(());
         };
-        let (wanted, endpoints) = self.with(|node, _| (node.site_routes(), node.endpoints()));
+        let (wanted, source, endpoints) =
+            self.with(|node, _| (node.site_routes(), node.site_source(), node.endpoints()));
         if endpoints.is_empty() {
             return Ok(());
         }
@@ -244,7 +245,7 @@ impl Tunnel {
             IpAddr::V6(_) => None,
         };
         let endpoints = endpoints.into_iter().filter_map(v4).collect();
-        let routed = interface.route(wanted, endpoints).await?;
+        let routed = interface.route(wanted, source, endpoints).await?;
         self.with(|node, _| node.set_site_routes(routed));
         Ok(())
     }

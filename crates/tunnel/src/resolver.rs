@@ -66,13 +66,14 @@ enum Said {
 }
 
 impl Tunnel {
-    /// Returns the addresses that `host` means, those of the first family that we have in front.
+    /// Returns the addresses that `host` means, those of the first family that we have in front. An
+    /// IPv4 address in an alias of a site means the host that is known by it.
     pub async fn addresses(&self, host: &str, deadline: Instant) -> Result<Vec<IpAddr>, Failure> {
         let literal = host
             .strip_prefix('[')
             .and_then(|host| host.strip_suffix(']'));
         if let Ok(address) = literal.unwrap_or(host).parse() {
-            return Ok(vec![address]);
+            return Ok(vec![self.of_alias(address).unwrap_or(address)]);
         }
         let kinds = [RecordKind::Aaaa, RecordKind::A];
         let records = self.resolve(host, &kinds, deadline).await?;
@@ -84,6 +85,14 @@ impl Tunnel {
             return Err(no_such_record(host, "address"));
         }
         Ok(addresses)
+    }
+
+    fn of_alias(&self, address: IpAddr) -> Option<IpAddr> {
+        let IpAddr::V4(address) = address else {
+            return None;
+        };
+        let found = self.with(|node, _| node.map()?.own_org()?.of_alias(address));
+        found.map(IpAddr::V6)
     }
 
     /// Looks up the records of `name`; never an empty answer.

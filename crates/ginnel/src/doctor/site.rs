@@ -41,8 +41,9 @@ pub(super) async fn served(agent: &Agent, sites: &[Site]) -> Seen<()> {
     if let Some(conflict) = conflicts.first() {
         return Err(Finding::new(
             Cause::RouteConflict,
-            format!("site: {conflict}; devices here do not reach it by its own addresses"),
-            "remove that route; devices of the other site are reached by name all the same",
+            format!("site: {conflict}; devices here do not reach it by these addresses"),
+            "remove that route, or give the site another alias; devices of the other site are \
+             reached by name all the same",
         ));
     }
     let mut told = Vec::new();

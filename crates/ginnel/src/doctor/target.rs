@@ -5,7 +5,7 @@ use std::{fmt::Write as _, net::IpAddr};
 use model::{
     map::{NetworkMap, Node, Org, Site},
     policy::{Reach, Wanted, decide},
-    site::{Ipv4Prefix, SitePrefix},
+    site::{Alias, Ipv4Prefix, SitePrefix},
 };
 
 use super::{
@@ -98,7 +98,7 @@ fn reached_by(org: &Org, address: IpAddr) -> Option<(String, Vec<Reach>)> {
     }
     let (_, host) = SitePrefix::of(address)?;
     let site = site_at(org, address)?;
-    let host = Ipv4Prefix::host(host).ok()?;
+    let host = Ipv4Prefix::host(Alias::host_among(&site.aliases, host)).ok()?;
     let reached_by = site.reached_by.iter().filter_map(|rule| rule.of(host));
     let selector = format!("site:{}:{}", site.name, host.address());
     Some((selector, reached_by.collect()))
@@ -106,9 +106,7 @@ fn reached_by(org: &Org, address: IpAddr) -> Option<(String, Vec<Reach>)> {
 
 fn site_at(org: &Org, address: std::net::Ipv6Addr) -> Option<&Site> {
     let (prefix, _) = SitePrefix::of(address)?;
-    let mut sites = org.sites.iter();
-    let found = sites.find(|(id, _)| SitePrefix::new(org.prefix, **id) == Some(prefix));
-    found.map(|(_, site)| site)
+    org.site_of(prefix)
 }
 
 /// Returns the nodes that lead to `address`, the preferred one first; `None`

@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use model::site::{Ipv4Prefix, SitePrefix};
+use model::{
+    map::NetworkMap,
+    site::{Alias, Ipv4Prefix, SitePrefix},
+};
 use netstack::{EchoRequest, ListenerId, PrefixId, Refusal};
 use os::{echo::Echo, reactor::Watched};
 use packet::icmp::Unreachable;
@@ -230,7 +233,7 @@ async fn echo(tunnel: &Tunnel, request: EchoRequest) -> io::Result<()> {
     }
 }
 
-/// Returns the IPv4 address of a host of a site.
+/// Returns the IPv4 address that a host of a site has itself.
 ///
 /// What the prefixes of a site cover and is no other machine of the LAN is refused: addresses of
 /// this machine, which others reach by the rules about this node, and those of its gateways, so
@@ -240,10 +243,14 @@ fn host(tunnel: &Tunnel, address: IpAddr) -> io::Result<Ipv4Addr> {
     let IpAddr::V6(address) = address else {
         return Err(refused());
     };
-    let (_, host) = SitePrefix::of(address).ok_or_else(refused)?;
-    let carries_tunnel = tunnel.with(|node, _| {
+    let (prefix, known_as) = SitePrefix::of(address).ok_or_else(refused)?;
+    let (host, carries_tunnel) = tunnel.with(|node, _| {
+        let org = node.map().and_then(NetworkMap::own_org);
+        let site = org.and_then(|org| org.site_of(prefix));
+        let host = site.map_or(known_as, |site| Alias::host_among(&site.aliases, known_as));
         let mut endpoints = node.endpoints().into_iter();
-        endpoints.any(|(_, endpoint)| endpoint.ip().to_canonical() == IpAddr::V4(host))
+        let is_host = |endpoint: SocketAddr| endpoint.ip().to_canonical() == IpAddr::V4(host);
+        (host, endpoints.any(|(_, endpoint)| is_host(endpoint)))
     });
     // Only an address of this machine can be bound, and a broadcast address.
     let is_own = UdpSocket::bind((host, 0)).is_ok();

@@ -98,8 +98,8 @@ impl Node {
         }
     }
 
-    /// Turns what a host of a routed site behind the node sends into what the network carries, in
-    /// its slot; `None` for everything else.
+    /// Turns what a host of a routed site behind the node, or the machine, sends to hosts by IPv4
+    /// into what the network carries, in its slot; `None` for everything else.
     pub(super) fn departing(&mut self, slot: &mut [u8], length: usize) -> Option<usize> {
         if slot.get(HEADER)? >> 4 != 4 {
             return None;

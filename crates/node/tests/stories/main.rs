@@ -1,5 +1,6 @@
 //! Stories of real nodes in virtual time: two organisations, their nodes and one gateway.
 
+mod alias;
 mod capture;
 mod congestion;
 mod discard;

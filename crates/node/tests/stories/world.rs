@@ -265,7 +265,8 @@ impl World {
 
     /// Lets a host with a TUN interface send a raw packet.
     pub(crate) fn send_packet(&mut self, host: u8, packet: &[u8]) {
-        let mut slot = vec![0; HEADER + packet.len() + 64];
+        // Room for a translation, padding and a tag.
+        let mut slot = vec![0; HEADER + packet.len() + 128];
         slot[HEADER..HEADER + packet.len()].copy_from_slice(packet);
         let now = self.now;
         let outcome = self.node(host).handle_packet(now, &mut slot, packet.len());

@@ -40,7 +40,7 @@ pub(super) async fn configure(name: &str, memberships: &[Membership]) -> anyhow:
         netlink.set_up(name, true).await?;
         for membership in memberships {
             let all = network(membership.prefix.network(), ORG_PREFIX_BITS);
-            netlink.add_route(name, all, None).await?;
+            netlink.add_route(name, all, None, None).await?;
             usable(membership.address).await?;
         }
         io::Result::Ok(())
@@ -72,6 +72,8 @@ pub(super) struct Ways<'a> {
     /// What a narrower route holds stays with it, and the rest is routed.
     pub(super) except_lan: bool,
     pub(super) endpoints: &'a [Ipv4Addr],
+    /// From which address the machine speaks to sites, if not from one that it has already.
+    pub(super) source: Option<Ipv4Addr>,
 }
 
 /// Which IPv4 addresses of sites are routed into an interface, and why others are not.
@@ -91,8 +93,11 @@ pub(super) async fn route(
         name,
         except_lan,
         endpoints,
+        source,
     } = ways;
     let netlink = Netlink::open().context("TUN: open netlink")?;
+    let speaks = speak(&netlink, name, source).await;
+    speaks.with_context(|| format!("TUN: set the IPv4 address of `{name}`"))?;
     let routes = netlink.routes().await.context("TUN: list the routes")?;
     let (mut routed, mut conflicts) = (BTreeSet::new(), BTreeMap::new());
     for &prefix in wanted {
@@ -107,11 +112,13 @@ pub(super) async fn route(
             if site_conflict(&routes, name, prefix, true).is_none() {
                 conflict.push_str("; `ginnel up --except-lan` reaches the rest");
             }
+            conflict.push_str(OTHER_ADDRESSES);
             conflicts.insert(prefix, conflict);
             continue;
         }
         let mtu = Some(node::SITE_MTU_V4.into());
-        let added = netlink.add_route(name, site(prefix), mtu).await;
+        let source = source.map(IpAddr::V4);
+        let added = netlink.add_route(name, site(prefix), mtu, source).await;
         added.with_context(|| format!("TUN: route {prefix}"))?;
         routed.insert(prefix);
     }
@@ -120,6 +127,26 @@ pub(super) async fn route(
         removed.with_context(|| format!("TUN: remove the route to {gone}"))?;
     }
     Ok(SiteRoutes { routed, conflicts })
+}
+
+/// What helps where somebody else has the addresses of a site.
+const OTHER_ADDRESSES: &str = "; `ginnel site set SITE --alias PREFIX=ALIAS` gives the site others \
+                               for machines, and `ginnel up --user` needs none";
+
+/// Gives the interface the one IPv4 address from which the machine speaks to sites, or none.
+async fn speak(netlink: &Netlink, name: &str, source: Option<Ipv4Addr>) -> io::Result<()> {
+    let own = |address| Network {
+        address: IpAddr::V4(address),
+        bits: 32,
+    };
+    match source {
+        Some(source) => netlink.add_address(name, own(source)).await,
+        // Routes that have it as their source go with it.
+        None => netlink
+            .remove_address(name, own(node::MACHINE_V4))
+            .await
+            .map(drop),
+    }
 }
 
 /// Lets the kernel forward what the interface brings; the setting goes with the interface. The
