@@ -2,6 +2,7 @@
 //!
 //! Skips loudly without root; fails then with `NETNS=required`.
 
+mod alias;
 mod attachment;
 mod capture;
 mod congestion;

@@ -30,7 +30,11 @@ const HUB: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 97, 0, 1), Ipv4Addr::new(10, 97, 0
 /// A LAN, its router and NAT, the node in it and a device that has nothing installed.
 pub(super) struct Office {
     pub(super) name: &'static str,
+    /// Tells the cables to the hub, and the aliases, of the offices apart.
     net: u8,
+    lan: u8,
+    /// Whether others know it by 10.99.`net`.0/24.
+    has_alias: bool,
     device_host: u8,
     /// The router's interface to the outside.
     uplink: String,
@@ -53,6 +57,8 @@ impl Office {
         Self {
             name,
             net,
+            lan: net,
+            has_alias: false,
             device_host,
             uplink: unique("v"),
             router,
@@ -62,7 +68,7 @@ impl Office {
     }
 
     pub(super) fn host(&self, host: u8) -> Ipv4Addr {
-        Ipv4Addr::new(192, 168, self.net, host)
+        Ipv4Addr::new(192, 168, self.lan, host)
     }
 
     pub(super) fn address(&self) -> IpAddr {
@@ -70,7 +76,34 @@ impl Office {
     }
 
     pub(super) fn prefix(&self) -> String {
-        format!("192.168.{}.0/24", self.net)
+        format!("192.168.{}.0/24", self.lan)
+    }
+
+    /// The same office in a LAN that others have too, and with an alias.
+    fn with_alias(self, lan: u8) -> Self {
+        Self {
+            lan,
+            has_alias: true,
+            ..self
+        }
+    }
+
+    /// By which prefix others know it.
+    fn known_as(&self) -> String {
+        if self.has_alias {
+            format!("10.99.{}.0/24", self.net)
+        } else {
+            self.prefix()
+        }
+    }
+
+    /// By which address others know its device.
+    pub(super) fn device_known_as(&self) -> IpAddr {
+        if self.has_alias {
+            Ipv4Addr::new(10, 99, self.net, self.device_host).into()
+        } else {
+            self.address()
+        }
     }
 
     /// Lays the cables of the LAN, and the one to the hub.
@@ -92,7 +125,7 @@ impl Office {
 
     /// The one static route of the LAN's router.
     pub(super) fn route(&self, other: &Self) {
-        let (prefix, node) = (other.prefix(), self.host(2).to_string());
+        let (prefix, node) = (other.known_as(), self.host(2).to_string());
         self.router.0.ip(&["route", "add", &prefix, "via", &node]);
     }
 
@@ -139,6 +172,25 @@ impl Scene {
 
     /// The offices with sites in this mode.
     pub(super) fn with(mode: &str) -> Option<Self> {
+        let offices = || {
+            [
+                Office::new("shenzhen", 201, 55),
+                Office::new("beijing", 200, 244),
+            ]
+        };
+        Self::of(mode, offices)
+    }
+
+    /// Routed offices that both have the same prefix, and aliases.
+    pub(super) fn with_aliases() -> Option<Self> {
+        let offices = || {
+            let offices = [("shenzhen", 201, 55), ("beijing", 200, 244)];
+            offices.map(|(name, net, device)| Office::new(name, net, device).with_alias(1))
+        };
+        Self::of("routed", offices)
+    }
+
+    fn of(mode: &str, offices: impl FnOnce() -> [Office; 2]) -> Option<Self> {
         for tool in ["curl", "nft"] {
             if find(tool).is_none() {
                 lacks("NETNS", &format!("`{tool}` is not installed"));
@@ -151,10 +203,7 @@ impl Scene {
             running: Vec::new(),
             directory: tempfile::tempdir().expect("a temporary directory"),
             hub: Apart::new(),
-            offices: [
-                Office::new("shenzhen", 201, 55),
-                Office::new("beijing", 200, 244),
-            ],
+            offices: offices(),
         };
         switch(&scene.hub.0, HUB[0]);
         scene.hub.0.add_address("switch", HUB[1].into());
@@ -185,7 +234,13 @@ impl Scene {
             let line = ["join", &url, "--token", &token, "--name", name];
             succeeded(&finish(self.at_office(number, &line)));
             let line = ["site", "add", name, "--node", name, "--prefix", &prefix];
-            self.run(&[&line[..], &["--mode", mode]].concat());
+            let alias = self.offices[number].known_as();
+            let alias: &[&str] = if self.offices[number].has_alias {
+                &["--alias", &alias]
+            } else {
+                &[]
+            };
+            self.run(&[&line[..], &["--mode", mode], alias].concat());
             let up = self.up(number);
             self.running.push(up);
         }

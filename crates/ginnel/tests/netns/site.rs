@@ -22,33 +22,33 @@ use super::{
 };
 
 /// The device of each office, and of the developer's home.
-const DEVICE: [u8; 4] = [192, 168, 1, 10];
+pub(super) const DEVICE: [u8; 4] = [192, 168, 1, 10];
 
 /// The user that every node of an office runs as.
 const NOBODY: u32 = 65_534;
 
 /// A developer at home, a server, and two offices.
-struct Scene {
+pub(super) struct Scene {
     // Programs end before their namespaces go.
-    running: Vec<Running>,
+    pub(super) running: Vec<Running>,
     directory: tempfile::TempDir,
     hub: Apart,
-    home: Apart,
+    pub(super) home: Apart,
     /// A device in the developer's own LAN.
-    neighbour: Apart,
-    offices: Vec<Office>,
+    pub(super) neighbour: Apart,
+    pub(super) offices: Vec<Office>,
 }
 
 /// A node and a device that has nothing installed.
-struct Office {
-    name: &'static str,
+pub(super) struct Office {
+    pub(super) name: &'static str,
     node: Apart,
-    device: Apart,
+    pub(super) device: Apart,
 }
 
 impl Scene {
     /// Starts everything; a rule lets the developer reach both offices.
-    fn new() -> Option<Self> {
+    pub(super) fn new() -> Option<Self> {
         for tool in ["curl", "dig", "setpriv", "ssh", "sshd"] {
             if find(tool).is_none() {
                 lacks("NETNS", &format!("`{tool}` is not installed"));
@@ -126,22 +126,22 @@ impl Scene {
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    fn start(&self, mut command: Command, sign: &str) -> Running {
+    pub(super) fn start(&self, mut command: Command, sign: &str) -> Running {
         Running::spawn(&mut command, self.path(&unique("log")), sign)
     }
 
     /// A command of the developer.
-    fn at_home(&self, line: &[&str]) -> Command {
+    pub(super) fn at_home(&self, line: &[&str]) -> Command {
         ginnel(self.home.0.command(GINNEL), &self.path("laptop"), line)
     }
 
     /// Runs a command of the developer, which has to succeed.
     #[track_caller]
-    fn run(&self, line: &[&str]) -> String {
+    pub(super) fn run(&self, line: &[&str]) -> String {
         succeeded(&finish(self.at_home(line)))
     }
 
