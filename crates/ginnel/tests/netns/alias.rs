@@ -61,7 +61,7 @@ fn transfer(from: &Space, to: &Space, own: IpAddr, known_as: IpAddr) {
     let mut stream = stream.expect("a connection");
     stream.set_read_timeout(Some(LONG)).expect("a bound");
     let sent: Vec<u8> = (0..500_000)
-        .map(|n: u32| n.to_le_bytes()[n as usize % 3])
+        .map(|n: usize| n.to_le_bytes()[n % 2])
         .collect();
     stream.write_all(&sent).expect("all leaves");
     stream.shutdown(std::net::Shutdown::Write).expect("an end");

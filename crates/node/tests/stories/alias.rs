@@ -236,9 +236,12 @@ fn a_machine_speaks_to_an_alias_by_ipv4_and_to_the_same_host_by_ipv6() {
     ] {
         let question = datagram((own, 1000), (far, 53));
         assert_eq!(carry(&mut world, 11, &question, 13), Vec::<Vec<u8>>::new());
-        let opened = world.take(13, |event| match event {
-            Event::Stack(netstack::Event::FlowOpened(prefix)) => Some(*prefix),
-            _ => None,
+        let opened = world.take(13, |event| {
+            if let Event::Stack(netstack::Event::FlowOpened(prefix)) = event {
+                Some(*prefix)
+            } else {
+                None
+            }
         });
         let [prefix] = opened[..] else {
             panic!("{opened:?}");
