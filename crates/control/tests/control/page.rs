@@ -334,7 +334,6 @@ const FORMS: &[(&str, &[(&str, &str)])] = &[
             ("name", "lyon"),
             ("node", "web"),
             ("prefixes", "10.0.0.0/8"),
-            ("aliases", "10.0.0.0/8=11.0.0.0/8"),
             ("mode", "auto"),
         ],
     ),
