@@ -7,9 +7,9 @@ mod control;
 mod engine;
 mod handshakes;
 mod keylog;
+mod lane;
 mod metrics;
 mod outbound;
-mod queue;
 mod receive;
 mod tap;
 mod transmit;
@@ -22,6 +22,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs,
     io::{Read as _, Write as _},
+    num::NonZeroU8,
     os::{
         fd::RawFd,
         unix::{fs::DirBuilderExt as _, net::UnixListener, net::UnixStream},
@@ -76,7 +77,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     key_log: Option<PathBuf>,
 
-    /// Queues of the interface, each with threads of its own; with few cores one is fastest
+    /// Threads in each direction, with queues of the interface of their own; with few cores one
+    /// of each is fastest
     #[arg(long, value_name = "N", default_value = "1",
           value_parser = clap::value_parser!(u8).range(1..=QUEUES_MAX))]
     queues: u8,
@@ -131,6 +133,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(descriptor) => Tun::adopt(descriptor).context("TUN: use WG_TUN_FD")?,
         None => open_tun(&args.name, args.queues > 1)?,
     };
+    // Of an interface that another program made, more queues are its own business.
+    let is_ours = env::var_os("WG_TUN_FD").is_none() || env::var_os(READY).is_some();
     let name = tun.name().context("TUN: read the interface's name")?;
     let (listener, file) = match inherited("WG_UAPI_FD")? {
         Some(descriptor) => {
@@ -143,18 +147,24 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if !args.foreground && env::var_os(FOREGROUND).is_none_or(|value| value != "1") {
         return go_background(&name, args, tun, listener, file);
     }
-    let mut queues = vec![tun];
-    for number in 1..args.queues {
-        let another = queues[0].another_queue();
+    let each = if is_ours && tun.is_multi_queue() {
+        LANES
+    } else {
+        1
+    };
+    let mut lanes = vec![tun];
+    for number in 1..args.queues * each {
+        let another = lanes[0].another_queue();
         let another = another.with_context(|| format!("TUN: open queue {}", number + 1));
         let remedy = "an interface that another program made must have been made with several";
-        queues.push(another.remedy(remedy)?);
+        lanes.push(another.remedy(remedy)?);
     }
     listener.set_nonblocking(true)?;
     let key_log = args.key_log.as_deref().map(Writer::open).transpose()?;
     let metrics = args.metrics.bind()?;
     let control = Control::new(listener, file);
-    let engine = Engine::new(&name, queues, control, offload(), key_log)?;
+    let queues = NonZeroU8::new(args.queues).context("at least one queue")?;
+    let engine = Engine::new(&name, lanes, queues, control, offload(), key_log)?;
     // Before there are other threads, and after all that takes more.
     drop_privileges(args.user.as_deref())?;
     if let Some(listener) = metrics {
@@ -175,13 +185,25 @@ fn offload() -> bool {
     env::var_os("GINNEL_OFFLOAD").is_none_or(|value| value != "off")
 }
 
+/// Makes the interface with several queues; one that exists and that nobody holds is taken as it
+/// was made.
 fn open_tun(name: &str, multi_queue: bool) -> anyhow::Result<Tun> {
-    let options = Options {
+    let new = Options {
         name,
         offload: offload(),
-        multi_queue,
+        multi_queue: true,
+        exclusive: true,
     };
-    Tun::open(&options).map_err(|error| {
+    let existing = Options {
+        multi_queue,
+        exclusive: false,
+        ..new
+    };
+    let opened = match Tun::open(&new) {
+        Err(OpenError::InUse) => Tun::open(&existing),
+        opened => opened,
+    };
+    opened.map_err(|error| {
         let remedy = match &error {
             OpenError::Denied => {
                 "run it as root or give it the right: setcap cap_net_admin+ep on the program; \
@@ -326,8 +348,11 @@ fn socket_path(name: &str) -> PathBuf {
     Path::new(SOCKET_DIRECTORY).join(format!("{name}.sock"))
 }
 
-/// More than the cores of machines on which one interface is the bottleneck; the kernel allows 256.
+/// More than the cores of machines on which one interface is the bottleneck; the kernel allows 256
+/// lanes in all.
 const QUEUES_MAX: i64 = 16;
+/// Queues of the TUN for each thread that reads: so many flows do not wait for each other.
+const LANES: u8 = 8;
 /// How long the process may take for an answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Where `wg` looks.

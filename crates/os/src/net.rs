@@ -345,6 +345,7 @@ mod tests {
             name: &name,
             offload: false,
             multi_queue: false,
+            exclusive: false,
         };
         let _tun = match Tun::open(&options) {
             Err(OpenError::Denied | OpenError::NoDevice) => {

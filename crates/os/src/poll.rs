@@ -1,9 +1,14 @@
-//! Waiting for several descriptors at once, for event loops without tokio (ppoll(2)).
+//! Waiting for several descriptors at once, for event loops without tokio (ppoll(2), epoll(7)).
 
 use std::{
     io,
     os::fd::{AsRawFd as _, BorrowedFd},
     time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    sys::epoll::{self, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
 };
 
 /// What to wait for, or what came.
@@ -115,6 +120,42 @@ impl Poll {
     }
 }
 
+/// Descriptors that one thread reads from, always the same; how many they are costs nothing.
+#[derive(Debug)]
+pub struct Readers {
+    epoll: epoll::Epoll,
+    events: Vec<EpollEvent>,
+}
+
+impl Readers {
+    /// Numbers the descriptors as they come; each must stay open for as long as this waits.
+    pub fn new<'d>(descriptors: impl IntoIterator<Item = BorrowedFd<'d>>) -> io::Result<Self> {
+        let epoll = epoll::Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let mut events = Vec::new();
+        for (place, descriptor) in (0..).zip(descriptors) {
+            epoll.add(descriptor, EpollEvent::new(EpollFlags::EPOLLIN, place))?;
+            events.push(EpollEvent::empty());
+        }
+        Ok(Self { epoll, events })
+    }
+
+    /// Waits until some are readable or gone and returns how many; none after a signal.
+    pub fn wait(&mut self) -> io::Result<usize> {
+        match self.epoll.wait(&mut self.events, EpollTimeout::NONE) {
+            Err(Errno::EINTR) => Ok(0),
+            waited => Ok(waited?),
+        }
+    }
+
+    /// Returns the number of the descriptor that was found as `found`, in the order in which they
+    /// became ready.
+    #[must_use]
+    pub fn place(&self, found: usize) -> usize {
+        let event = self.events.get(found).map_or(0, EpollEvent::data);
+        usize::try_from(event).expect("counted from zero")
+    }
+}
+
 /// Waits for one descriptor; false on timeout.
 pub fn wait_for(
     descriptor: BorrowedFd<'_>,
@@ -129,7 +170,7 @@ pub fn wait_for(
 #[cfg(test)]
 mod tests {
     use std::{
-        io::Write as _,
+        io::{Read as _, Write as _},
         os::{fd::AsFd as _, unix::net::UnixStream},
     };
 
@@ -147,5 +188,19 @@ mod tests {
         assert!(poll.wait(None).unwrap());
         assert!(poll.ready(first).readable);
         assert_eq!(poll.ready(second), Ready::default());
+    }
+
+    #[test]
+    fn readers_are_found_until_they_are_read_and_none_before_the_others() {
+        let pairs = [(); 3].map(|()| UnixStream::pair().unwrap());
+        let mut readers = Readers::new(pairs.iter().map(|(_, reader)| reader.as_fd())).unwrap();
+        for place in [2, 0] {
+            (&pairs[place].0).write_all(b"x").unwrap();
+        }
+        assert_eq!(readers.wait().unwrap(), 2);
+        assert_eq!([0, 1].map(|found| readers.place(found)), [2, 0]);
+        (&pairs[2].1).read_exact(&mut [0]).unwrap();
+        assert_eq!(readers.wait().unwrap(), 1);
+        assert_eq!(readers.place(0), 0);
     }
 }

@@ -28,6 +28,8 @@ pub struct Options<'a> {
     pub offload: bool,
     /// Further queues may be opened under the same name.
     pub multi_queue: bool,
+    /// The interface is made now; one that exists is in use.
+    pub exclusive: bool,
 }
 
 /// Which packets larger than the MTU, or without checksum, pass through the TUN.
@@ -67,6 +69,7 @@ pub enum OpenError {
 pub struct Tun {
     file: File,
     offload: Offload,
+    multi_queue: bool,
 }
 
 impl Tun {
@@ -84,7 +87,11 @@ impl Tun {
             attach(&file, request, options, false)?;
             Offload::default()
         };
-        Ok(Self { file, offload })
+        Ok(Self {
+            file,
+            offload,
+            multi_queue: options.multi_queue,
+        })
     }
 
     /// Takes over an open TUN, for instance from the process that made it.
@@ -106,7 +113,11 @@ impl Tun {
         } else {
             negotiate(&file)
         };
-        Ok(Self { file, offload })
+        Ok(Self {
+            file,
+            offload,
+            multi_queue: flags & libc::IFF_MULTI_QUEUE != 0,
+        })
     }
 
     /// Opens one more queue of the same interface, with the same offloads.
@@ -115,7 +126,14 @@ impl Tun {
             name: &self.name()?,
             offload: self.offload.vnet_header,
             multi_queue: true,
+            exclusive: false,
         })
+    }
+
+    /// Tells whether [`Tun::another_queue`] can open one.
+    #[must_use]
+    pub fn is_multi_queue(&self) -> bool {
+        self.multi_queue
     }
 
     /// Returns the interface's present name; fails once the interface is gone.
@@ -157,34 +175,6 @@ impl Tun {
     /// Tells whether the interface is administratively up.
     pub fn is_up(&self) -> io::Result<bool> {
         link::is_up(&self.name()?)
-    }
-
-    /// Lets [`Tun::read`] wait for a packet, for a thread that does nothing else.
-    pub fn set_blocking(&self) -> io::Result<()> {
-        use nix::fcntl::{FcntlArg, OFlag, fcntl};
-        let flags = OFlag::from_bits_retain(fcntl(&self.file, FcntlArg::F_GETFL)?);
-        fcntl(&self.file, FcntlArg::F_SETFL(flags & !OFlag::O_NONBLOCK))?;
-        Ok(())
-    }
-
-    /// Reads like [`Tun::read`] but never waits, whatever [`Tun::set_blocking`] said.
-    ///
-    /// A kernel that cannot (before Linux 5.11) answers `WouldBlock` always.
-    pub fn read_waiting(&self, packet: &mut [u8]) -> io::Result<usize> {
-        let vector = libc::iovec {
-            iov_base: packet.as_mut_ptr().cast(),
-            iov_len: packet.len(),
-        };
-        // SAFETY: the vector describes `packet`, borrowed exclusively through the call; an offset
-        // of -1 reads as read(2) does.
-        let read = unsafe { libc::preadv2(self.as_raw_fd(), &raw const vector, 1, -1, NOWAIT) };
-        usize::try_from(read).map_err(|_| {
-            let error = io::Error::last_os_error();
-            match error.raw_os_error() {
-                Some(libc::EOPNOTSUPP | libc::ENOSYS) => io::ErrorKind::WouldBlock.into(),
-                Some(_) | None => error,
-            }
-        })
     }
 
     /// Reads one packet; `WouldBlock` when there is none, an error for good when the interface is
@@ -259,7 +249,11 @@ fn attach(
     if options.multi_queue {
         flags |= libc::IFF_MULTI_QUEUE;
     }
-    request.ifr_ifru.ifru_flags = i16::try_from(flags).expect("all flags lie below 2^15");
+    if options.exclusive {
+        flags |= libc::IFF_TUN_EXCL;
+    }
+    let flags = u16::try_from(flags).expect("all flags lie below 2^16");
+    request.ifr_ifru.ifru_flags = flags.cast_signed();
     // SAFETY: TUNSETIFF takes a pointer to an ifreq, which lives through the call.
     let answer = unsafe {
         libc::ioctl(
@@ -342,8 +336,6 @@ fn set_nonblocking(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// RWF_NOWAIT of preadv2(2).
-const NOWAIT: libc::c_int = 0x8;
 const NODE: &str = "/dev/net/tun";
 
 #[cfg(test)]
@@ -355,6 +347,7 @@ mod tests {
             name,
             offload: true,
             multi_queue: false,
+            exclusive: false,
         }
     }
 
@@ -390,6 +383,7 @@ mod tests {
         ));
         let adopted = Tun::adopt(tun.into_descriptor()).unwrap();
         assert!(adopted.offload().vnet_header);
+        assert!(!adopted.is_multi_queue());
         drop(adopted);
         assert_eq!(link::index(&name), None);
     }

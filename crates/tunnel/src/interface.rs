@@ -103,6 +103,7 @@ impl Attachment {
             name: &wanted.name,
             offload: true,
             multi_queue: false,
+            exclusive: false,
         };
         let tun = match Tun::open(&options) {
             Err(error @ (OpenError::Denied | OpenError::NoDevice)) if !wanted.required => {

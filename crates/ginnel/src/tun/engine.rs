@@ -9,6 +9,7 @@
 
 use std::{
     net::TcpListener,
+    num::NonZeroU8,
     os::fd::AsFd as _,
     sync::Arc,
     thread,
@@ -70,27 +71,26 @@ impl Engine {
     /// Prepares everything; from here on signals wait for the loop.
     pub(crate) fn new(
         name: &str,
-        queues: Vec<Tun>,
+        lanes: Vec<Tun>,
+        queues: NonZeroU8,
         control: Control,
         offload: bool,
         key_log: Option<Writer>,
     ) -> anyhow::Result<Self> {
         // Before threads are there: they inherit that signals are blocked.
         let termination = Termination::listen().context("listen to signals")?;
-        for queue in &queues {
-            queue.set_blocking().context("TUN: set up for reading")?;
-        }
         if let Err(error) = link::set_queue_length(name, QUEUE_PACKETS) {
             tracing::debug!("TUN: set queue length: {error}");
         }
-        if let Some(first) = queues.first() {
+        if let Some(first) = lanes.first() {
             tracing::info!("{name}: TUN offload: {}", describe(first.offload()));
         }
         let runs = offload.then(|| try_runs(name)).flatten();
         // Untried, what is refused is found out when it is sent.
         let sends_runs = offload && runs.is_none_or(|runs| runs.sent);
         let receives_runs = runs.map(|runs| runs.joined);
-        let (tunnel, wakeups) = Tunnel::new(name, queues, sends_runs, receives_runs, key_log)?;
+        let (tunnel, wakeups) =
+            Tunnel::new(name, lanes, queues, sends_runs, receives_runs, key_log)?;
         Ok(Self {
             control,
             tunnel,
@@ -146,7 +146,7 @@ impl Engine {
             thread.spawn(run).map(drop)
         };
         for queue in self.tunnel.queue_numbers() {
-            let transmitter = Transmitter::new(&self.tunnel, queue);
+            let transmitter = Transmitter::new(&self.tunnel, queue)?;
             start("transmit", Box::new(move || transmitter.run()))?;
             for (name, v6) in [("receive-v4", false), ("receive-v6", true)] {
                 let receiver = Receiver::new(&self.tunnel, queue, v6);

@@ -371,7 +371,7 @@ impl Opener {
             packets.for_each(|packet| write_single(tunnel, packet));
             return;
         }
-        let mut train = Train::new(tunnel.queue(0).offload().udp);
+        let mut train = Train::new(tunnel.tun().offload().udp);
         for packet in packets {
             train.push(packet, |leaving| write_leaving(tunnel, &leaving));
         }
@@ -445,7 +445,7 @@ fn write_leaving(tunnel: &Tunnel, leaving: &Leaving<'_, '_>) {
             head,
             packets,
         } => {
-            let tun = tunnel.queue_of(head);
+            let tun = tunnel.lane_of(head);
             let header = vnet::emit(offload, head[0] >> 4 == 6);
             let mut pieces = [IoSlice::new(&[]); Train::PACKETS_MAX + 2];
             pieces[0] = IoSlice::new(&header);
@@ -468,7 +468,7 @@ fn write_leaving(tunnel: &Tunnel, leaving: &Leaving<'_, '_>) {
 }
 
 fn write_single(tunnel: &Tunnel, packet: &[u8]) {
-    let tun = tunnel.queue_of(packet);
+    let tun = tunnel.lane_of(packet);
     let written = if tun.offload().vnet_header {
         let header = [0; VNET_HEADER];
         let pieces = [IoSlice::new(&header), IoSlice::new(packet)];

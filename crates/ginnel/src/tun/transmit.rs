@@ -8,12 +8,13 @@
 use std::{
     io,
     ops::Range,
+    os::fd::AsFd as _,
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use os::{clock::Pace, tun::VNET_HEADER, udp::SendError};
+use os::{clock::Pace, poll::Readers, tun::VNET_HEADER, udp::SendError};
 use packet::{
     ecn::Ecn,
     gso::{self, Kind},
@@ -32,6 +33,8 @@ use super::{
 pub(crate) struct Transmitter {
     tunnel: Arc<Tunnel>,
     queue: u8,
+    /// The lanes of the queue.
+    readers: Readers,
     /// Bytes that the TUN puts before each packet.
     front: usize,
     packets: Batch,
@@ -59,14 +62,16 @@ struct Group {
 }
 
 impl Transmitter {
-    pub(crate) fn new(tunnel: &Arc<Tunnel>, queue: u8) -> Self {
-        let front = if tunnel.queue(queue).offload().vnet_header {
+    pub(crate) fn new(tunnel: &Arc<Tunnel>, queue: u8) -> io::Result<Self> {
+        let lanes = tunnel.lanes(queue);
+        let front = if lanes[0].offload().vnet_header {
             VNET_HEADER
         } else {
             0
         };
-        Self {
+        Ok(Self {
             queue,
+            readers: Readers::new(lanes.iter().map(|lane| lane.as_fd()))?,
             front,
             packets: Batch::default(),
             parts: Batch::default(),
@@ -78,7 +83,7 @@ impl Transmitter {
                 mtu: tunnel.mtu(),
             },
             tunnel: Arc::clone(tunnel),
-        }
+        })
     }
 
     /// Runs until the interface is gone.
@@ -92,22 +97,33 @@ impl Transmitter {
         }
     }
 
-    /// Waits for a packet; after one that is not super, takes along what else is there, if packets
-    /// come in quick succession.
-    ///
-    /// The first read waits, because asking before waiting costs latency; super-packets fill a
-    /// batch by themselves.
+    /// Waits for packets and sends of each lane that has some, so that who sends little waits for
+    /// one batch of those who send much.
     fn turn(&mut self) -> io::Result<()> {
-        let mut length = self.read(true)?;
-        let busy = self.pace.is_busy();
+        let found = self.readers.wait()?;
         self.sealer.mtu = self.tunnel.mtu();
+        for found in 0..found {
+            self.serve(self.readers.place(found))?;
+        }
+        Ok(())
+    }
+
+    /// Sends a packet of a lane; after one that is not super, takes along what else is there, if
+    /// packets come in quick succession. Super-packets fill a batch by themselves.
+    fn serve(&mut self, lane: usize) -> io::Result<()> {
+        let mut length = match self.read(lane) {
+            // Flushed in between, as when the interface goes down.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            read => read?,
+        };
+        let busy = self.pace.is_busy();
         loop {
             if !self.take(length) || !busy || self.packets.is_full() {
                 break;
             }
-            match self.read(false) {
+            match self.read(lane) {
                 Ok(next) => length = next,
-                // What is wrong is found again by the read that waits.
+                // What is wrong is found again by the next first read.
                 Err(_) => break,
             }
         }
@@ -117,15 +133,10 @@ impl Transmitter {
     }
 
     /// Reads a packet into the next slot.
-    fn read(&mut self, wait: bool) -> io::Result<usize> {
+    fn read(&mut self, lane: usize) -> io::Result<usize> {
         let start = HEADER - self.front;
         let room = &mut self.packets.slot()[start..HEADER + PACKET_MAX];
-        let tun = self.tunnel.queue(self.queue);
-        let length = if wait {
-            tun.read(room)?
-        } else {
-            tun.read_waiting(room)?
-        };
+        let length = self.tunnel.lanes(self.queue)[lane].read(room)?;
         Ok(length.saturating_sub(self.front))
     }
 

@@ -33,8 +33,8 @@ use super::{
     configuration::{self, Changes},
     control::{Answer, refusal},
     keylog::Writer,
+    lane,
     outbound::Run,
-    queue,
     uapi::{DeviceStatus, Errno, Report, Request, Status, Wanted},
     wire::{self, Sockets, Wire},
 };
@@ -42,8 +42,10 @@ use super::{
 /// One interface with its peers.
 pub(crate) struct Tunnel {
     pub(crate) name: String,
-    /// The queues of the TUN, at least one.
-    queues: Vec<Tun>,
+    /// The queues of the TUN: as many lanes for each queue of ours, at least one.
+    lanes: Vec<Tun>,
+    /// How often there are threads.
+    queues: NonZeroU8,
     /// Taken once or twice for a batch, never for a packet.
     state: Mutex<State>,
     /// Told when the sockets were exchanged.
@@ -112,17 +114,16 @@ pub(crate) struct Wakeups(UnixStream);
 pub(crate) struct Watchdog(pub(crate) Arc<Tunnel>);
 
 impl Tunnel {
-    /// Prepares the device and its sockets.
+    /// Prepares the device and its sockets for so many queues, which share the lanes evenly.
     pub(crate) fn new(
         name: &str,
-        queues: Vec<Tun>,
+        lanes: Vec<Tun>,
+        queues: NonZeroU8,
         sends_runs: bool,
         receives_runs: Option<bool>,
         key_log: Option<Writer>,
     ) -> anyhow::Result<(Arc<Self>, Wakeups)> {
-        let tun = queues.first().context("TUN: open a queue")?;
-        let count = u8::try_from(queues.len()).ok().and_then(NonZeroU8::new);
-        let count = count.context("TUN: open fewer queues")?;
+        let tun = lanes.first().context("TUN: open a queue")?;
         let mut clock = Clock::start_through_suspend();
         let now = clock.now();
         let mut device = Device::new(now, clock::wall(), Box::new(tunnel::OsRandom));
@@ -135,7 +136,7 @@ impl Tunnel {
         wakeups.set_nonblocking(true)?;
         let state = State {
             device,
-            wire: Wire::open(sends_runs, count).context("UDP: bind a free port")?,
+            wire: Wire::open(sends_runs, queues).context("UDP: bind a free port")?,
             clock,
             armed: None,
             discards: vec![0; Discard::ALL.len()],
@@ -147,6 +148,7 @@ impl Tunnel {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         let tunnel = Self {
             name: name.to_owned(),
+            lanes,
             queues,
             state: Mutex::new(state),
             rebound: Condvar::new(),
@@ -168,25 +170,30 @@ impl Tunnel {
         Ok((Arc::new(tunnel), Wakeups(wakeups)))
     }
 
-    /// Returns a queue of the TUN; all have the same offloads.
-    pub(crate) fn queue(&self, queue: u8) -> &Tun {
-        &self.queues[usize::from(queue)]
+    /// Returns the TUN's first lane; all have the same offloads.
+    pub(crate) fn tun(&self) -> &Tun {
+        &self.lanes[0]
     }
 
-    /// Returns the queue that a packet is to be written to.
+    /// Returns the lanes of a queue, at least one.
+    pub(crate) fn lanes(&self, queue: u8) -> &[Tun] {
+        let count = self.lanes.len() / usize::from(self.queues.get());
+        &self.lanes[usize::from(queue) * count..][..count]
+    }
+
+    /// Returns the lane that a packet is to be written to.
     ///
-    /// The kernel then sends what belongs to its flow by the same queue.
-    pub(crate) fn queue_of(&self, packet: &[u8]) -> &Tun {
-        match &self.queues[..] {
+    /// The kernel then sends what belongs to its flow by the same lane.
+    pub(crate) fn lane_of(&self, packet: &[u8]) -> &Tun {
+        match &self.lanes[..] {
             [only] => only,
-            all => &all[queue::place(packet, all.len())],
+            all => &all[lane::place(packet, all.len())],
         }
     }
 
     /// Numbers the queues.
     pub(crate) fn queue_numbers(&self) -> impl Iterator<Item = u8> {
-        let count = u8::try_from(self.queues.len()).expect("counted at first");
-        0..count
+        0..self.queues.get()
     }
 
     /// Works on the device, then sends and tells what it made of it.
@@ -309,7 +316,7 @@ impl Tunnel {
         let state = self.lock();
         let discarded = |discard: &Discard| (discard.name(), self.discarded(&state, *discard));
         let report = Report {
-            tun: describe(self.queue(0).offload()),
+            tun: describe(self.tun().offload()),
             joins: self.joins(),
             sends_runs: state.wire.sends_runs(),
             receives_runs: self.receives_runs,
@@ -372,7 +379,7 @@ impl Tunnel {
 
     /// Some interface changed: ours may have another MTU, and ways may lead elsewhere.
     pub(crate) fn follow_link(&self) {
-        let mtu = self.queue(0).mtu();
+        let mtu = self.tun().mtu();
         self.with(|state, _| {
             state.wire.sources.forget_all();
             if let Ok(mtu) = mtu {
@@ -403,7 +410,7 @@ impl Tunnel {
 
     /// Tells whether super-packets may be written.
     pub(crate) fn joins(&self) -> bool {
-        let headers = self.queue(0).offload().vnet_header;
+        let headers = self.tun().offload().vnet_header;
         headers && self.refused_super.load(Ordering::Relaxed) < REFUSALS_MAX
     }
 

@@ -12,6 +12,8 @@ use std::{
     process::Command,
 };
 
+use nix::sys::signal::Signal;
+
 use super::world::{
     Background, GINNEL, Program, SHORT, World, inner, lacks, outer, socket_path, text, unique,
     within,
@@ -163,6 +165,47 @@ fn one_flow_through_several_queues_stays_in_order() {
         }
         assert!(count > COUNT / 2, "{count} of {COUNT} came");
     });
+}
+
+#[test]
+fn who_sends_little_does_not_wait_behind_all_that_a_transfer_has_queued() {
+    const QUEUED: u32 = 400;
+    const LITTLE: u32 = 8;
+    let Some(world) = World::new() else { return };
+    let tunnels = [0, 1].map(|number| world.tunnel(number, Program::Ginnel));
+    let [Some(one), Some(other)] = tunnels else {
+        return;
+    };
+    world.join([&one, &other], None, false);
+    let [here, there] = &world.spaces;
+    assert_eq!(here.ping(inner(1, false), 1), 1);
+    let receiver = there.enter(|| UdpSocket::bind((inner(1, false), 0)));
+    let receiver = receiver.expect("our address");
+    receiver.set_read_timeout(Some(SHORT)).expect("a bound");
+    let to = receiver.local_addr().expect("bound");
+    let sender = || here.enter(|| UdpSocket::bind((inner(0, false), 0)));
+    let senders = [(); 1 + LITTLE as usize].map(|()| sender().expect("our address"));
+    // What is sent meanwhile waits in the queues of the interface.
+    one.signal(Signal::SIGSTOP);
+    for number in 0..QUEUED + LITTLE {
+        let place = number.checked_sub(QUEUED).map_or(0, |place| place + 1);
+        let sender = &senders[usize::try_from(place).expect("few")];
+        sender
+            .send_to(&number.to_be_bytes(), to)
+            .expect("the interface is up");
+    }
+    one.signal(Signal::SIGCONT);
+    let mut number = [0; 4];
+    let mut early = 0;
+    while u32::from_be_bytes(number) != QUEUED - 1 {
+        receiver.recv(&mut number).expect("all that was queued");
+        early += u32::from(u32::from_be_bytes(number) >= QUEUED);
+    }
+    // One in eight flows shares the lane of the transfer.
+    assert!(
+        early >= LITTLE / 2,
+        "{early} of {LITTLE} came before its end"
+    );
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub(super) struct Measured {
     /// Retransmits of TCP, thousand packets per second of UDP that the program at the end read, or
     /// the 99th percentile of round trips in µs.
     pub(super) beside: f64,
+    /// Gb/s of the stream that ran meanwhile.
+    pub(super) load: Option<f64>,
     /// MB.
     pub(super) memory: f64,
 }
@@ -72,9 +74,8 @@ impl Case {
                 ["Gb/s", "Gbit per CPU-s", "retransmits"]
             }
             Self::Udp64 | Self::Udp1372 => ["kpps passed", "kpackets per CPU-s", "kpps read"],
-            Self::PingPong | Self::PingPongLoaded => {
-                ["µs p50", "k round trips per CPU-s", "µs p99"]
-            }
+            Self::PingPong => ["µs p50", "k round trips per CPU-s", "µs p99"],
+            Self::PingPongLoaded => ["µs p50", "Gbit of the stream per CPU-s", "µs p99"],
         }
     }
 
@@ -98,7 +99,11 @@ impl fmt::Display for Measured {
             "{name}: {:.2} {value}, {:.2} {per_cpu}, ",
             self.value, self.per_cpu
         )?;
-        write!(f, "{:.1} {beside}, {:.1} MB", self.beside, self.memory)
+        write!(f, "{:.1} {beside}, {:.1} MB", self.beside, self.memory)?;
+        match self.load {
+            Some(load) => write!(f, ", {load:.2} Gb/s meanwhile"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -106,6 +111,7 @@ impl fmt::Display for Measured {
 pub(super) fn run(world: &World, case: Case, seconds: u32) -> Result<Measured> {
     let before = world.usage()?.cpu;
     let to = world.reached_at;
+    let mut load = None;
     let (value, work, beside) = match case {
         Case::Tcp1 => tcp(to, seconds, &[])?,
         Case::Tcp1Reverse => tcp(to, seconds, &["-R"])?,
@@ -114,7 +120,11 @@ pub(super) fn run(world: &World, case: Case, seconds: u32) -> Result<Measured> {
         Case::Udp64 => udp(seconds, "64")?,
         Case::Udp1372 => udp(seconds, "1372")?,
         Case::PingPong => pingpong(seconds)?,
-        Case::PingPongLoaded => loaded(seconds)?,
+        Case::PingPongLoaded => {
+            let (median, high, stream) = loaded(seconds)?;
+            load = Some(stream.0);
+            (median, stream.1, high)
+        }
     };
     let after = world.usage()?;
     Ok(Measured {
@@ -122,6 +132,7 @@ pub(super) fn run(world: &World, case: Case, seconds: u32) -> Result<Measured> {
         value,
         per_cpu: work / (after.cpu - before).max(0.01),
         beside,
+        load,
         memory: after.memory,
     })
 }
@@ -245,14 +256,13 @@ fn pingpong(seconds: u32) -> Result<(f64, f64, f64)> {
     Ok((median, count / 1e3, high))
 }
 
-/// Round trips beside one TCP stream.
-fn loaded(seconds: u32) -> Result<(f64, f64, f64)> {
-    let _server = serve()?;
-    let longer = (seconds + 1).to_string();
-    let words = ["iperf3", "-c", TARGET, "-C", "cubic", "-t", &longer];
-    let mut load = inside(CLIENT, &words);
-    load.stdout(Stdio::null());
-    let _load = Running(load.spawn().context("start iperf3")?);
-    thread::sleep(Duration::from_millis(500));
-    pingpong(seconds)
+/// Returns the median and the 99th percentile of round trips beside one TCP stream, and the Gb/s
+/// and gigabits of that.
+fn loaded(seconds: u32) -> Result<(f64, f64, (f64, f64))> {
+    let stream = thread::spawn(move || tcp(TARGET, seconds + 1, &[]));
+    thread::sleep(Duration::from_millis(800));
+    let (median, _, high) = pingpong(seconds)?;
+    let stream = stream.join().ok().context("the stream failed")?;
+    let (rate, gigabits, _) = stream.context("the stream beside")?;
+    Ok((median, high, (rate, gigabits)))
 }

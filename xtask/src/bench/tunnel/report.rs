@@ -47,17 +47,27 @@ impl Report {
             };
             table += &format!(
                 "| {} | {} | {ratio:.2} | {value} {unit} | {:.2} | {:.2} {per_cpu_unit} | {} \
-                 {beside_unit} | {:.0} |\n",
+                 {beside_unit}{} | {:.0} |\n",
                 case.name(),
                 self.names[*place],
                 our_cpu.median / per_cpu.median,
                 per_cpu.median,
                 spread(figures, |m| m.beside),
+                meanwhile(figures),
                 spread(figures, |m| m.memory).high,
             );
         }
         table
     }
+}
+
+/// Names what a stream had meanwhile, if there was one.
+fn meanwhile(figures: &[Measured]) -> String {
+    if figures.iter().any(|m| m.load.is_none()) {
+        return String::new();
+    }
+    let load = spread(figures, |m| m.load.unwrap_or(f64::NAN));
+    format!(", {load} Gb/s meanwhile")
 }
 
 /// The median and the ends of several figures.

@@ -1,4 +1,4 @@
-//! Which queue of the TUN a flow has: one for both directions, so that it stays in order.
+//! Which lane of the TUN a flow has: one for both directions, so that it stays in order.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,7 @@ pub(crate) fn place(packet: &[u8], count: usize) -> usize {
     usize::try_from(hash).map_or(0, |hash| hash % count)
 }
 
-/// Not keyed: who chooses ports so that they share a queue slows down nobody but that queue.
+/// Not keyed: who chooses ports so that they share a lane slows down nobody but that lane.
 fn hash_of(flow: &Flow) -> u32 {
     let (from, to) = match flow.transport {
         Transport::Tcp {
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_has_one_queue_in_both_directions_and_flows_are_spread() {
+    fn a_flow_has_one_lane_in_both_directions_and_flows_are_spread() {
         for (one, other) in [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")] {
             let [one, other]: [IpAddr; 2] = [one, other].map(|text| text.parse().unwrap());
             let mut places = BTreeSet::new();
