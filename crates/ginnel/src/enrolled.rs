@@ -43,8 +43,8 @@ use self::{publish::Publisher, site::Way};
 use crate::{api::Client, authority::Pinned, enrolment::State, remedy::advise};
 use tunnel::{self, Endpoints, Membership, Resolver, Tunnel, Wanted};
 
-/// MTU inside the network: the least that IPv6 allows passes every path that carries a tunnel.
-const MTU: usize = 1280;
+/// MTU inside the network: what an ordinary path carries; of another one senders are told.
+const MTU: usize = wireguard::MTU_DEFAULT;
 
 /// Endpoints and the timestamp floor are written so often at most.
 const KEEP_INTERVAL: Duration = Duration::from_secs(2);

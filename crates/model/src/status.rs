@@ -93,7 +93,8 @@ pub struct Peer {
     #[serde(default)]
     pub persistent_keepalive_seconds: Option<u16>,
     /// The longest IP packet, in bytes, that passes through the tunnel without being fragmented
-    /// outside (RFC 8899), looked for up to the 1,280 of the network; `None` while unknown.
+    /// outside (RFC 8899), looked for from 512 to 1,420; a gateway shows what each node has told
+    /// it. `None` while unknown, and of plain clients.
     #[serde(default)]
     pub path_mtu_bytes: Option<u16>,
 }

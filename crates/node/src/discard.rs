@@ -28,6 +28,8 @@ pub enum Reason {
     Policy,
     /// Its hop limit was reached.
     HopLimit,
+    /// It is larger than the tunnel carries; its sender is told.
+    TooBig,
     /// It is for this node, which has neither a TUN interface nor a stack to take it.
     NoAttachment,
     /// It did not fit the buffer that the caller gave.
@@ -86,13 +88,14 @@ impl From<Reason> for Discard {
 
 impl Reason {
     /// All variants in order: `ALL[reason as usize] == reason`.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NotIp,
         Self::NoPeer,
         Self::OtherOrg,
         Self::NotServed,
         Self::Policy,
         Self::HopLimit,
+        Self::TooBig,
         Self::NoAttachment,
         Self::NoRoom,
         Self::QueueFull,
@@ -109,6 +112,7 @@ impl Reason {
             Self::NotServed => "not_served",
             Self::Policy => "policy",
             Self::HopLimit => "hop_limit",
+            Self::TooBig => "too_big",
             Self::NoAttachment => "no_attachment",
             Self::NoRoom => "no_room",
             Self::QueueFull => "queue_full",

@@ -56,7 +56,9 @@ pub(crate) fn cause(reason: Reason) -> Option<Cause> {
         Reason::OtherOrg => Some(Cause::Unreachable(Unreachable::Network)),
         Reason::Policy => Some(Cause::Unreachable(Unreachable::Prohibited)),
         Reason::HopLimit => Some(Cause::TimeExceeded { code: 0 }),
-        Reason::NotIp
+        // Whoever refuses it knows the size.
+        Reason::TooBig
+        | Reason::NotIp
         | Reason::NotServed
         | Reason::NoAttachment
         | Reason::NoRoom

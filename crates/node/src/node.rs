@@ -174,8 +174,6 @@ pub struct Node {
     probes: Probes,
     /// Of the tunnel to the gateway.
     path_mtu: PathMtu,
-    /// Whether something passed that makes the path MTU worth knowing.
-    wants_path_mtu: bool,
     server: Server,
     /// Packets of the node's own making, for peers; at most [`QUEUE_MAX`], further ones are not
     /// made.
@@ -204,8 +202,8 @@ pub(crate) enum Link {
     None,
 }
 
-/// The MTU of the stack beside a TUN interface: the least of IPv6, which passes everywhere.
-const SITE_MTU: usize = 1280;
+/// The MTU of the stack beside a TUN interface: that of the network, as far as the path carries it.
+const SITE_MTU: usize = crate::path_mtu::SIZE_MAX as usize;
 
 /// Where the node's knowledge comes from.
 pub(crate) enum Source {
@@ -274,7 +272,6 @@ impl Node {
             routed: Routed::default(),
             probes: Probes::default(),
             path_mtu: PathMtu::default(),
-            wants_path_mtu: false,
             server: Server::default(),
             outgoing: VecDeque::new(),
             incoming: VecDeque::new(),
@@ -511,11 +508,11 @@ impl Node {
             return self.forward(now, peer, datagram, length);
         }
         let packet = &mut datagram[HEADER..HEADER + length];
-        self.fit_to_path(packet);
         if self.take_path_mtu(now, packet) || self.take_carrier_probe(now, peer, packet) {
             self.tap_received(now, packet, None);
             return Outcome::Nothing;
         }
+        self.fit_to_path(now, packet);
         let is_answer = self.answers_host(now, packet);
         if !self.admits(now, packet) {
             self.counters.add(Reason::Policy, 1);
@@ -633,7 +630,7 @@ impl Node {
                         let run = one(Ecn::NotEct, sealed);
                         return Some(Run { whole: true, ..run });
                     }
-                    None => self.path_mtu.give_up(),
+                    None => self.path_mtu.give_up(now),
                 }
             } else if let Some((peer, packet)) = self.next_packet(now) {
                 let sealed = self.seal_copy(now, peer, &packet, buffer);
@@ -643,9 +640,14 @@ impl Node {
             } else if let Some(polled) = self.poll_stack(now, bytes_max, buffer) {
                 let run = match polled {
                     Polled::Packet(length) => {
-                        let ecn = Ecn::of_packet(&buffer[HEADER..HEADER + length]);
+                        let packet = &buffer[HEADER..HEADER + length];
+                        let ecn = Ecn::of_packet(packet);
+                        let whole = self.is_gateway() && path_mtu::is_reply(packet);
                         let sealed = self.send(now, buffer, length);
-                        sealed.map(|sealed| one(ecn, sealed))
+                        sealed.map(|sealed| Run {
+                            whole,
+                            ..one(ecn, sealed)
+                        })
                     }
                     Polled::Sealed(run) => run,
                     Polled::Loose(packets) => {

@@ -84,8 +84,12 @@ struct Sites {
 /// The name of the interface when nobody chooses another.
 pub const NAME: &str = "ginnel0";
 
-/// The MTU at the beginning: the least that IPv6 allows passes every path that carries a tunnel.
-const MTU: usize = 1280;
+/// The MTU at the beginning: the largest that nodes look for. What a path carries less than that
+/// senders are told (`node/path_mtu.rs`).
+const MTU: usize = wireguard::MTU_DEFAULT;
+
+/// The least that IPv6 works with (RFC 8200, 5).
+const MTU_MIN: usize = 1280;
 
 /// The system may take a moment to name what has changed.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -242,13 +246,13 @@ impl Interface {
         if std::mem::replace(mtu, now) != now {
             tracing::info!(mtu = now, "{}: the MTU was changed", self.name);
         }
-        let is_usable = now >= MTU && link::is_up(&self.name)?;
+        let is_usable = now >= MTU_MIN && link::is_up(&self.name)?;
         let was_usable = std::mem::replace(usable, is_usable);
         if is_usable && !was_usable {
             self.configure().await?;
         } else if was_usable && !is_usable {
             tracing::warn!(
-                "{}: it is down, or its MTU is below {MTU}: no packet passes",
+                "{}: it is down, or its MTU is below {MTU_MIN}: no packet passes",
                 self.name
             );
         }

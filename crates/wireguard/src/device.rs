@@ -257,6 +257,20 @@ impl Device {
         }
     }
 
+    /// Keeps how many bytes the largest packet has that the path to a peer carries.
+    pub fn set_path_mtu(&mut self, peer: PeerId, bytes: Option<NonZeroU16>) {
+        if let Some(place) = self.table.place(peer) {
+            self.table.peer_mut(place).path_mtu = bytes;
+        }
+    }
+
+    /// Returns what [`Device::set_path_mtu`] was told last.
+    #[must_use]
+    pub fn path_mtu(&self, peer: PeerId) -> Option<NonZeroU16> {
+        let place = self.table.place(peer)?;
+        self.table.peer(place).path_mtu
+    }
+
     /// Sets the interval of persistent keepalives in seconds; the first goes out at once.
     pub fn set_persistent_keepalive(
         &mut self,

@@ -82,6 +82,8 @@ pub(crate) struct Peer {
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) allowed_ips: BTreeSet<Prefix>,
     pub(crate) persistent_keepalive: Option<NonZeroU16>,
+    /// Of the path, as the caller knows it; the device only keeps it.
+    pub(crate) path_mtu: Option<NonZeroU16>,
     pub(crate) timers: Timers,
     /// The entry in the device's schedule; never later than the earliest timer.
     pub(crate) scheduled: Option<Instant>,
@@ -141,6 +143,7 @@ impl Peer {
             endpoint: None,
             allowed_ips: BTreeSet::new(),
             persistent_keepalive: None,
+            path_mtu: None,
             timers: Timers::default(),
             scheduled: None,
             attempt_began: None,

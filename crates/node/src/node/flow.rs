@@ -7,7 +7,7 @@ use std::{
 
 use model::map::Role;
 use netstack::Transmit;
-use packet::{ecn::Ecn, flow::Part, ip, pcapng::Direction};
+use packet::{ecn::Ecn, flow::Part, icmp::Cause, ip, pcapng::Direction};
 use wireguard::{HEADER, OVERHEAD, PeerId, Seal, padded};
 
 use super::{Link, Node, Outcome, QUEUE_MAX, Run, Source, path_mtu};
@@ -138,6 +138,7 @@ impl Node {
         let peer = match verdict {
             Verdict::Peer(peer) => peer,
             Verdict::Local => {
+                self.hear_path_mtu(from, packet);
                 let taken = self.take_carrier_answer(now, packet);
                 let discard = if taken {
                     None
@@ -150,13 +151,20 @@ impl Node {
             Verdict::Refused(reason) => {
                 self.counters.add(reason, 1);
                 self.tap_received(now, packet, Some(reason.into()));
-                self.refuse(now, from, reason, packet);
+                self.refuse(now, from, forward::cause(reason), packet);
                 return Outcome::Nothing;
             }
         };
+        let limit = path_mtu::limit(&self.source, &self.device, &self.path_mtu, peer);
+        if length > limit {
+            self.counters.add(Reason::TooBig, 1);
+            self.tap_received(now, packet, Some(Reason::TooBig.into()));
+            self.refuse(now, from, Some(too_big(limit)), packet);
+            return Outcome::Nothing;
+        }
         self.tap_received(now, packet, None);
         packet[HOP_LIMIT_V6] = hop_limit - 1;
-        path_mtu::fit_to_network(packet);
+        self.fit_to_tunnels(from, peer, packet);
         self.pass_on(now, from, peer, datagram, length)
     }
 
@@ -217,7 +225,7 @@ impl Node {
                     self.refuse(
                         now,
                         from,
-                        Reason::NoPeer,
+                        forward::cause(Reason::NoPeer),
                         &datagram[HEADER..HEADER + length],
                     );
                 }
@@ -254,11 +262,8 @@ impl Node {
             } else {
                 Reason::OtherOrg
             };
-            self.counters.add(reason, 1);
-            self.tap_refused(now, &slot[HEADER..HEADER + length], reason.into());
-            let source = self.addresses().into_iter();
-            let mut source = source.filter(|own| own.is_ipv4() == addresses.source.is_ipv4());
-            self.refuse_own(now, source.next(), reason, &slot[HEADER..HEADER + length]);
+            let cause = forward::cause(reason);
+            self.refuse_own(now, reason, cause, &slot[HEADER..HEADER + length]);
             return None;
         };
         if slot.len() < OVERHEAD + padded(length) {
@@ -266,7 +271,13 @@ impl Node {
             self.tap_refused(now, &slot[HEADER..HEADER + length], Reason::NoRoom.into());
             return None;
         }
-        self.fit_to_path(&mut slot[HEADER..HEADER + length]);
+        let packet = &mut slot[HEADER..HEADER + length];
+        self.fit_to_path(now, packet);
+        let limit = path_mtu::limit(&self.source, &self.device, &self.path_mtu, peer);
+        if length > limit && !path_mtu::is_reply(packet) {
+            self.refuse_own(now, Reason::TooBig, Some(too_big(limit)), packet);
+            return None;
+        }
         if self.filters() {
             self.filter.sent(now, &slot[HEADER..HEADER + length]);
         }
@@ -347,8 +358,8 @@ impl Node {
     }
 
     /// Tells the peer `from` why its packet was refused, in the name of its resolver.
-    fn refuse(&mut self, now: Instant, from: PeerId, reason: Reason, packet: &[u8]) {
-        let (Some(cause), Ok(addresses)) = (forward::cause(reason), ip::addresses(packet)) else {
+    fn refuse(&mut self, now: Instant, from: PeerId, cause: Option<Cause>, packet: &[u8]) {
+        let (Some(cause), Ok(addresses)) = (cause, ip::addresses(packet)) else {
             return;
         };
         let Some((prefix, served)) = self.orgs.of_mut(addresses.source) else {
@@ -361,9 +372,14 @@ impl Node {
         }
     }
 
-    /// The same for a packet of the own side, in the node's own name.
-    fn refuse_own(&mut self, now: Instant, own: Option<IpAddr>, reason: Reason, packet: &[u8]) {
-        let (Some(cause), Some(own)) = (forward::cause(reason), own) else {
+    /// The same for a packet of the own side, which counts as refused, in the node's own name.
+    fn refuse_own(&mut self, now: Instant, reason: Reason, cause: Option<Cause>, packet: &[u8]) {
+        self.counters.add(reason, 1);
+        self.tap_refused(now, packet, reason.into());
+        let is_v4 = packet.first().is_some_and(|first| first >> 4 == 4);
+        let mut own = self.addresses().into_iter();
+        let own = own.find(|own| own.is_ipv4() == is_v4);
+        let (Some(cause), Some(own)) = (cause, own) else {
             return;
         };
         if !self.errors.take(now) {
@@ -424,14 +440,21 @@ impl Node {
             };
             return Some(Polled::Loose(std::iter::from_fn(next).collect()));
         };
+        let limit = path_mtu::limit(&self.source, &self.device, &self.path_mtu, peer);
+        let mut too_long = None;
         let mut run: Option<Run> = None;
         loop {
             let used = run.map_or(0, |run| run.length);
             let slot = &mut buffer[used..];
             let Some(length) = large.next_into(&mut slot[HEADER..]) else {
-                return Some(Polled::Sealed(run));
+                break;
             };
             let packet = &slot[HEADER..HEADER + length];
+            if length > limit {
+                // One error is enough for all that the connection has on its way.
+                too_long = too_long.or_else(|| Some(packet.to_vec()));
+                continue;
+            }
             let ecn = Ecn::of_packet(packet);
             if filters {
                 self.filter.sent(now, packet);
@@ -460,6 +483,10 @@ impl Node {
                 Seal::Discarded(discard) => self.counters.add(discard, 1),
             }
         }
+        if let Some(packet) = too_long {
+            self.refuse_own(now, Reason::TooBig, Some(too_big(limit)), &packet);
+        }
+        Some(Polled::Sealed(run))
     }
 
     /// Sends packets for which there is no peer, one by one: they are for the node itself, or
@@ -471,6 +498,11 @@ impl Node {
             debug_assert!(sealed.is_none(), "there was no peer a moment ago");
         }
     }
+}
+
+fn too_big(limit: usize) -> Cause {
+    let mtu = u32::try_from(limit).expect("a limit is one of 16 bits");
+    Cause::PacketTooBig { mtu }
 }
 
 fn discard_of(sealed: Seal) -> Option<Discard> {

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    num::NonZeroU16,
     time::Instant,
 };
 
@@ -10,50 +11,68 @@ use packet::{
     icmp::{self, Echo, Message},
     ip, tcp,
 };
-use wireguard::PeerId;
+use wireguard::{Device, PeerId};
 
 use super::{Node, Source};
 use crate::{
     path,
-    path_mtu::{PathMtu, Probe, SIZE_MAX},
+    path_mtu::{PathMtu, Probe, SIZE_MAX, SIZE_MIN, SIZE_UNTRIED},
 };
 
 impl Node {
     /// Sees a packet on its way into the tunnel or out of it: what is long, or opens a TCP
     /// connection, makes the path MTU worth knowing, and a SYN states no larger segment than that
     /// allows.
-    pub(super) fn fit_to_path(&mut self, packet: &mut [u8]) {
+    pub(super) fn fit_to_path(&mut self, now: Instant, packet: &mut [u8]) {
         let opens = is_syn(packet);
         if !opens && packet.len() < LONG || !self.looks_for_path_mtu() {
             return;
         }
-        self.wants_path_mtu = true;
-        if let Some(passing) = self.path_mtu.passing().filter(|_| opens) {
-            tcp::clamp_mss(packet, passing - HEADERS);
+        self.path_mtu.use_at(now);
+        if opens {
+            tcp::clamp_mss(packet, self.path_mtu.agreed() - HEADERS);
+        }
+    }
+
+    /// Sees a packet that a gateway forwards: a SYN states no larger segment than the tunnels of
+    /// both ends take.
+    pub(super) fn fit_to_tunnels(&self, from: PeerId, to: PeerId, packet: &mut [u8]) {
+        if is_syn(packet) {
+            let agreed = |peer| told(&self.device, peer).unwrap_or(SIZE_UNTRIED);
+            tcp::clamp_mss(packet, agreed(from).min(agreed(to)) - HEADERS);
         }
     }
 
     /// Sees that there is a session with `peer`.
     pub(super) fn look_at_path(&mut self, now: Instant, peer: PeerId) {
         if self.probed().is_some_and(|(_, _, probed)| probed == peer) {
-            self.path_mtu.begin_first(now);
+            self.path_mtu.begin_session(now);
         }
     }
 
-    /// Takes a packet that came out of the tunnel, which shows that there is a session; true when
-    /// it was the reply to a probe.
+    /// Takes a packet that came out of the tunnel; true when it was the reply to a probe.
     pub(super) fn take_path_mtu(&mut self, now: Instant, packet: &[u8]) -> bool {
-        if std::mem::take(&mut self.wants_path_mtu) {
-            self.path_mtu.begin(now);
-        }
-        if self.path_mtu.poll_timeout().is_none() || packet.get(NEXT_HEADER) != Some(&ip::ICMPV6) {
+        if packet.get(NEXT_HEADER) != Some(&ip::ICMPV6) {
             return false;
         }
         let Some((own, gateway, _)) = self.probed() else {
             return false;
         };
-        let probe = reply(packet, gateway, own);
-        probe.is_some_and(|probe| self.path_mtu.handle_reply(now, probe))
+        let reply = reply(packet, gateway, own);
+        if let Some((size, sequence)) = reply {
+            self.path_mtu.handle_reply(now, size, sequence);
+        }
+        reply.is_some()
+    }
+
+    /// Takes what a node tells its gateway about the path of their tunnel; the request itself is
+    /// answered as any other.
+    pub(super) fn hear_path_mtu(&mut self, from: PeerId, packet: &[u8]) {
+        if packet.get(NEXT_HEADER) == Some(&ip::ICMPV6)
+            && let Some(states) = stated(packet)
+        {
+            self.device.set_path_mtu(from, NonZeroU16::new(states));
+        }
     }
 
     /// Returns the next probe, and the peer it is for.
@@ -81,8 +100,11 @@ impl Node {
         Some((peer, self.device.status(peer)?.endpoint))
     }
 
-    /// Returns the path MTU of the tunnel with `peer`, if it was found.
+    /// Returns the path MTU of the tunnel with `peer`, if it was found, or was told to a gateway.
     pub(crate) fn path_mtu_of(&self, peer: PeerId) -> Option<u16> {
+        if self.is_gateway() {
+            return told(&self.device, peer);
+        }
         let found = self.path_mtu.found()?;
         let (_, _, probed) = self.probed()?;
         (probed == peer).then_some(found)
@@ -107,12 +129,22 @@ impl Node {
     }
 }
 
-/// Sees a packet that a gateway forwards: a SYN of a plain WireGuard client, whose MTU may be
-/// larger, states no larger segment than the interfaces of a network take.
-pub(super) fn fit_to_network(packet: &mut [u8]) {
-    if is_syn(packet) {
-        tcp::clamp_mss(packet, SIZE_MAX - HEADERS);
-    }
+/// Returns the largest packet in bytes that is to be sent to `peer`. What is larger would be
+/// fragmented outside, and its sender is told instead. A plain configuration says by itself how
+/// large packets are.
+pub(super) fn limit(source: &Source, device: &Device, path: &PathMtu, peer: PeerId) -> usize {
+    usize::from(match source {
+        Source::Map(map) => match map.own.role {
+            Role::Client => path.limit(),
+            Role::Gateway => told(device, peer).unwrap_or_default().max(SIZE_UNTRIED),
+        },
+        Source::Nothing | Source::Config { .. } => u16::MAX,
+    })
+}
+
+/// Returns what a node has told about its tunnel.
+fn told(device: &Device, peer: PeerId) -> Option<u16> {
+    device.path_mtu(peer).map(NonZeroU16::get)
 }
 
 /// Tells whether a packet is a TCP segment over IPv6 that opens a connection, right behind the
@@ -138,7 +170,10 @@ fn request(own: Ipv6Addr, gateway: Ipv6Addr, probe: Probe) -> Vec<u8> {
     };
     let mut packet = vec![0; size];
     let at = ip::emit_header(&header, size - ip::V6_HEADER, &mut packet);
-    let data = vec![0; size - at - icmp::HEADER];
+    let mut data = vec![0; size - at - icmp::HEADER];
+    let found = probe.states.unwrap_or(NOTHING);
+    data[..MARK.len()].copy_from_slice(&MARK);
+    data[MARK.len()..STATED].copy_from_slice(&found.to_be_bytes());
     let message = Message::EchoRequest(Echo {
         identifier: IDENTIFIER,
         sequence: probe.sequence,
@@ -148,8 +183,8 @@ fn request(own: Ipv6Addr, gateway: Ipv6Addr, probe: Probe) -> Vec<u8> {
     packet
 }
 
-/// Reads which probe a packet is the reply to.
-fn reply(packet: &[u8], gateway: Ipv6Addr, own: Ipv6Addr) -> Option<Probe> {
+/// Reads the size and sequence of the probe that a packet is the reply to.
+fn reply(packet: &[u8], gateway: Ipv6Addr, own: Ipv6Addr) -> Option<(u16, u16)> {
     let size = u16::try_from(packet.len()).ok()?;
     let parsed = ip::parse(packet).ok()?;
     let (source, destination) = (parsed.header.source, parsed.header.destination);
@@ -157,15 +192,37 @@ fn reply(packet: &[u8], gateway: Ipv6Addr, own: Ipv6Addr) -> Option<Probe> {
         return None;
     }
     match icmp::parse(source, destination, parsed.payload).ok()? {
-        Message::EchoReply(echo) if echo.identifier == IDENTIFIER => Some(Probe {
-            size,
-            sequence: echo.sequence,
-        }),
-        Message::EchoReply(_)
-        | Message::EchoRequest(_)
-        | Message::Error { .. }
-        | Message::Other { .. } => None,
+        Message::EchoReply(echo) => said(echo).map(|_| (size, echo.sequence)),
+        Message::EchoRequest(_) | Message::Error { .. } | Message::Other { .. } => None,
     }
+}
+
+/// Reads what a probe tells about the path.
+fn stated(packet: &[u8]) -> Option<u16> {
+    let parsed = ip::parse(packet).ok()?;
+    let (source, destination) = (parsed.header.source, parsed.header.destination);
+    let Message::EchoRequest(echo) = icmp::parse(source, destination, parsed.payload).ok()? else {
+        return None;
+    };
+    let states = said(echo).filter(|states| *states != NOTHING)?;
+    Some(states.clamp(SIZE_MIN, SIZE_MAX))
+}
+
+/// Reads what stands in a probe; `None` when it is somebody else's echo.
+fn said(echo: Echo<'_>) -> Option<u16> {
+    let (mark, states) = echo.payload.get(..STATED)?.split_first_chunk()?;
+    let is_one = echo.identifier == IDENTIFIER && *mark == MARK;
+    is_one.then_some(u16::from_be_bytes(*states.first_chunk()?))
+}
+
+/// Tells whether a packet of a gateway is the reply to a probe: nobody may fragment it either, and
+/// it may be as large as the probe was.
+pub(super) fn is_reply(packet: &[u8]) -> bool {
+    const REPLY: u8 = 129;
+    let message = packet.get(ip::V6_HEADER..);
+    packet.get(NEXT_HEADER) == Some(&ip::ICMPV6)
+        && message.is_some_and(|message| message.first() == Some(&REPLY))
+        && message.and_then(|message| message.get(4..6)) == Some(&IDENTIFIER.to_be_bytes())
 }
 
 /// Packets of so many bytes and more are long: shorter ones pass on almost every path.
@@ -180,6 +237,12 @@ const NEXT_HEADER: usize = 6;
 /// Where the flags stand in a TCP header (RFC 9293, 3.1).
 const FLAGS: usize = 13;
 
-/// Of our echo requests. One of somebody else's that has it, too, is told apart by size and
-/// sequence.
+/// Of our echo requests.
 const IDENTIFIER: u16 = 0x6d74;
+
+/// Leads the data of a probe, before the size that was found.
+const MARK: [u8; 4] = *b"pmtu";
+const STATED: usize = MARK.len() + 2;
+
+/// The size while nothing was found.
+const NOTHING: u16 = 0;

@@ -137,6 +137,7 @@ fn of_node(reason: Reason) -> Provocation {
         ),
         Reason::Policy => Story(no_rule),
         Reason::HopLimit => Story(|| forwarded(&to(ip_of(12), 1))),
+        Reason::TooBig => Story(|| forwarded(&raw(ip_of(PEER), ip_of(12), ip::UDP, &[0; 1_300]))),
         Reason::NoAttachment => Story(gateway_without_a_stack),
         Reason::NoRoom => Story(slot_without_room),
         Reason::QueueFull => Story(packets_that_nobody_takes),

@@ -27,7 +27,7 @@ fn liars() -> World {
     for host in HOSTS {
         world.add(host, Attachment::Tun);
         let text = format!(
-            "[Interface]\nPrivateKey = {}\nAddress = {}\nMTU = 1400\n[Peer]\nPublicKey = {}\n\
+            "[Interface]\nPrivateKey = {}\nAddress = {}\nMTU = 1276\n[Peer]\nPublicKey = {}\n\
              AllowedIPs = ::/0, 0.0.0.0/0\nEndpoint = {}\nPersistentKeepalive = 25\n",
             secret(host).to_base64(),
             address(host),
@@ -255,9 +255,9 @@ fn a_packet_at_its_last_hop_goes_no_further() {
 #[test]
 fn a_full_packet_of_a_peer_that_pads_less_is_forwarded_too() {
     let mut world = liars();
-    // A peer does not pad beyond its own MTU (of 1,400), but the gateway's is larger.
+    // A peer does not pad beyond its own MTU (of 1,276), but the gateway's is larger.
     let headers = ip::V6_HEADER + udp::HEADER;
-    for length in 1380..=1400 {
+    for length in 1256..=1276 {
         let packet = datagram(address(11), address(12), 9, &vec![1; length - headers]);
         world.send_packet(11, &packet);
     }
@@ -266,7 +266,7 @@ fn a_full_packet_of_a_peer_that_pads_less_is_forwarded_too() {
         .iter()
         .map(|(_, packet)| packet.len())
         .collect();
-    assert_eq!(lengths, (1380..=1400).collect::<Vec<_>>());
+    assert_eq!(lengths, (1256..=1276).collect::<Vec<_>>());
 }
 
 #[test]

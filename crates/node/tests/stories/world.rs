@@ -33,6 +33,8 @@ pub(crate) struct World {
     pub(crate) cut: Vec<u8>,
     /// The longest datagram in bytes that passes in one piece.
     pub(crate) carries: usize,
+    /// The same of the path of one host.
+    pub(crate) narrow: BTreeMap<u8, usize>,
     /// Whether longer ones pass in several.
     pub(crate) fragments: bool,
     buffer: Vec<u8>,
@@ -204,6 +206,7 @@ impl World {
             routers: |ecn| ecn,
             cut: Vec::new(),
             carries: usize::MAX,
+            narrow: BTreeMap::new(),
             fragments: true,
             buffer: vec![0; Node::DATAGRAM_MAX],
         }
@@ -376,13 +379,16 @@ impl World {
         datagram: Vec<u8>,
         whole: bool,
     ) {
-        if datagram.len() > self.carries && (whole || !self.fragments) {
-            return;
-        }
         let IpAddr::V4(address) = destination.ip() else {
             panic!("the network has IPv4 only");
         };
         let to = address.octets()[3];
+        let narrow = [from, to].map(|host| self.narrow.get(&host).copied());
+        let carries = narrow.into_iter().flatten().chain([self.carries]).min();
+        let carries = carries.expect("one at least");
+        if datagram.len() > carries && (whole || !self.fragments) {
+            return;
+        }
         if !self.cut.contains(&from) && !self.cut.contains(&to) {
             self.link.push_back(Flight {
                 at: self.now + LATENCY,
