@@ -30,7 +30,7 @@ pub(super) enum Polled {
 }
 
 impl Node {
-    pub(super) fn is_gateway(&self) -> bool {
+    pub(crate) fn is_gateway(&self) -> bool {
         match &self.source {
             Source::Map(map) => map.own.role == Role::Gateway,
             Source::Nothing | Source::Config { .. } => false,
@@ -70,7 +70,9 @@ impl Node {
     /// Tells whether the stack takes a packet for a host of an own site although the kernel could.
     pub(super) fn is_for_stack(&mut self, now: Instant, packet: &[u8], is_answer: bool) -> bool {
         let returning = match self.taker(packet) {
-            None | Some(Taker::Kernel) => return false,
+            // A router is in no site.
+            None => return self.is_error_for_stack(packet),
+            Some(Taker::Kernel) => return false,
             Some(Taker::KernelNow) => true,
             Some(Taker::StackNow) => is_answer,
         };
@@ -88,6 +90,18 @@ impl Node {
                 false
             }
         }
+    }
+
+    /// Tells whether a packet is an error about what the stack has sent in the name of a host.
+    fn is_error_for_stack(&self, packet: &[u8]) -> bool {
+        let Link::Tun(stack) = &self.attachment else {
+            return false;
+        };
+        self.is_for_site(packet)
+            && matches!(
+                Part::of(packet),
+                Some(Part::Error(flow)) if stack.holds(&flow.reversed())
+            )
     }
 
     fn taker(&self, packet: &[u8]) -> Option<Taker> {
@@ -388,8 +402,9 @@ impl Node {
         let Some(error) = refusal::emit(own, cause, packet) else {
             return;
         };
+        let for_stack = self.is_error_for_stack(&error);
         match &mut self.attachment {
-            Link::Tun(_) => {
+            Link::Tun(_) if !for_stack => {
                 let mut translated = vec![0; error.len()];
                 let length = self.routed.arriving(&error, &mut translated);
                 let error = match length {
@@ -400,7 +415,7 @@ impl Node {
                     self.discard_late(reason, 1);
                 }
             }
-            Link::Netstack(stack) => {
+            Link::Tun(stack) | Link::Netstack(stack) => {
                 // An error that the stack cannot use was ours: it is no packet of anybody.
                 let _used = stack.handle_packet(now, &error).is_ok();
             }
