@@ -246,8 +246,8 @@ impl Enrolled {
                 false
             }
             Event::HandshakeCompleted { .. } | Event::EndpointMoved { .. } => true,
-            Event::SiteChanged { org, site, moved } => {
-                carrier::log(&self.tunnel, org, site, moved);
+            Event::SiteChanged { org, site, former } => {
+                carrier::log(&self.tunnel, org, site, former.is_some());
                 self.carried.notify_one();
                 false
             }

@@ -3,7 +3,10 @@
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
-use model::event::{Event, Who};
+use model::{
+    event::{Event, Who},
+    site::Health,
+};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     net::UnixStream,
@@ -21,9 +24,9 @@ use crate::{
 
 /// Follow what happens to this node
 ///
-/// Prints handshakes, peers that move, changes of the map and of the control plane, captures, and
-/// why packets were not delivered, each reason at most once a second. With --json each is one
-/// object on a line. Ctrl-C ends it.
+/// Prints handshakes, peers that move, changes of the map and of the control plane, captures, sites
+/// with several nodes that another one carries, and why packets were not delivered, each reason at
+/// most once a second. With --json each is one object on a line. Ctrl-C ends it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {}
@@ -99,6 +102,16 @@ fn text(event: &Event) -> String {
         Event::MapApplied { serial } => format!("map {serial} applied"),
         Event::ControlReached => "control plane reached".to_owned(),
         Event::ControlAway { error } => format!("control plane away: {error}"),
+        Event::SiteMoved {
+            site,
+            carrier,
+            former,
+            former_health,
+            ..
+        } => format!(
+            "site {site}: {carrier} carries it, no longer {former}, which {}",
+            what_it_is(*former_health)
+        ),
         Event::Discarded { reason, count } => format!("discarded {count} {reason}"),
         Event::CaptureBegun { keys, by } => {
             let what = if *keys {
@@ -113,6 +126,18 @@ fn text(event: &Event) -> String {
         }
         Event::CaptureEnded => "capture ended".to_owned(),
         Event::Missed { count } => format!("{count} events are not told: too many at once"),
+    }
+}
+
+/// Says how it stands with a node that has handed a site over.
+fn what_it_is(health: Health) -> &'static str {
+    match health {
+        Health::Healthy => "is not the preferred one",
+        Health::Untried
+        | Health::Silent
+        | Health::NoLan
+        | Health::NotForwarding
+        | Health::Returning => health.in_words(),
     }
 }
 

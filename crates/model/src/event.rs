@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{key::PublicKey, name::Label};
+use crate::{key::PublicKey, name::Label, site::Health};
 
 /// A change of state.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -52,6 +52,21 @@ pub enum Event {
     ControlAway {
         /// Why.
         error: String,
+    },
+    /// Another node carries a site that has several: told by its gateway, which has decided so,
+    /// and by the nodes of the site that hear it from there.
+    SiteMoved {
+        /// Name of the organisation.
+        org: Label,
+        /// Name of the site.
+        site: Label,
+        /// Who carries it now.
+        carrier: Label,
+        /// Who carried it before.
+        former: Label,
+        /// How it stands with that one: `silent`, `no_lan` or `not_forwarding`; `healthy` and the
+        /// others when a node that is preferred to it is well again.
+        former_health: Health,
     },
     /// Packets were not delivered within the last second.
     Discarded {
@@ -109,6 +124,23 @@ mod tests {
         assert_eq!(json, expected);
         let read: Event = serde_json::from_value(json).expect("its own form");
         assert_eq!(read, event);
+        let moved = Event::SiteMoved {
+            org: "acme".parse().expect("a label"),
+            site: "oslo".parse().expect("a label"),
+            carrier: "loft".parse().expect("a label"),
+            former: "office".parse().expect("a label"),
+            former_health: Health::NoLan,
+        };
+        let json = serde_json::to_value(&moved).expect("plain data");
+        let expected = serde_json::json!({
+            "event": "site_moved",
+            "org": "acme",
+            "site": "oslo",
+            "carrier": "loft",
+            "former": "office",
+            "former_health": "no_lan",
+        });
+        assert_eq!(json, expected);
         let json = serde_json::to_value(&Event::ControlReached).expect("plain data");
         assert_eq!(json, serde_json::json!({ "event": "control_reached" }));
     }

@@ -49,10 +49,25 @@ pub struct Status {
     /// How often something happened since the node started.
     #[serde(default)]
     pub happened: Happened,
+    /// Sites with several nodes: those that the gateway leads to, at most [`SITES_MAX`], or those
+    /// behind the node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub carried: Vec<Carried>,
     /// Packets that were not delivered, by reason; reasons that never occurred are left out.
     pub discards: BTreeMap<String, u64>,
     /// What keeps the node from working, most basic first; empty when nothing does.
     pub problems: Vec<Problem>,
+}
+
+/// A site with several nodes, one of which carries it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Carried {
+    /// Name of its organisation.
+    pub org: Label,
+    /// Its name.
+    pub site: Label,
+    /// Its nodes, the preferred one first; at most four.
+    pub nodes: Vec<SiteNode>,
 }
 
 /// An organisation that the node belongs to or serves.
@@ -123,6 +138,10 @@ pub struct Happened {
     pub handshakes_abandoned: u64,
     /// A peer was heard from another address.
     pub endpoints_moved: u64,
+    /// Another node carried a site from then on: one that the gateway leads to, or one behind the
+    /// node.
+    #[serde(default)]
+    pub sites_moved: u64,
 }
 
 /// A TCP connection of a node in user mode.
@@ -216,6 +235,9 @@ pub const CONNECTIONS_MAX: usize = 64;
 /// A status lists no more peers than this; a gateway may have very many.
 pub const PEERS_MAX: usize = 1_000;
 
+/// Nor more sites with several nodes than this.
+pub const SITES_MAX: usize = 64;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,6 +270,7 @@ mod tests {
             peers_up: 0,
             traffic: Traffic::default(),
             happened: Happened::default(),
+            carried: Vec::new(),
             discards: BTreeMap::from([("node.no_peer".to_owned(), 1)]),
             problems: Vec::new(),
         };

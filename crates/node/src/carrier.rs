@@ -53,8 +53,8 @@ struct Watched {
 pub(crate) struct Change {
     pub(crate) org: OrgId,
     pub(crate) site: SiteId,
-    /// Whether another node carries it now.
-    pub(crate) moved: bool,
+    /// Who carried it before, if another node does now.
+    pub(crate) former: Option<NodeId>,
 }
 
 /// What a node of a site knows about it.
@@ -220,12 +220,12 @@ impl Watched {
         let before: Vec<_> = self.failover.members().collect();
         let carrier = self.failover.carrier();
         act(&mut self.failover);
-        let moved = self.failover.carrier() != carrier;
-        let differs = moved || !self.failover.members().eq(before);
+        let former = Some(carrier).filter(|former| *former != self.failover.carrier());
+        let differs = former.is_some() || !self.failover.members().eq(before);
         differs.then_some(Change {
             org: self.org,
             site: self.site,
-            moved,
+            former,
         })
     }
 }
@@ -264,22 +264,29 @@ impl Carried {
         fresh.map_or(&[], |(_, nodes)| nodes)
     }
 
-    /// Takes what a probe of a site says, and returns what is answered.
-    pub(crate) fn answer(
-        &mut self,
-        now: Instant,
-        own: Ipv6Addr,
-        site: SiteId,
-        probe: &Asked<'_>,
-    ) -> Option<Vec<u8>> {
+    /// Takes what a probe of a site says; returns who carried the site when it was told last, if
+    /// another node does now.
+    pub(crate) fn hear(&mut self, now: Instant, site: SiteId, probe: &Asked<'_>) -> Option<NodeId> {
         let told = parse_report(probe.echo.payload);
-        self.told.insert(site, (now, told));
+        let carrier = carrier_of(&told);
+        let before = self.told.insert(site, (now, told));
+        let before = before.and_then(|(_, told)| carrier_of(&told));
+        before.filter(|_| carrier.is_some() && carrier != before)
+    }
+
+    /// Returns what is answered to a probe of a site.
+    pub(crate) fn answer(&self, own: Ipv6Addr, site: SiteId, probe: &Asked<'_>) -> Option<Vec<u8>> {
         let own = IpAddr::V6(own);
         match self.faults.get(&site) {
             Some(fault) => refusal::emit(own, cause(*fault), probe.packet),
             None => Some(emit(own, probe.source, &Message::EchoReply(probe.echo))),
         }
     }
+}
+
+fn carrier_of(nodes: &[NodeHealth]) -> Option<NodeId> {
+    let carrier = nodes.iter().find(|told| told.carries);
+    carrier.map(|told| told.node)
 }
 
 /// A probe as its node sees it.
@@ -506,7 +513,8 @@ mod tests {
         let faults = [None, Some(Health::NoLan), Some(Health::NotForwarding)];
         for fault in faults {
             carried.set_fault(SiteId(7), fault);
-            let answer = carried.answer(now(), own(), SiteId(7), &asked);
+            assert_eq!(carried.hear(now(), SiteId(7), &asked), None, "as before");
+            let answer = carried.answer(own(), SiteId(7), &asked);
             let said = Said::parse(&answer.expect("an answer"));
             let expected = Said {
                 source: own(),

@@ -134,14 +134,15 @@ pub enum Event {
         /// The host and its port.
         host: SocketAddrV4,
     },
-    /// A gateway has found out something else about the nodes of a site that has several.
+    /// A gateway has found out something else about the nodes of a site that has several, or has
+    /// told one of these that another one carries it now.
     SiteChanged {
         /// Whose site.
         org: OrgId,
         /// Which one.
         site: SiteId,
-        /// Whether another node carries it now.
-        moved: bool,
+        /// Who carried it before, if another node does now.
+        former: Option<NodeId>,
     },
     /// A peer was heard from another address.
     EndpointMoved {

@@ -10,10 +10,12 @@ use std::{
 use model::{
     api::{GatewayTunnel, NodeTunnel, Timestamp, Transport},
     endpoint::Endpoint,
+    id::{OrgId, SiteId},
     key::PublicKey,
     map::Role,
     status::{
-        CONNECTIONS_MAX, Connection, Hop, Org, PEERS_MAX, Peer, Problem, Status, Traffic, Tunnel,
+        CONNECTIONS_MAX, Carried, Connection, Hop, Org, PEERS_MAX, Peer, Problem, SITES_MAX,
+        SiteNode, Status, Traffic, Tunnel,
     },
 };
 use netstack::{CongestionControl, Statistics};
@@ -53,6 +55,7 @@ impl Node {
             peers_up,
             traffic: traffic(self.device.traffic()),
             happened: self.happened,
+            carried: self.carried_status(now),
             discards: self.counters.occurred(),
             problems,
         }
@@ -122,6 +125,47 @@ impl Node {
             nodes: u64::try_from(org.nodes.len()).expect("a length fits 64 bits"),
         })
         .collect()
+    }
+
+    fn carried_status(&self, now: Instant) -> Vec<Carried> {
+        let Some(map) = self.map() else {
+            return Vec::new();
+        };
+        let own = map.own.id;
+        let behind = map.orgs.iter().flat_map(|(id, org)| {
+            let sites = org.sites.iter().filter(|(_, site)| site.is_behind(own));
+            sites.map(|(site, _)| (*id, *site))
+        });
+        let behind = behind.take(if self.is_gateway() { 0 } else { SITES_MAX });
+        let known = self.carried_sites().into_iter();
+        let known = known.map(|(org, site, _)| (org, site));
+        let all = known
+            .chain(behind)
+            .filter_map(|(org, site)| self.carried(now, org, site));
+        all.take(SITES_MAX).collect()
+    }
+
+    /// Shows which node carries a site that has several; `None` of another one, and while nothing
+    /// is known.
+    #[must_use]
+    pub fn carried(&self, now: Instant, org: OrgId, site: SiteId) -> Option<Carried> {
+        let nodes = self.site_nodes(now, org, site);
+        let org = self.map()?.orgs.get(&org)?;
+        let nodes = nodes.iter().filter_map(|told| {
+            let (carries, health) = (told.carries, told.health);
+            let name = org.nodes.get(&told.node)?.name.clone();
+            Some(SiteNode {
+                name,
+                carries,
+                health,
+            })
+        });
+        let carried = Carried {
+            org: org.name.clone(),
+            site: org.sites.get(&site)?.name.clone(),
+            nodes: nodes.collect(),
+        };
+        (!carried.nodes.is_empty()).then_some(carried)
     }
 
     fn peer(&self, now: Instant, status: &PeerStatus<'_>) -> Peer {

@@ -9,6 +9,7 @@ use std::{
 
 use model::{
     event::{Event as Told, Who},
+    id::{NodeId, OrgId, SiteId},
     key::PublicKey,
 };
 use netstack::{ConnectionId, EchoFailure, EchoId, Event, ListenerId, Stack, UdpId};
@@ -391,13 +392,35 @@ impl Core {
             node::Event::UnknownInitiator {
                 public_key, source, ..
             } => Told::UnknownInitiator { public_key, source },
+            node::Event::SiteChanged { org, site, former } => {
+                let moved = former.and_then(|former| self.site_moved(now, org, site, former));
+                let Some(told) = moved else {
+                    return;
+                };
+                told
+            }
             node::Event::Stack(_)
             | node::Event::HostReturned { .. }
-            | node::Event::SiteChanged { .. }
             | node::Event::ResolveEndpoint { .. } => return,
         };
         // Whoever followed may have gone just now.
         let _followers = self.followers.send(told);
+    }
+
+    /// Tells that `former` does not carry a site any more, and why.
+    fn site_moved(&self, now: Instant, org: OrgId, site: SiteId, former: NodeId) -> Option<Told> {
+        let carried = self.node.carried(now, org, site)?;
+        let former = &self.node.map()?.orgs.get(&org)?.nodes.get(&former)?.name;
+        let mut nodes = carried.nodes.iter();
+        let former = nodes.clone().find(|told| told.name == *former)?;
+        let carrier = nodes.find(|told| told.carries)?;
+        Some(Told::SiteMoved {
+            carrier: carrier.name.clone(),
+            former: former.name.clone(),
+            former_health: former.health,
+            org: carried.org,
+            site: carried.site,
+        })
     }
 
     fn publish(&self, event: node::Event) {

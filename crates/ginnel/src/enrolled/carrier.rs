@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
 use model::{
-    id::{NodeId, OrgId, SiteId},
+    id::{OrgId, SiteId},
     site::NodeHealth,
 };
 use tokio::{sync::Notify, time};
@@ -21,19 +21,16 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Says in the log what has changed at a site.
 pub(super) fn log(tunnel: &Tunnel, org: OrgId, site: SiteId, moved: bool) {
     tunnel.with(|node, now| {
-        let nodes = node.site_nodes(now, org, site);
-        let org = node.map().and_then(|map| map.orgs.get(&org));
-        let Some((org, site)) = org.and_then(|org| Some((org, org.sites.get(&site)?))) else {
+        let Some(carried) = node.carried(now, org, site) else {
             return;
         };
-        let name = |id: NodeId| org.nodes.get(&id).map_or("?", |node| node.name.as_str());
-        let told = nodes.iter().map(|told| {
-            let (name, health) = (name(told.node), told.health.in_words());
+        let told = carried.nodes.iter().map(|told| {
+            let (name, health) = (&told.name, told.health.in_words());
             let carries = if told.carries { ", carries" } else { "" };
             format!("{name}: {health}{carries}")
         });
         let nodes = told.collect::<Vec<_>>().join("; ");
-        let (org, site) = (&org.name, &site.name);
+        let (org, site) = (&carried.org, &carried.site);
         if moved {
             tracing::warn!(%org, %site, nodes, "site: another node carries it");
         } else {

@@ -81,6 +81,7 @@ fn families(snapshot: &Snapshot) -> Vec<Family> {
     all.extend(of_peers(snapshot));
     all.extend(of_traffic(&snapshot.node.traffic));
     all.extend(of_happened(snapshot));
+    all.extend(of_sites(snapshot));
     all.extend(of_each_peer(snapshot));
     all
 }
@@ -214,6 +215,32 @@ fn of_happened(snapshot: &Snapshot) -> [Family; 4] {
     ]
 }
 
+fn of_sites(snapshot: &Snapshot) -> [Family; 2] {
+    let node = &snapshot.node;
+    let nodes = node.carried.iter().flat_map(|carried| {
+        carried.nodes.iter().map(|one| {
+            let labels = [
+                ("org", carried.org.to_string()),
+                ("site", carried.site.to_string()),
+                ("node", one.name.to_string()),
+            ];
+            labelled(labels, one.carries.into())
+        })
+    });
+    [
+        gauge(
+            "site_carried",
+            "Whether the node carries the site, of each node of a site with several",
+            nodes.collect(),
+        ),
+        counter(
+            "sites_moved_total",
+            "How often another node of a site with several came to carry it",
+            vec![bare(whole(node.happened.sites_moved))],
+        ),
+    ]
+}
+
 fn of_each_peer(snapshot: &Snapshot) -> Vec<Family> {
     let all = &snapshot.node.peers;
     if all.is_empty() || snapshot.node.peers_total > PEERS_MAX as u64 {
@@ -240,6 +267,11 @@ fn of_each_peer(snapshot: &Snapshot) -> Vec<Family> {
             "peer_last_handshake_age_seconds",
             "Age of the last handshake with the peer",
             of_each(|peer| peer.last_handshake_seconds.map(whole)),
+        ),
+        gauge(
+            "peer_path_mtu_bytes",
+            "The longest IP packet that the tunnel with the peer carries",
+            of_each(|peer| peer.path_mtu_bytes.map(i64::from)),
         ),
         counter(
             "peer_received_bytes_total",
@@ -318,7 +350,7 @@ mod tests {
             last_handshake_seconds: Some(7),
             traffic: Traffic::default(),
             persistent_keepalive_seconds: None,
-            path_mtu_bytes: None,
+            path_mtu_bytes: Some(1_420),
         }
     }
 
@@ -345,6 +377,17 @@ mod tests {
                 peers_up: 1,
                 traffic: Traffic::default(),
                 happened: model::status::Happened::default(),
+                carried: vec![model::status::Carried {
+                    org: "acme".parse().expect("a label"),
+                    site: "oslo".parse().expect("a label"),
+                    nodes: [("office", true), ("loft", false)]
+                        .map(|(name, carries)| model::status::SiteNode {
+                            name: name.parse().expect("a label"),
+                            carries,
+                            health: model::site::Health::Healthy,
+                        })
+                        .into(),
+                }],
                 discards: BTreeMap::from([("wireguard.mac1".to_owned(), 3)]),
                 problems: Vec::new(),
             },
@@ -365,6 +408,9 @@ mod tests {
             "ginnel_map_serial 9",
             "ginnel_problems{hop=\"dns\"} 0",
             "ginnel_peers_up 1",
+            "ginnel_site_carried{org=\"acme\",site=\"oslo\",node=\"office\"} 1",
+            "ginnel_site_carried{org=\"acme\",site=\"oslo\",node=\"loft\"} 0",
+            "ginnel_sites_moved_total 0",
         ] {
             assert!(text.lines().any(|other| other == line), "{line}: {text}");
         }

@@ -47,6 +47,7 @@ impl Tunnel {
             peers_up: 0,
             traffic: status::traffic(state.device.traffic()),
             happened: state.happened,
+            carried: Vec::new(),
             discards: self.discards(state),
             problems: Vec::new(),
         }

@@ -1,7 +1,10 @@
 //! Sites with several nodes: the gateway probes these and leads to each site through one of them;
 //! a node answers.
 
-use std::{net::IpAddr, time::Instant};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    time::Instant,
+};
 
 use model::{
     id::{OrgId, SiteId},
@@ -111,11 +114,11 @@ impl Node {
 
     /// Leads to a site through the node that carries it now, and tells that something has changed.
     fn follow_carrier(&mut self, now: Instant, change: Change) {
-        let Change { org, site, moved } = change;
+        let Change { org, site, former } = change;
         if let Some(served) = self
             .map()
             .and_then(|map| map.orgs.get(&org))
-            .filter(|_| moved)
+            .filter(|_| former.is_some())
         {
             let nodes = served.sites.get(&site).into_iter();
             let nodes = nodes.flat_map(|site| site.nodes());
@@ -126,8 +129,15 @@ impl Node {
             let plan: Plan = wanted.collect();
             self.roster.apply_part(now, &mut self.device, &plan, &plan);
         }
+        self.tell_site(Change { org, site, former });
+    }
+
+    fn tell_site(&mut self, Change { org, site, former }: Change) {
+        if former.is_some() {
+            self.happened.sites_moved += 1;
+        }
         self.events
-            .push_back(Event::SiteChanged { org, site, moved });
+            .push_back(Event::SiteChanged { org, site, former });
     }
 
     /// Takes a packet that `from` sealed for this node; true when it was a probe of a site behind
@@ -136,20 +146,25 @@ impl Node {
         let Some(asked) = Asked::parse(packet) else {
             return false;
         };
-        let Some((own, site)) = self.probed_site(&asked) else {
+        let Some((own, org, site)) = self.probed_site(&asked) else {
             return false;
         };
-        let answer = self.carried.answer(now, own, site, &asked);
+        let former = self.carried.hear(now, site, &asked);
+        if former.is_some() {
+            self.tell_site(Change { org, site, former });
+        }
+        let answer = self.carried.answer(own, site, &asked);
         if self.outgoing.len() < QUEUE_MAX {
             self.outgoing.extend(answer.map(|answer| (from, answer)));
         }
         true
     }
 
-    /// Returns the own address, and the site behind this node that its gateway asks about.
-    fn probed_site(&self, asked: &Asked<'_>) -> Option<(std::net::Ipv6Addr, SiteId)> {
+    /// Returns the own address, and the organisation and the site behind this node that its
+    /// gateway asks about.
+    fn probed_site(&self, asked: &Asked<'_>) -> Option<(Ipv6Addr, OrgId, SiteId)> {
         let map = self.map().filter(|map| map.own.role == Role::Client)?;
-        let org = map.own_org()?;
+        let (id, org) = map.orgs.first_key_value()?;
         let own = self.orgs.own().next()?;
         let from_gateway = asked.source == IpAddr::V6(org.prefix.resolver());
         let mut sites = org
@@ -160,6 +175,6 @@ impl Node {
         let (site, _) = sites
             .find(|(id, _)| is_asked(**id))
             .filter(|_| from_gateway)?;
-        Some((own, *site))
+        Some((own, *id, *site))
     }
 }

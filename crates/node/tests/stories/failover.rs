@@ -112,14 +112,27 @@ fn the_first_node_carries_the_site_until_it_falls_silent_and_again_after_the_hol
     assert_eq!(asked(&mut world), [13], "it is not trusted at once");
     world.run(15 * SECOND);
     assert_eq!(asked(&mut world), [12]);
-    let moved = world.take(GATEWAY, |event| {
-        if let Event::SiteChanged { site, moved, .. } = event {
-            moved.then_some(*site)
+    let moved = |event: &Event| {
+        if let Event::SiteChanged { site, former, .. } = event {
+            former.map(|former| (*site, former))
         } else {
             None
         }
-    });
-    assert_eq!(moved, [PARIS; 2], "there and back, and no more");
+    };
+    let told = world.take(GATEWAY, moved);
+    let there_and_back = [(PARIS, NodeId(12)), (PARIS, NodeId(13))];
+    assert_eq!(told, there_and_back, "and no more");
+    let now = world.now;
+    for at in [GATEWAY, 13] {
+        assert_eq!(world.node(at).status(now).happened.sites_moved, 2);
+    }
+    let carried = world.node(GATEWAY).status(now).carried;
+    let nodes = carried.iter().flat_map(|carried| &carried.nodes);
+    let carriers = nodes
+        .filter(|node| node.carries)
+        .map(|node| node.name.as_str());
+    assert_eq!(carriers.collect::<Vec<_>>(), ["db"]);
+    assert_eq!(world.node(13).status(now).carried, carried);
 }
 
 #[test]
@@ -215,7 +228,7 @@ fn a_gateway_that_the_organisation_does_not_use_finds_nothing_out() {
     }
     assert_eq!(asked(&mut world), [12]);
     let moved = world.take(GATEWAY, |event| {
-        matches!(event, Event::SiteChanged { moved: true, .. }).then_some(())
+        matches!(event, Event::SiteChanged { former, .. } if former.is_some()).then_some(())
     });
     assert_eq!(moved, []);
 }

@@ -142,39 +142,6 @@ fn a_node_with_an_interface_serves_its_site_by_its_stack_and_itself_by_the_inter
 }
 
 #[test]
-fn the_stack_beside_an_interface_hears_what_a_smaller_path_does_not_carry() {
-    for narrow in [11, 12] {
-        let mut world = World::new();
-        world.add(GATEWAY, netstack(GATEWAY));
-        world.add(11, netstack(11));
-        world.add(12, Attachment::Tun);
-        world.publish(&installation(&[(PARIS, None, "all")]));
-        world.run(Duration::from_secs(1));
-        let to = SocketAddr::new(host(PARIS, DEVICE), 22);
-        let (id, held) = connect(&mut world, to, 12);
-        let held = held.expect("the node holds the connection");
-        let now = world.now;
-        world.stack(12).admit(now, held).expect("it is there");
-        // IP packets of 1,340 bytes, and nothing else in pieces.
-        world.fragments = false;
-        world.narrow.insert(narrow, 1_340 + 32);
-        world.run(Duration::from_secs(20));
-        let now = world.now;
-        let sent = world.stack(12).send(now, held, &[7; 60_000]);
-        assert_eq!(sent, Ok(60_000));
-        world.run(Duration::from_millis(300));
-        let (now, mut bytes) = (world.now, vec![0; 60_000]);
-        let received = world.stack(11).recv(now, id, &mut bytes);
-        assert_eq!(received, Ok(Received::Bytes(60_000)), "narrow at {narrow}");
-        // With the timestamps that each segment has.
-        let segment = world.node(12).connections()[0].segment_bytes;
-        assert_eq!(segment, 1_328 - 60 - 12);
-        let interface = &world.hosts[&12].packets;
-        assert!(interface.is_empty(), "nothing of it is for the machine");
-    }
-}
-
-#[test]
 fn datagrams_and_echo_requests_come_out_at_the_node_and_are_answered_in_the_hosts_name() {
     let installation = installation(&[(PARIS, None, "all")]);
     let mut world = World::standing(&installation, &[11, 12]);
