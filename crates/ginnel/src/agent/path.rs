@@ -18,7 +18,7 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// A longer way carries nobody's interactive work.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The smallest MTU that IPv6 allows (RFC 8200, 5), and that of a tunnel in user mode.
+/// The smallest MTU that IPv6 allows (RFC 8200, 5), for paths of which nothing was found.
 const FULL: u16 = 1_280;
 
 /// Headers of IPv6 and of ICMPv6, of which IPv4 has fewer.
@@ -44,9 +44,11 @@ pub(super) async fn measure(
     while let Some(answer) = asked.join_next().await {
         times.extend(answer.ok().flatten());
     }
+    let found = tunnel.with(|node, now| node.peer_status(now, peer)?.path_mtu_bytes);
+    let size = found.unwrap_or_default().max(FULL);
     let full = match times.is_empty() {
         true => None,
-        false => round_trip(tunnel, target, COUNT + 1, FULL - HEADERS).await,
+        false => round_trip(tunnel, target, COUNT + 1, size - HEADERS).await,
     };
     let count = u64::try_from(times.len()).unwrap_or(u64::MAX);
     let sum: u64 = times.iter().sum();
@@ -60,7 +62,7 @@ pub(super) async fn measure(
             avg: sum / count.max(1),
             max: *max,
         }),
-        carries_bytes: full.map(|_| FULL),
+        carries_bytes: full.map(|_| size),
     })
 }
 

@@ -23,8 +23,11 @@ use crate::agent::protocol::Code;
 /// The name that every gateway answers.
 const HEALTH: &str = "_health.internal";
 
-/// Data of an echo request that fills an IPv6 packet of 1,280 bytes (RFC 8200, 5; RFC 4443, 4.1).
-const FULL_SIZE: u16 = 1280 - 40 - 8;
+/// Every tunnel has to carry IPv6 packets of so many bytes (RFC 8200, 5).
+const FULL_SIZE: u16 = 1280;
+
+/// Of an echo request over IPv6 (RFC 8200, 3; RFC 4443, 4.1).
+const HEADERS: u16 = 40 + 8;
 
 /// Data of an echo request that passes everywhere.
 pub(super) const SMALL_SIZE: u16 = 32;
@@ -85,10 +88,18 @@ pub(super) async fn echo(agent: &Agent, gateway: IpAddr) -> Seen<()> {
     }
 }
 
-/// Asks the gateway for an echo of full size.
-pub(super) async fn full_size(agent: &Agent, gateway: IpAddr) -> Seen<()> {
-    match agent.ping(gateway, FULL_SIZE).await? {
-        Echoed::Reply(_) => Ok(((), "packets of 1280 bytes pass".to_owned())),
+/// Asks the gateway for an echo of the size that was found, and of the least that has to pass if
+/// that does not: the path may just have become smaller.
+pub(super) async fn full_size(agent: &Agent, address: IpAddr) -> Seen<()> {
+    let peer = gateway(agent).await?;
+    let found = peer.and_then(|peer| peer.path_mtu_bytes);
+    if let Some(size) = found.filter(|found| *found > FULL_SIZE)
+        && let Echoed::Reply(_) = agent.ping(address, size - HEADERS).await?
+    {
+        return Ok(((), format!("packets of {size} bytes pass")));
+    }
+    match agent.ping(address, FULL_SIZE - HEADERS).await? {
+        Echoed::Reply(_) => Ok(((), format!("packets of {FULL_SIZE} bytes pass"))),
         Echoed::Failed(failure) => Err(failure.into()),
         Echoed::Prohibited | Echoed::Unreachable | Echoed::Nothing => Err(Finding::new(
             Cause::MtuBlackHole,

@@ -176,7 +176,7 @@ impl Network {
     }
 
     /// Sends a request through `ginnel dial` and returns the answer.
-    fn dial(&self, at: At, host: &str, port: u16) -> String {
+    pub(crate) fn dial(&self, at: At, host: &str, port: u16) -> String {
         let mut command = self.command(at, &["dial", host, &port.to_string()]);
         let mut child = command
             .stdin(Stdio::piped())

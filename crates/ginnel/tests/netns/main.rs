@@ -12,6 +12,7 @@ mod flood;
 mod interface;
 mod mangled;
 mod offload;
+mod path_mtu;
 mod peer;
 mod privileges;
 mod return_path;

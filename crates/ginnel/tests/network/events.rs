@@ -108,7 +108,7 @@ fn a_peer_is_shown_by_its_name_its_key_and_what_is_reached_through_it() {
         answered > Some(0)
             && answered <= path["sent"].as_u64()
             && path["round_trip_us"]["min"].as_u64() <= path["round_trip_us"]["max"].as_u64()
-            && path["carries_bytes"] == 1_280
+            && path["carries_bytes"] == 1_420
     });
     let unknown = world.try_run("laptop", &["peer", "show", "nobody"]);
     assert_eq!(unknown.code, Some(1));
