@@ -162,6 +162,27 @@ fn losses_of_one_flight_reduce_the_window_once() {
 }
 
 #[test]
+fn what_is_left_of_a_lost_segment_goes_out_without_waiting_for_the_timer() {
+    // RFC 9293, 3.8.6: a receiver may take a part of a segment, for whose end it had no room.
+    let mut path = Path::flight(false, 0);
+    path.wire.wait(RTT);
+    path.ack(0, 0, &[(7, 10)]);
+    let next = path.sent().len();
+    assert!(
+        (1..7).contains(&next),
+        "more are lost than may go out: {next}"
+    );
+    let (part, left) = (500, MSS - 500);
+    let mut header = path.wire.header(ACK, 1, path.at(next) + part);
+    let at = |segment| path.wire.iss.wrapping_add(path.at(segment));
+    header.options.sack.push(at(7), at(10));
+    let begins = at(next).wrapping_add(part);
+    path.wire.write(header, &[]).unwrap();
+    let (first, payload) = &path.wire.sent()[0];
+    assert_eq!((first.sequence, payload.len()), (begins, left));
+}
+
+#[test]
 fn recovery_sends_seven_for_ten_that_arrive() {
     // RFC 6937, 3: proportional reduction, spread over the whole round-trip time.
     let mut path = Path::flight(true, 40);

@@ -178,7 +178,12 @@ impl Outstanding {
             let end = record.end.min(ack);
             let part = Sent { end, ..*record };
             if record.end.after(ack) {
-                record.start = ack;
+                let start = std::mem::replace(&mut record.start, ack);
+                // What is left of a lost one still waits for its turn, mostly as the first.
+                let mut waiting = self.lost.iter_mut();
+                if let Some(waiting) = waiting.find(|waiting| **waiting == start) {
+                    *waiting = ack;
+                }
             } else {
                 self.records.pop_front();
             }
