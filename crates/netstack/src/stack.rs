@@ -323,18 +323,39 @@ fn common_prefix(a: IpAddr, b: IpAddr) -> u32 {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "invariants"))]
 impl Stack {
-    /// Panics when an invariant of a connection does not hold.
-    pub(crate) fn assert_invariants(&self, id: ConnectionId) {
+    /// Panics when an invariant of a connection does not hold; a stale id has none.
+    ///
+    /// # Panics
+    /// That is what it is for.
+    pub fn assert_invariants(&self, id: ConnectionId) {
         if let Some(entry) = self.tcp.connections.get(id) {
-            entry.connection.assert_invariants();
+            entry.assert_invariants();
         }
     }
+}
 
+#[cfg(test)]
+impl Stack {
     /// The congestion window of a connection in octets.
     pub(crate) fn cwnd(&self, id: ConnectionId) -> u32 {
         self.tcp.connections.get(id).unwrap().connection.cwnd()
+    }
+
+    /// pipeACK of a connection in octets; `None` while it is undefined (RFC 7661, 4.2).
+    pub(crate) fn pipe_ack(&self, id: ConnectionId) -> Option<u32> {
+        self.tcp.connections.get(id)?.connection.pipe_ack()
+    }
+
+    pub(crate) fn is_validated(&self, id: ConnectionId) -> bool {
+        let entry = self.tcp.connections.get(id);
+        entry.is_some_and(|entry| entry.connection.is_validated())
+    }
+
+    pub(crate) fn is_recovering(&self, id: ConnectionId) -> bool {
+        let entry = self.tcp.connections.get(id);
+        entry.is_some_and(|entry| entry.connection.is_recovering())
     }
 
     /// What the peer lets the connection send.

@@ -18,3 +18,4 @@ mod shrink;
 mod statistics;
 mod trace;
 mod transfer;
+mod validation;

@@ -1,25 +1,21 @@
 //! Beside a TCP that others wrote: smoltcp at one end of a bad link, in virtual time.
 
+#[path = "smoltcp/theirs.rs"]
+mod theirs;
+
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, VecDeque},
-    net::{Ipv4Addr, SocketAddr},
+    collections::BinaryHeap,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use netstack::{CloseReason, Config, ConnectionId, Limits, ListenerId, Received, Stack};
-use smoltcp::{
-    iface::{Interface, SocketHandle, SocketSet},
-    phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken},
-    socket::tcp,
-    time::Instant as Micros,
-    wire::{HardwareAddress, IpCidr},
-};
+use smoltcp::{socket::tcp, time::Instant as Micros};
 
-const MTU: usize = 1_420;
+use theirs::{MTU, OURS, THEIRS, Theirs};
+
 const PORT: u16 = 80;
-const OURS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-const THEIRS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 
 /// A seeded generator (SplitMix64).
 struct Seeded(u64);
@@ -35,86 +31,6 @@ impl Seeded {
 
     fn chance(&mut self, per_mille: u64) -> bool {
         self.below(1_000) < per_mille
-    }
-}
-
-/// The packets before and behind smoltcp.
-#[derive(Default)]
-struct Queue {
-    received: VecDeque<Vec<u8>>,
-    sent: Vec<Vec<u8>>,
-}
-
-struct Taken(Vec<u8>);
-struct Given<'a>(&'a mut Vec<Vec<u8>>);
-
-impl RxToken for Taken {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, act: F) -> R {
-        act(&self.0)
-    }
-}
-
-impl TxToken for Given<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, act: F) -> R {
-        let mut packet = vec![0; length];
-        let result = act(&mut packet);
-        self.0.push(packet);
-        result
-    }
-}
-
-impl Device for Queue {
-    type RxToken<'a> = Taken;
-    type TxToken<'a> = Given<'a>;
-
-    fn receive(&mut self, _: Micros) -> Option<(Taken, Given<'_>)> {
-        let packet = self.received.pop_front()?;
-        Some((Taken(packet), Given(&mut self.sent)))
-    }
-
-    fn transmit(&mut self, _: Micros) -> Option<Given<'_>> {
-        Some(Given(&mut self.sent))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = MTU;
-        capabilities
-    }
-}
-
-/// smoltcp with one socket.
-struct Theirs {
-    interface: Interface,
-    sockets: SocketSet<'static>,
-    handle: SocketHandle,
-    queue: Queue,
-}
-
-impl Theirs {
-    fn new(seed: u64) -> Self {
-        let mut queue = Queue::default();
-        let mut config = smoltcp::iface::Config::new(HardwareAddress::Ip);
-        config.random_seed = seed;
-        let mut interface = Interface::new(config, &mut queue, Micros::ZERO);
-        interface.update_ip_addrs(|own| {
-            own.push(IpCidr::new(THEIRS.into(), 24))
-                .expect("room for one address");
-        });
-        let buffer = || tcp::SocketBuffer::new(vec![0; 64 << 10]);
-        let mut sockets = SocketSet::new(Vec::new());
-        let handle = sockets.add(tcp::Socket::new(buffer(), buffer()));
-        Self {
-            interface,
-            sockets,
-            handle,
-            queue,
-        }
-    }
-
-    fn socket(&mut self) -> &mut tcp::Socket<'static> {
-        self.sockets.get_mut(self.handle)
     }
 }
 
@@ -196,11 +112,7 @@ impl World {
     /// Moves everything that both want to transmit onto the link.
     fn drain(&mut self) {
         let (time, micros) = (self.time(), self.micros());
-        let theirs = &mut self.theirs;
-        theirs
-            .interface
-            .poll(micros, &mut theirs.queue, &mut theirs.sockets);
-        for packet in std::mem::take(&mut self.theirs.queue.sent) {
+        for packet in self.theirs.poll(micros) {
             self.carry(true, &packet);
         }
         let mut out = [0; MTU];
@@ -216,11 +128,7 @@ impl World {
         let arrival = self.flying.peek().map(|Reverse((at, ..))| *at);
         let ours = self.ours.poll_timeout();
         let ours = ours.map(|at| at.saturating_duration_since(self.began));
-        let theirs = &mut self.theirs;
-        let micros = Micros::from_micros(i64::try_from(self.now.as_micros()).expect("short"));
-        let theirs = theirs.interface.poll_at(micros, &theirs.sockets);
-        let theirs = theirs
-            .map(|at| Duration::from_micros(u64::try_from(at.total_micros()).unwrap_or_default()));
+        let theirs = self.theirs.poll_at(self.micros());
         let soon = self.now + Duration::from_secs(1);
         let next = [arrival, ours, theirs]
             .into_iter()
@@ -237,7 +145,7 @@ impl World {
                 // Duplicates are discarded, and counted elsewhere.
                 let _ = self.ours.handle_packet(self.time(), &packet);
             } else {
-                self.theirs.queue.received.push_back(packet);
+                self.theirs.take(packet);
             }
         }
         let time = self.time();
@@ -324,11 +232,7 @@ fn open(world: &mut World, actively: bool) -> ConnectionId {
     }
     let local = SocketAddr::new(OURS.into(), PORT);
     let listener: ListenerId = world.ours.listen(local, 1).expect("a free port");
-    let theirs = &mut world.theirs;
-    let socket: &mut tcp::Socket<'_> = theirs.sockets.get_mut(theirs.handle);
-    socket
-        .connect(theirs.interface.context(), (OURS, PORT), 50_000)
-        .expect("a free port");
+    world.theirs.connect(PORT);
     loop {
         if let Some(id) = world.ours.accept(listener) {
             return id;

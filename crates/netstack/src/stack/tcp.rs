@@ -71,6 +71,17 @@ pub(super) struct Entry {
     listener: Option<ListenerId>,
 }
 
+#[cfg(any(test, feature = "invariants"))]
+impl Entry {
+    /// Panics when an invariant does not hold.
+    pub(super) fn assert_invariants(&self) {
+        self.connection.assert_invariants();
+        let wanted = self.connection.poll_timeout();
+        let asked = wanted.is_none_or(|wanted| self.armed.is_some_and(|armed| armed <= wanted));
+        assert!(self.ready || asked, "nobody is asked at {wanted:?}");
+    }
+}
+
 struct Listener {
     at: Place,
     backlog: usize,

@@ -2,12 +2,15 @@
 
 mod bbr;
 mod cubic;
+mod validation;
 
 use std::time::{Duration, Instant};
 
+pub(crate) use self::validation::Clock;
 use self::{
     bbr::{Bbr, Turn},
     cubic::{Cubic, Curve, Window},
+    validation::Validation,
 };
 use super::{
     delivery::{Loss, Sample},
@@ -37,6 +40,8 @@ pub(crate) struct Congestion {
     /// The largest window that is of use: more is never in flight.
     cwnd_max: u32,
     mss: u32,
+    /// Whether CUBIC's window is in use; BBR has its own mind about that.
+    validation: Validation,
     control: Control,
 }
 
@@ -51,6 +56,7 @@ enum Control {
 pub(crate) struct Reduction {
     cwnd: u32,
     ssthresh: u32,
+    validation: Validation,
     curve: Option<Curve>,
 }
 
@@ -91,9 +97,10 @@ pub(crate) struct Delivered {
 /// A time in which nothing was in flight.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pause {
+    pub(crate) clock: Clock,
+    /// Since the latest transmission, and since the latest acknowledgement.
     pub(crate) idle: Duration,
-    /// The RTO.
-    pub(crate) timeout: Duration,
+    pub(crate) quiet: Duration,
     /// The sender had run out of data.
     pub(crate) application_limited: bool,
 }
@@ -105,12 +112,14 @@ impl Congestion {
             ssthresh: u32::MAX,
             cwnd_max,
             mss,
+            validation: Validation::Undefined,
             control: Control::Cubic(Cubic::default()),
         }
     }
 
     /// Changes what decides; `seed` is the chance that BBR takes.
     pub(crate) fn set_control(&mut self, now: Instant, control: CongestionControl, seed: u64) {
+        self.validation = Validation::Undefined;
         self.control = match (control, &self.control) {
             (CongestionControl::Cubic, Control::Cubic(_))
             | (CongestionControl::Bbr, Control::Bbr(_)) => return,
@@ -155,7 +164,46 @@ impl Congestion {
         }
     }
 
-    /// Grows the window of CUBIC; called only while it is what limits the sender (RFC 7661, 4.3).
+    /// Takes a sample of how much of CUBIC's window is used, and returns whether the window may
+    /// grow: one that is not validated is kept, and after five minutes reduced (RFC 7661, 4.4).
+    pub(crate) fn validate(&mut self, clock: Clock, cwnd_limited: bool, flight: u32) -> bool {
+        self.validation
+            .sample(clock, self.cwnd, cwnd_limited, flight);
+        self.end_periods(clock);
+        self.validation.holds()
+    }
+
+    /// RFC 7661, 4.4.3. Each period halves the window, so they are few.
+    fn end_periods(&mut self, clock: Clock) {
+        let Control::Cubic(cubic) = &mut self.control else {
+            return;
+        };
+        let initial = INITIAL_SEGMENTS * self.mss;
+        while self.cwnd > initial && self.validation.end_period(clock) {
+            self.ssthresh = self.ssthresh.max(self.cwnd / 4 * 3);
+            self.cwnd = (self.cwnd / 2).max(initial);
+            cubic.restart();
+        }
+    }
+
+    /// Takes a time out of the growth of CUBIC in which the sender did not use the window.
+    pub(crate) fn skip(&mut self, time: Duration) {
+        if let Control::Cubic(cubic) = &mut self.control {
+            cubic.skip(time);
+        }
+    }
+
+    /// Counts what recovery transmits again.
+    pub(crate) fn count_repair(&mut self, octets: u32) {
+        self.validation.count_repair(octets);
+    }
+
+    /// Tells whether the window is in the validated phase (RFC 7661, 4.3).
+    pub(crate) fn is_validated(&self) -> bool {
+        self.validation.holds()
+    }
+
+    /// Grows the window of CUBIC; called only while it is what limits the sender, and validated.
     pub(crate) fn handle_ack(&mut self, now: Instant, ack: Acknowledged) {
         let mut window = self.window();
         if let Control::Cubic(cubic) = &mut self.control {
@@ -196,7 +244,15 @@ impl Congestion {
         let mut window = self.window();
         match &mut self.control {
             Control::Cubic(cubic) => {
-                cubic.handle_loss(&mut window, flight);
+                let used = self.validation.handle_congestion(self.cwnd, flight);
+                match used {
+                    Some(used) => {
+                        cubic.handle_congestion_unvalidated(&mut window, used);
+                        let repaired = 0;
+                        self.validation = Validation::Recovering { used, repaired };
+                    }
+                    None => cubic.handle_loss(&mut window, flight),
+                }
                 self.set_window(window);
             }
             Control::Bbr(bbr) => bbr.save_cwnd(self.cwnd, false),
@@ -209,7 +265,13 @@ impl Congestion {
         let turn = self.turn(flight);
         match &mut self.control {
             Control::Cubic(cubic) => {
-                cubic.handle_loss(&mut window, flight.in_flight);
+                match self
+                    .validation
+                    .handle_congestion(self.cwnd, flight.in_flight)
+                {
+                    Some(used) => cubic.handle_congestion_unvalidated(&mut window, used),
+                    None => cubic.handle_loss(&mut window, flight.in_flight),
+                }
                 window.cwnd = window.ssthresh;
                 self.set_window(window);
             }
@@ -223,7 +285,14 @@ impl Congestion {
         let turn = self.turn(flight);
         match &mut self.control {
             Control::Cubic(cubic) => {
-                cubic.handle_mark(&mut window);
+                match self
+                    .validation
+                    .handle_congestion(self.cwnd, flight.in_flight)
+                {
+                    Some(used) => cubic.handle_congestion_unvalidated(&mut window, used),
+                    None => cubic.handle_mark(&mut window),
+                }
+                window.cwnd = window.ssthresh;
                 self.set_window(window);
             }
             // Congestion it is, as a loss would be (draft-ietf-ccwg-bbr-06, 3.7).
@@ -234,7 +303,12 @@ impl Congestion {
     /// Ends fast recovery, or the one after a timeout.
     pub(crate) fn end_recovery(&mut self, fast: bool) {
         match &mut self.control {
-            Control::Cubic(_) if fast => self.cwnd = self.ssthresh,
+            Control::Cubic(_) if fast => {
+                if let Some(left) = self.validation.end_recovery() {
+                    self.ssthresh = left.max(2 * self.mss);
+                }
+                self.cwnd = self.ssthresh;
+            }
             Control::Cubic(_) => {}
             Control::Bbr(bbr) => self.cwnd = bbr.restored_cwnd(self.cwnd),
         }
@@ -250,6 +324,7 @@ impl Congestion {
                     cubic.handle_loss(&mut window, flight);
                     self.ssthresh = window.ssthresh;
                 }
+                self.validation = Validation::Undefined;
                 cubic.restart();
             }
             Control::Bbr(bbr) => bbr.save_cwnd(self.cwnd, repeated),
@@ -262,6 +337,7 @@ impl Congestion {
         Reduction {
             cwnd: self.cwnd,
             ssthresh: self.ssthresh,
+            validation: self.validation,
             curve: match &self.control {
                 Control::Cubic(cubic) => Some(cubic.curve),
                 Control::Bbr(_) => None,
@@ -275,7 +351,10 @@ impl Congestion {
         self.cwnd = self.cwnd.max(before.cwnd);
         self.ssthresh = self.ssthresh.max(before.ssthresh);
         match (&mut self.control, before.curve) {
-            (Control::Cubic(cubic), Some(curve)) => cubic.curve = curve,
+            (Control::Cubic(cubic), Some(curve)) => {
+                cubic.curve = curve;
+                self.validation = before.validation;
+            }
             (Control::Cubic(_), None) => {}
             (Control::Bbr(bbr), _) => bbr.handle_needless_recovery(turn),
         }
@@ -283,17 +362,17 @@ impl Congestion {
 
     /// Follows a pause of the sender, after which nothing is in flight.
     pub(crate) fn handle_idle(&mut self, flight: Flight, pause: Pause) {
-        let mut window = self.window();
         let turn = self.turn(flight);
         match &mut self.control {
-            Control::Cubic(cubic) if pause.idle > pause.timeout => {
-                cubic.handle_idle(&mut window, pause.idle, pause.timeout);
-                self.set_window(window);
+            Control::Cubic(cubic) => {
+                cubic.skip(pause.quiet);
+                self.validation.handle_idle(pause.clock, pause.idle);
+                self.end_periods(pause.clock);
             }
             Control::Bbr(bbr) if pause.application_limited => {
                 self.cwnd = bbr.handle_restart(turn);
             }
-            Control::Cubic(_) | Control::Bbr(_) => {}
+            Control::Bbr(_) => {}
         }
     }
 
@@ -318,5 +397,12 @@ impl Congestion {
             in_flight: flight.in_flight,
             delivered: flight.delivered,
         }
+    }
+}
+
+#[cfg(test)]
+impl Congestion {
+    pub(crate) fn pipe_ack(&self) -> Option<u32> {
+        self.validation.pipe_ack()
     }
 }

@@ -17,7 +17,7 @@ use packet::{icmp::Unreachable, ip, tcp};
 use super::{
     CloseReason, State, Statistics,
     buffer::{Budget, FLOOR, Pieces, ReceiveBuffer, SendBuffer},
-    congestion::{Congestion, CongestionControl, Flight, Pause},
+    congestion::{Clock, Congestion, CongestionControl, Flight, Pause},
     pacing::{Pace, Pacer},
     rtt::Rtt,
     scoreboard::Scoreboard,
@@ -771,6 +771,11 @@ impl Connection {
         }
     }
 
+    /// The time at which the use of the congestion window is measured.
+    fn validation_clock(&self, now: Instant) -> Clock {
+        Clock::new(self.stamp(now), self.rtt.smoothed())
+    }
+
     /// Takes notice when window and pace would let data out and there is none
     /// (draft-ietf-ccwg-bbr-06, 4.1.2.4).
     fn detect_limits(&mut self, now: Instant) {
@@ -879,16 +884,38 @@ impl Connection {
         self.snd_wnd
     }
 
+    pub(crate) fn pipe_ack(&self) -> Option<u32> {
+        self.congestion.pipe_ack()
+    }
+
+    pub(crate) fn is_validated(&self) -> bool {
+        self.congestion.is_validated()
+    }
+
+    pub(crate) fn is_recovering(&self) -> bool {
+        self.recovery != Recovery::Open
+    }
+}
+
+#[cfg(any(test, feature = "invariants"))]
+impl Connection {
     /// Panics when an invariant does not hold.
     pub(crate) fn assert_invariants(&self) {
         assert!(!self.snd_una.after(self.snd_nxt), "snd_una <= snd_nxt");
-        assert!(self.congestion.cwnd >= self.segment_size() || self.state == State::Closed);
-        if self.state != State::Closed {
-            let owed = !self.scoreboard.is_empty() || self.owes_new();
-            assert!(
-                !owed || self.poll_timeout().is_some(),
-                "progress owed: {self:?}"
-            );
+        assert!(!self.rcv_nxt.after(self.rcv_adv), "rcv_nxt <= rcv_adv");
+        if self.state == State::Closed {
+            return;
         }
+        assert!(
+            self.congestion.cwnd >= self.segment_size(),
+            "cwnd >= 1 SMSS"
+        );
+        self.scoreboard
+            .assert_invariants(self.snd_una, self.snd_nxt);
+        let owed = !self.scoreboard.is_empty() || self.owes_new();
+        assert!(
+            !owed || self.is_held() || self.poll_timeout().is_some(),
+            "progress owed: {self:?}"
+        );
     }
 }

@@ -19,6 +19,20 @@ pub(crate) struct Snapshot {
     application_limited: bool,
 }
 
+impl Snapshot {
+    /// Only what is in flight, the segment among them: the rate is not measured.
+    pub(super) fn of_flight(in_flight: u32) -> Self {
+        Self {
+            in_flight,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+}
+
 /// What the acknowledgement that is being taken has delivered.
 #[derive(Clone, Copy, Debug)]
 struct Newest {

@@ -21,6 +21,8 @@ pub(crate) struct Delivered {
     pub(crate) retransmitted: bool,
     /// Where the first of them begins that was transmitted only once.
     pub(crate) once: Option<Seq>,
+    /// The most octets that were in flight when one of them was transmitted only once.
+    pub(crate) flight: u32,
 }
 
 /// The transmitted segments of one connection, and what the earlier ones have taught.
@@ -72,10 +74,10 @@ pub(crate) struct RackTime {
 impl History {
     /// What is known when `octets` are transmitted beside what is in flight.
     fn snapshot(&mut self, now: Instant, in_flight: u32, octets: u32) -> Snapshot {
-        let delivery = self.delivery.as_mut();
-        delivery.map_or(Snapshot::default(), |delivery| {
-            delivery.transmit(now, in_flight, octets)
-        })
+        match &mut self.delivery {
+            Some(delivery) => delivery.transmit(now, in_flight, octets),
+            None => Snapshot::of_flight(in_flight + octets),
+        }
     }
 }
 
@@ -278,5 +280,16 @@ impl Scoreboard {
     pub(crate) fn is_retransmitted(&self, start: Seq) -> bool {
         let outstanding = self.outstanding.as_ref();
         outstanding.is_none_or(|outstanding| outstanding.is_retransmitted(start))
+    }
+}
+
+#[cfg(any(test, feature = "invariants"))]
+impl Scoreboard {
+    /// Panics when what is outstanding is not what lies between `snd_una` and `snd_nxt`.
+    pub(crate) fn assert_invariants(&self, snd_una: Seq, snd_nxt: Seq) {
+        match &self.outstanding {
+            Some(outstanding) => outstanding.assert_invariants(snd_una, snd_nxt),
+            None => assert_eq!(snd_una, snd_nxt, "what is outstanding is recorded"),
+        }
     }
 }

@@ -2,13 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Acknowledged, INITIAL_SEGMENTS};
+use super::Acknowledged;
 use crate::tcp::sequence::Seq;
 
 /// RFC 9438, 4.6: multiplicative decrease.
 const BETA: f64 = 0.7;
 /// RFC 8511, 3.1: the same where a router has marked and not dropped.
 const BETA_MARK: f64 = 0.85;
+/// RFC 7661, 4.4.1: the same where the window was not in use.
+const BETA_UNVALIDATED: f64 = 0.5;
 /// RFC 9438, 5: aggressiveness in segments per second cubed.
 const C: f64 = 0.4;
 /// RFC 9438, 4.3: additive increase that is as fair as Reno with that decrease.
@@ -76,7 +78,7 @@ impl Default for HyStart {
 }
 
 impl Cubic {
-    /// Grows the window; called only while it is what limits the sender (RFC 7661, 4.3).
+    /// Grows the window; called only while it is what limits the sender, and validated.
     pub(super) fn handle_ack(&mut self, now: Instant, window: &mut Window, ack: Acknowledged) {
         if window.cwnd < window.ssthresh {
             self.slow_start(window, ack);
@@ -124,12 +126,16 @@ impl Cubic {
     /// short queue (RFC 8511, 3.1).
     pub(super) fn handle_mark(&mut self, window: &mut Window) {
         self.reduce(window, window.cwnd, BETA_MARK);
-        window.cwnd = window.ssthresh;
     }
 
     /// Reduces ssthresh once for a loss that recovery can repair.
     pub(super) fn handle_loss(&mut self, window: &mut Window, flight: u32) {
         self.reduce(window, flight, BETA);
+    }
+
+    /// Reduces ssthresh once for congestion while only `used` octets of the window were in use.
+    pub(super) fn handle_congestion_unvalidated(&mut self, window: &mut Window, used: u32) {
+        self.reduce(window, used, BETA_UNVALIDATED);
     }
 
     fn reduce(&mut self, window: &mut Window, flight: u32, beta: f64) {
@@ -151,17 +157,9 @@ impl Cubic {
         self.curve.epoch = None;
     }
 
-    /// Halves the window for each RTO of idleness, but not below the initial one: what it stood
-    /// for is no longer known (RFC 5681, 4.1, in the gentler form of RFC 2861).
-    pub(super) fn handle_idle(&mut self, window: &mut Window, idle: Duration, timeout: Duration) {
-        let floor = (INITIAL_SEGMENTS * window.mss).min(window.cwnd);
-        let mut left = idle;
-        while left > timeout && window.cwnd > floor {
-            window.ssthresh = window.ssthresh.max(window.cwnd / 4 * 3);
-            window.cwnd = (window.cwnd / 2).max(floor);
-            left -= timeout;
-        }
-        self.curve.epoch = None;
+    /// Takes a time out of the epoch in which the sender did not use the window (RFC 9438, 5.8).
+    pub(super) fn skip(&mut self, time: Duration) {
+        self.curve.epoch = self.curve.epoch.map(|epoch| epoch + time);
     }
 }
 

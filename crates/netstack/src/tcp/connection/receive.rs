@@ -350,6 +350,7 @@ impl Connection {
         self.detect_limits(now);
         let flight = self.snd_nxt - self.snd_una;
         let pipe = self.pipe();
+        let quiet = now.saturating_duration_since(self.una_since);
         self.probe_due = false;
         let min_rtt = self.rtt.min().unwrap_or(Duration::ZERO);
         self.scoreboard.set_min_rtt(min_rtt);
@@ -372,6 +373,7 @@ impl Connection {
             delivered.rtt = above.rtt.or(delivered.rtt);
             delivered.retransmitted |= above.retransmitted;
             delivered.once = delivered.once.or(above.once);
+            delivered.flight = delivered.flight.max(above.flight);
         }
         self.detect_by_duplicate(now, header);
         self.detect_by_forwarding(now, &delivered, advanced);
@@ -380,12 +382,12 @@ impl Connection {
             && !self.scoreboard.is_empty()
             && segment.sequence_length() == 0
             && same_window;
-        self.end_probe(now, ack, header);
+        self.end_probe(now, ack, header, flight);
         self.recover(now, &delivered, advanced, duplicate, flight);
         if self.congestion.has_model() {
             self.follow_model(now, &delivered, min_rtt);
         } else {
-            self.grow(now, &delivered, pipe);
+            self.grow(now, &delivered, pipe, quiet);
         }
     }
 
@@ -471,7 +473,7 @@ impl Connection {
     }
 
     /// RFC 8985, 7.4: a probe that repaired a loss counts as one.
-    fn end_probe(&mut self, now: Instant, ack: Seq, header: &Header) {
+    fn end_probe(&mut self, now: Instant, ack: Seq, header: &Header, flight: u32) {
         let Some(probe) = self.probe_end else { return };
         if ack.before(probe.end) {
             return;
@@ -481,8 +483,13 @@ impl Connection {
         let arrived_twice = undo::duplicate(header).is_some();
         if probe.retransmits && !arrived_twice && self.recovery == Recovery::Open {
             self.undo = None;
+            let in_flight = if self.congestion.is_validated() {
+                self.congestion.cwnd
+            } else {
+                flight
+            };
             let flight = Flight {
-                in_flight: self.congestion.cwnd,
+                in_flight,
                 ..self.flight(now)
             };
             self.congestion.reduce(flight);
@@ -641,14 +648,21 @@ impl Connection {
         }
     }
 
-    fn grow(&mut self, now: Instant, delivered: &Delivered, pipe: u32) {
+    /// Lets CUBIC's window grow where it is what limits the sender, or in slow start while half of
+    /// it is in flight, unless it is not validated; `quiet` is how long nothing was acknowledged.
+    fn grow(&mut self, now: Instant, delivered: &Delivered, pipe: u32, quiet: Duration) {
         if delivered.octets == 0 || matches!(self.recovery, Recovery::Fast { .. }) {
             return;
         }
-        let slow_start = self.congestion.cwnd < self.congestion.ssthresh;
-        // RFC 7661: a window that is not used says nothing about the path.
+        // Samples of a recovery tell nothing (RFC 7661, 4.2).
+        let sampled = self.recovery == Recovery::Open && delivered.flight > 0;
+        let clock = self.validation_clock(now);
+        let (limited, flight) = (self.cwnd_limited, delivered.flight);
+        let validated = !sampled || self.congestion.validate(clock, limited, flight);
+        let slow_start = self.congestion.in_slow_start();
         let used = self.cwnd_limited || (slow_start && pipe >= self.congestion.cwnd / 2);
-        if !used {
+        if !used || !validated {
+            self.congestion.skip(quiet);
             return;
         }
         self.congestion.handle_ack(

@@ -157,6 +157,7 @@ impl Connection {
             self.force = false;
             let run = self.scoreboard.take_lost(now, mss)?;
             self.count_out(run);
+            self.congestion.count_repair(run.1 - run.0);
             self.count_retransmission(now, run);
             self.end_length_probe(now, run.0);
             if run.0 == self.snd_una {
@@ -228,8 +229,9 @@ impl Connection {
         if self.scoreboard.is_empty() {
             let idle = now.saturating_duration_since(self.last_sent);
             let pause = Pause {
+                clock: self.validation_clock(now),
                 idle,
-                timeout: self.rtt.timeout(),
+                quiet: now.saturating_duration_since(self.una_since),
                 application_limited: self.scoreboard.is_application_limited(),
             };
             self.congestion.handle_idle(self.flight(now), pause);

@@ -285,6 +285,7 @@ impl Outstanding {
         let rtt = now.saturating_duration_since(record.sent_at);
         if !record.retransmitted {
             delivered.rtt = Some(rtt);
+            delivered.flight = delivered.flight.max(record.snapshot.in_flight());
             let once = delivered.once.unwrap_or(record.start);
             delivered.once = Some(if once.after(record.start) {
                 record.start
@@ -494,6 +495,34 @@ impl Outstanding {
         {
             self.order.pop_front();
         }
+    }
+}
+
+#[cfg(any(test, feature = "invariants"))]
+impl Outstanding {
+    /// Panics when the records do not cover what lies between `snd_una` and `snd_nxt`, sacked or
+    /// not, or are not counted right.
+    pub(super) fn assert_invariants(&self, snd_una: Seq, snd_nxt: Seq) {
+        let mut at = snd_una;
+        let (mut in_flight, mut sacked) = (0, 0);
+        for record in &self.records {
+            assert_eq!(record.start, at, "records are in order, without gaps");
+            assert!(record.start.before(record.end), "no record is empty");
+            assert!(
+                !(record.sacked && record.lost),
+                "what has arrived is not lost"
+            );
+            at = record.end;
+            in_flight += record.in_flight();
+            if record.sacked {
+                sacked += record.end - record.start;
+            }
+        }
+        assert_eq!(at, snd_nxt, "records end with what was transmitted last");
+        assert_eq!((self.in_flight, self.sacked), (in_flight, sacked));
+        let lost = self.records.iter().filter(|record| record.lost);
+        let waiting = lost.filter(|record| !self.lost.contains(&record.start));
+        assert_eq!(waiting.count(), 0, "what is lost waits for its turn");
     }
 }
 
