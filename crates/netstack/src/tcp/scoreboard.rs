@@ -115,6 +115,10 @@ impl Scoreboard {
     pub(crate) fn measure_delivery(&mut self, now: Instant, on: bool) {
         if on != self.history.delivery.is_some() {
             self.history.delivery = on.then(|| Box::new(Delivery::new(now)));
+            // What was known at an earlier measurement means nothing at this one.
+            if let Some(outstanding) = &mut self.outstanding {
+                outstanding.forget_delivery();
+            }
         }
     }
 

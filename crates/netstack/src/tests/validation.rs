@@ -352,6 +352,24 @@ fn bbr_validates_by_its_own_means() {
     assert_eq!(sender.octets(), before);
 }
 
+#[test]
+fn a_control_that_is_changed_back_and_forth_knows_nothing_of_what_is_in_flight() {
+    let mut sender = Sender::new();
+    let (now, id) = (sender.wire.now, sender.wire.id);
+    let set = |sender: &mut Sender, control| {
+        let set = sender.wire.stack.set_congestion_control(now, id, control);
+        assert!(set.is_ok());
+    };
+    set(&mut sender, CongestionControl::Bbr);
+    sender.round(10);
+    sender.burst(10);
+    set(&mut sender, CongestionControl::Cubic);
+    set(&mut sender, CongestionControl::Bbr);
+    sender.wire.wait(RTT);
+    sender.ack(10);
+    assert_eq!(sender.wire.stack.statistics(id).unwrap().in_flight, 0);
+}
+
 /// An application that writes bursts of any size with pauses of any length.
 fn pauses_and_bursts(seed: u64, link: Link) -> u64 {
     let mut pair = Pair::new(seed, link);

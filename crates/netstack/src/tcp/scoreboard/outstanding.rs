@@ -75,6 +75,13 @@ impl Outstanding {
         self.deadline
     }
 
+    /// Forgets what was known about the delivery rate when segments were transmitted.
+    pub(super) fn forget_delivery(&mut self) {
+        for record in &mut self.records {
+            record.snapshot = Snapshot::of_flight(record.snapshot.in_flight());
+        }
+    }
+
     pub(super) fn set_min_rtt(&mut self, min_rtt: Duration) {
         self.min_rtt = min_rtt;
     }
