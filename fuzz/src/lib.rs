@@ -4,7 +4,9 @@
 
 pub mod api;
 pub mod capture;
+pub mod connection;
 pub mod corpus;
+pub mod foreign;
 pub mod input;
 pub mod model;
 pub mod netstack;
@@ -82,6 +84,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("model_map", model::map),
     ("model_text", model::text),
     ("model_token", model::token),
+    ("netstack_connection", connection::run),
+    ("netstack_foreign", foreign::run),
     ("netstack_packets", netstack::packets),
     ("netstack_pair", netstack::pair),
     ("node_resolver", resolver::messages),
@@ -89,6 +93,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("packet_icmp", packet::icmp),
     ("packet_ip", packet::ip),
     ("packet_offload", offload::packets),
+    ("packet_options", packet::options),
     ("packet_tcp", packet::tcp),
     ("packet_translate", packet::translate),
     ("packet_udp", packet::udp),

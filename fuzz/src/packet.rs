@@ -9,6 +9,8 @@ use packet::{
     udp,
 };
 
+use crate::input::Input;
+
 /// An IP packet.
 pub fn ip(data: &[u8]) {
     let _ = ip::parse_quote(data);
@@ -78,6 +80,118 @@ pub fn tcp(data: &[u8]) {
         again.header.options.timestamps,
         segment.header.options.timestamps
     );
+}
+
+/// A segment whose header and options are chosen, and its options between foreign ones.
+pub fn options(data: &[u8]) {
+    let mut input = Input::new(data);
+    let (source, destination) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
+    let (source, destination) = (IpAddr::V4(source), IpAddr::V4(destination));
+    let header = chosen(&mut input);
+    if header.options.length() > tcp::OPTIONS_MAX {
+        return;
+    }
+    let length = usize::from(input.byte());
+    let payload = input.bytes(length);
+    let segment = tcp::Segment { header, payload };
+    let mut out = vec![0; tcp::HEADER + tcp::OPTIONS_MAX + payload.len()];
+    let length = tcp::emit(source, destination, &segment, &mut out);
+    out.truncate(length);
+    assert_eq!(tcp::parse(source, destination, &out), Ok(segment));
+    let offset = out.len() - payload.len();
+    assert_eq!(offset, tcp::HEADER + header.options.length());
+    let kinds = kinds(&out[tcp::HEADER..offset]);
+    assert_eq!(
+        kinds,
+        expected_kinds(&header.options),
+        "each once, well formed"
+    );
+    let room = tcp::OPTIONS_MAX - header.options.length();
+    if let Some(packed) = interleave(&mut input, &out, offset, room) {
+        let again = tcp::parse_unverified(&packed).expect("foreign options are skipped");
+        assert_eq!(again.header.options, header.options);
+        assert_eq!(again.payload, payload);
+    }
+    let cut = usize::from(input.byte()) % out.len();
+    // The checksum of what is left may be right by chance, but there is no whole header.
+    let parsed = tcp::parse(source, destination, &out[..cut]);
+    assert!(parsed.is_err() || cut >= offset);
+    let (place, bit) = (usize::from(input.number()) % out.len(), input.byte() % 8);
+    out[place] ^= 1 << bit;
+    let flipped = tcp::parse(source, destination, &out);
+    assert!(flipped.is_err(), "the checksum tells of one bit");
+}
+
+fn chosen(input: &mut Input<'_>) -> tcp::Header {
+    let which = input.byte();
+    let mut word = || u32::from(input.number()) << 16 | u32::from(input.number());
+    let (ports, sequence, acknowledgement, rest) = (word(), word(), word(), word());
+    let half = |word: u32, shift: u32| u16::try_from(word >> shift & 0xffff).expect("masked");
+    let [flags, scale, ..] = word().to_be_bytes();
+    let mut options = tcp::Options {
+        maximum_segment_size: (which & 1 != 0).then(|| half(word(), 0)),
+        window_scale: (which & 2 != 0).then_some(scale % 15),
+        sack_permitted: which & 4 != 0,
+        timestamps: (which & 8 != 0).then(|| tcp::Timestamps {
+            value: word(),
+            echo: word(),
+        }),
+        ..tcp::Options::default()
+    };
+    for _ in 0..which >> 4 & 7 {
+        options.sack.push(word(), word());
+    }
+    tcp::Header {
+        source_port: half(ports, 0),
+        destination_port: half(ports, 16),
+        sequence,
+        acknowledgement,
+        flags: tcp::Flags(flags),
+        window: half(rest, 0),
+        urgent: half(rest, 16),
+        options,
+    }
+}
+
+/// The kinds of a list of options, read as RFC 9293, 3.1 says; panics when it is malformed.
+fn kinds(mut bytes: &[u8]) -> Vec<u8> {
+    let mut kinds = Vec::new();
+    while let [kind, rest @ ..] = bytes {
+        match kind {
+            0 => break,
+            1 => bytes = rest,
+            _ => {
+                kinds.push(*kind);
+                bytes = &bytes[usize::from(rest[0]).max(2)..];
+            }
+        }
+    }
+    kinds.sort_unstable();
+    kinds
+}
+
+fn expected_kinds(options: &tcp::Options) -> Vec<u8> {
+    let present = [
+        (2, options.maximum_segment_size.is_some()),
+        (3, options.window_scale.is_some()),
+        (4, options.sack_permitted),
+        (5, !options.sack.as_slice().is_empty()),
+        (8, options.timestamps.is_some()),
+    ];
+    let kinds = present.iter().filter(|(_, present)| *present);
+    kinds.map(|(kind, _)| *kind).collect()
+}
+
+/// The segment with an unknown option before its own, where there is room.
+fn interleave(input: &mut Input<'_>, out: &[u8], offset: usize, room: usize) -> Option<Vec<u8>> {
+    let words = usize::from(input.byte()) % (room / 4 + 1);
+    let length = words.checked_mul(4).filter(|length| *length > 0)?;
+    let mut packed = out[..tcp::HEADER].to_vec();
+    packed.extend([100 + input.byte() % 100, u8::try_from(length).ok()?]);
+    packed.extend((2..length).map(|_| input.byte()));
+    packed.extend(&out[tcp::HEADER..]);
+    packed[12] = u8::try_from((offset + length) / 4).ok()? << 4;
+    Some(packed)
 }
 
 /// Every IPv4 address has an IPv6 address, and the other way round the last four bytes count.

@@ -28,6 +28,8 @@ targets! {
     model_map
     model_text
     model_token
+    netstack_connection
+    netstack_foreign
     netstack_packets
     netstack_pair
     node_resolver
@@ -35,6 +37,7 @@ targets! {
     packet_icmp
     packet_ip
     packet_offload
+    packet_options
     packet_tcp
     packet_translate
     packet_udp

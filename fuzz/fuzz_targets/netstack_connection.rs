@@ -1,0 +1,5 @@
+//! Hands libFuzzer's bytes to [`ginnel_fuzz::connection::run`].
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ginnel_fuzz::connection::run(data));
