@@ -13,6 +13,8 @@ use packet::{
 
 use super::*;
 
+mod naive;
+
 const A: u64 = 1;
 const B: u64 = 2;
 
@@ -58,6 +60,11 @@ fn orgs(traffic: Option<&str>) -> Orgs {
         rules: Some(rules.into_iter().collect()),
         ssh: None,
     };
+    applied(org)
+}
+
+/// A gateway's view of an organisation.
+fn applied(org: Org) -> Orgs {
     let map = NetworkMap {
         serial: 1,
         own: Own {
@@ -75,9 +82,13 @@ fn orgs(traffic: Option<&str>) -> Orgs {
 }
 
 fn packet(from: u64, to: u64, next_header: u8, payload: &[u8]) -> Vec<u8> {
+    between(address(from), address(to), next_header, payload)
+}
+
+fn between(source: IpAddr, destination: IpAddr, next_header: u8, payload: &[u8]) -> Vec<u8> {
     let header = ip::Header {
-        source: address(from),
-        destination: address(to),
+        source,
+        destination,
         next_header,
         hop_limit: 64,
         traffic_class: 0,

@@ -3,7 +3,9 @@
 use std::{net::SocketAddr, time::Duration};
 
 use model::{
+    address::Kind,
     id::{NodeId, RuleId},
+    key::PublicKey,
     policy::{Reach, Rule},
 };
 use netstack::CloseReason;
@@ -12,7 +14,7 @@ use packet::{icmp::Unreachable, ip, tcp};
 
 use crate::{
     reach::{Transfer, ping},
-    world::{GATEWAY, Installation, World, ip as address, netstack, raw},
+    world::{GATEWAY, Installation, World, ip as address, member, netstack, prefix, raw},
 };
 
 /// `acme` with `files` and `admin` at node 12, and these rules: who, whom, what.
@@ -118,6 +120,67 @@ fn a_rule_that_goes_cuts_its_flows_and_one_that_stays_keeps_them() {
         retries < 20,
         "only the one that was cut is refused: {retries}"
     );
+}
+
+/// The last packet is one that was under way: as with three nodes, so with two thousand.
+#[test]
+fn among_two_thousand_nodes_a_change_ends_an_open_flow_within_a_second_and_no_other() {
+    let mut installation = installation(&[(11, 12, "8080/tcp"), (13, 12, "8080/tcp")]);
+    crowd(&mut installation, 2_000);
+    let mut world = World::standing(&installation, &[11, 12, 13]);
+    for is_removed in [false, true] {
+        let mut cut = Transfer::begin(&mut world, 11, 12, 8080, 50_000_000);
+        let mut kept = Transfer::begin(&mut world, 13, 12, 8080, 50_000_000);
+        cut.run(&mut world, Duration::from_millis(200));
+        kept.run(&mut world, Duration::from_millis(200));
+        assert!(cut.received > 0 && kept.received > 0 && !cut.done());
+
+        let (before, allowed) = (installation.map_of(GATEWAY), installation.clone());
+        if is_removed {
+            installation.remove(11);
+        } else {
+            set(&mut installation, &[(13, 12, "8080/tcp")]);
+        }
+        // The gateway alone hears of it, as what changed.
+        let difference = installation.map_of(GATEWAY).difference(&before);
+        let now = world.now;
+        assert!(world.node(GATEWAY).apply_difference(now, &difference));
+        cut.run(&mut world, Duration::from_secs(1));
+        let (ended, lasts) = (cut.received, kept.received);
+        cut.run(&mut world, Duration::from_secs(5));
+        assert_eq!(cut.received, ended, "removed: {is_removed}");
+        kept.run(&mut world, Duration::from_millis(200));
+        assert!(kept.received > lasts, "removed: {is_removed}");
+
+        if !is_removed {
+            let serial = installation.serial + 1;
+            installation = Installation { serial, ..allowed };
+            world.publish(&installation);
+        }
+    }
+}
+
+/// Adds nodes that say nothing, and a rule for each of them.
+fn crowd(installation: &mut Installation, count: u64) {
+    let org = installation.org(1);
+    let rules = org.rules.get_or_insert_default();
+    for number in 1_000..1_000 + count {
+        let (_, mut node) = member(11, "crowd");
+        let id = i64::try_from(number).expect("small");
+        node.name = format!("crowd-{number}").parse().expect("a label");
+        node.address = prefix(1).address(Kind::Node, number);
+        let mut key = [0x55; 32];
+        key[..8].copy_from_slice(&number.to_be_bytes());
+        node.public_key = PublicKey(key);
+        node.may_reach.push(RuleId(id));
+        node.reached_by.push(Reach {
+            rule: RuleId(id),
+            port: None,
+        });
+        org.nodes.insert(NodeId(id), node);
+        let traffic = vec!["22/tcp".parse().expect("traffic")];
+        rules.insert(RuleId(id), Rule { traffic });
+    }
 }
 
 #[test]
