@@ -417,7 +417,7 @@ async fn build(
     for offer in &offers {
         offers_of.entry(offer.node).or_default().push(offer);
     }
-    let rules = storage::policy::rules(connection, Some(org.id), 0, u32::MAX).await?;
+    let rules = storage::policy::rules_of(connection, org.id).await?;
     let parties = Parties::of(connection, org.id).await?;
     let mut nodes = BTreeMap::new();
     let known = storage::node::nodes_of(connection, org.id).await?;
@@ -484,7 +484,7 @@ pub(crate) async fn client(
     node: &Node,
 ) -> Result<Option<map::Node>, Error> {
     let rules = match node.org() {
-        Some(org) => storage::policy::rules(connection, Some(org), 0, u32::MAX).await?,
+        Some(org) => storage::policy::rules_of(connection, org).await?,
         None => return Ok(None),
     };
     let offers = storage::service::services_of_node(connection, node.id).await?;

@@ -105,7 +105,7 @@ impl Parties {
         connection: &mut storage::Connection,
         org: OrgId,
     ) -> Result<Self, Error> {
-        let users = user::users(connection, Some(org), None, 0, u32::MAX).await?;
+        let users = user::users_of(connection, org).await?;
         let mut groups = storage::oidc::groups_of(connection, org).await?;
         let owner = |user: user::User| {
             let groups = groups.remove(&user.id).unwrap_or_default();

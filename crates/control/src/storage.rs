@@ -208,3 +208,6 @@ fn split<T: std::str::FromStr>(row: &AnyRow, column: &'static str) -> Result<Vec
         .map(|item| item.parse().map_err(|_| Error::Corrupt(column)))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -121,6 +121,28 @@ pub(crate) async fn rules(
     .collect()
 }
 
+/// Returns all rules of an organisation in the order of their ids.
+pub(crate) async fn rules_of(
+    connection: &mut AnyConnection,
+    org: OrgId,
+) -> Result<Vec<Rule>, Error> {
+    sqlx::query(RULES_OF)
+        .bind(org.0)
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(parse)
+        .collect()
+}
+
+/// Built into every map, so it visits no rows of others.
+pub(super) const TAGS_OF: &str = "SELECT t.node, t.tag
+    FROM node_tag t JOIN node n ON n.id = t.node
+    WHERE n.org = $1 AND n.removed IS NULL ORDER BY t.node, t.tag";
+
+/// Built into every map, so it visits no rows of others.
+pub(super) const RULES_OF: &str = "SELECT * FROM rule WHERE org = $1 ORDER BY id";
+
 /// Counts the rules of an organisation.
 pub(crate) async fn count_of(connection: &mut AnyConnection, org: OrgId) -> Result<u32, Error> {
     let row = sqlx::query("SELECT COUNT(*) AS n FROM rule WHERE org = $1")
@@ -169,13 +191,10 @@ pub(crate) async fn tags_of(
     connection: &mut AnyConnection,
     org: OrgId,
 ) -> Result<BTreeMap<NodeId, Vec<Label>>, Error> {
-    let rows = sqlx::query(
-        "SELECT t.node, t.tag FROM node_tag t JOIN node n ON n.id = t.node
-         WHERE n.org = $1 AND n.removed IS NULL ORDER BY t.node, t.tag",
-    )
-    .bind(org.0)
-    .fetch_all(connection)
-    .await?;
+    let rows = sqlx::query(TAGS_OF)
+        .bind(org.0)
+        .fetch_all(connection)
+        .await?;
     let mut tags: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for row in rows {
         let node = NodeId(row.try_get("node")?);

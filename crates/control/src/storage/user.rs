@@ -135,6 +135,24 @@ pub(crate) async fn users(
     .collect()
 }
 
+/// Returns everybody in an organisation in the order of their ids.
+pub(crate) async fn users_of(
+    connection: &mut AnyConnection,
+    org: OrgId,
+) -> Result<Vec<User>, Error> {
+    sqlx::query(USERS_OF)
+        .bind(org.0)
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(parse)
+        .collect()
+}
+
+/// Built into every map, so it visits no rows of others.
+pub(super) const USERS_OF: &str =
+    "SELECT * FROM \"user\" WHERE org = $1 AND removed IS NULL ORDER BY id";
+
 /// Returns the first of those who keep the installation.
 pub(crate) async fn first_operator(connection: &mut AnyConnection) -> Result<Option<User>, Error> {
     sqlx::query("SELECT * FROM \"user\" WHERE operator = 1 AND removed IS NULL ORDER BY id LIMIT 1")
