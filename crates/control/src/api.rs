@@ -14,7 +14,7 @@ use model::{
     name::Label,
     token::Token,
 };
-use tokio::time::timeout;
+use tokio::time::{sleep_until, timeout};
 use utoipa::OpenApi as _;
 use utoipa_axum::{
     router::{OpenApiRouter, UtoipaMethodRouterExt as _},
@@ -187,7 +187,19 @@ async fn authorise(
         return ApiError::new(ErrorCode::MethodNotAllowed, message).into_response();
     };
     let person = request.extensions().get::<page::Person>().copied();
-    let access = match authenticate(&server, action, person, request.headers()).await {
+    let store = &server.inner.store;
+    if action == Action::ReadMap
+        && let Some(deadline) = map::deadline(&request)
+    {
+        // Nodes follow again as soon as the database answers, and none asks again until then.
+        tokio::select! {
+            () = store.answers() => {}
+            () = sleep_until(deadline.0) => {}
+        }
+        request.extensions_mut().insert(deadline);
+    }
+    let access = authenticate(&server, action, person, request.headers());
+    let access = match store.while_it_answers(access).await {
         Ok(access) => access,
         Err(error) => return error.into_response(),
     };
@@ -214,9 +226,18 @@ async fn authorise(
     } else {
         REQUEST_TIMEOUT
     };
-    timeout(time_max, run)
-        .await
-        .unwrap_or_else(|_| ApiError::unavailable(None).into_response())
+    let run = async { Ok(timeout(time_max, run).await) };
+    // Whoever waits for a map goes on waiting.
+    let answered: Result<_, ApiError> = if action == Action::ReadMap {
+        run.await
+    } else {
+        store.while_it_answers(run).await
+    };
+    match answered {
+        Ok(Ok(response)) => response,
+        Ok(Err(_)) => ApiError::unavailable(None).into_response(),
+        Err(error) => error.into_response(),
+    }
 }
 
 /// Reads who makes a request and decides by the rule of its route.

@@ -9,7 +9,10 @@ pub(crate) use model::id::OrgId;
 pub(crate) use sqlx::AnyConnection as Connection;
 use sqlx::{Any, AnyPool, Row as _, Transaction, any::AnyRow};
 
-use self::database::Kind;
+use self::{
+    database::{Failure, Kind},
+    pulse::Pulse,
+};
 
 pub(crate) mod audit;
 pub(crate) mod backup;
@@ -23,6 +26,7 @@ pub(crate) mod oidc;
 pub(crate) mod org;
 pub(crate) mod peer;
 pub(crate) mod policy;
+pub(crate) mod pulse;
 pub(crate) mod service;
 pub(crate) mod session;
 pub(crate) mod site;
@@ -44,6 +48,8 @@ pub(crate) struct Store {
     kind: Kind,
     writer: AnyPool,
     reader: AnyPool,
+    /// Of a PostgreSQL that servers work on.
+    pulse: Option<Pulse>,
 }
 
 /// Why the store did not answer.
@@ -52,6 +58,18 @@ pub(crate) enum Error {
     /// No connection within the time, or another process holds the database.
     #[error("the database is busy")]
     Busy(#[source] sqlx::Error),
+    /// The PostgreSQL is not there, or the connection to it broke.
+    #[error("the database is away")]
+    Away(#[source] sqlx::Error),
+    /// The PostgreSQL has not answered for longer than [`pulse::SILENCE_MAX`].
+    #[error("the database does not answer")]
+    Silent,
+    /// A write or a read failed below the database, or its files are read-only.
+    #[error("the disk of the database fails")]
+    Disk(#[source] sqlx::Error),
+    /// There is no room for the change, which is undone.
+    #[error("the disk of the database is full")]
+    Full(#[source] sqlx::Error),
     /// A row holds what the schema does not allow.
     #[error("column `{0}` holds a value that has no meaning")]
     Corrupt(&'static str),
@@ -101,7 +119,8 @@ impl Store {
 
     /// Begins to read from one snapshot.
     pub(crate) async fn read(&self) -> Result<Transaction<'static, Any>, Error> {
-        Ok(self.reader.begin_with(self.kind.begin_read()).await?)
+        let begin = self.reader.begin_with(self.kind.begin_read());
+        self.begin_while_it_answers(begin).await
     }
 
     /// Chains the audit of a database that was written before its rows had hashes.
@@ -159,10 +178,12 @@ impl Change {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        if database::is_busy(&error) {
-            Self::Busy(error)
-        } else {
-            Self::Failed(error)
+        match database::failure(&error) {
+            Failure::Busy => Self::Busy(error),
+            Failure::Away => Self::Away(error),
+            Failure::Disk => Self::Disk(error),
+            Failure::Full => Self::Full(error),
+            Failure::Other => Self::Failed(error),
         }
     }
 }

@@ -204,7 +204,9 @@ fn hop(code: ErrorCode) -> &'static str {
         | ErrorCode::LimitReached
         | ErrorCode::TooLarge
         | ErrorCode::Internal
-        | ErrorCode::Unavailable => "server",
+        | ErrorCode::Unavailable
+        | ErrorCode::StorageFailed
+        | ErrorCode::StorageFull => "server",
     }
 }
 
@@ -249,6 +251,14 @@ fn remedy_of_refusal(code: ErrorCode) -> &'static str {
         ErrorCode::LimitReached => "remove what is not used any more",
         ErrorCode::Internal => "look for the request id in the server's log",
         ErrorCode::Unavailable => "try again in some seconds",
+        ErrorCode::StorageFailed => {
+            "try again in some seconds; if that does not help, look for the request id in the \
+             server's log: what runs goes on meanwhile"
+        }
+        ErrorCode::StorageFull => {
+            "free space on the disk of the server's database, then try again: the server need not \
+             be restarted, and what runs goes on meanwhile"
+        }
     }
 }
 

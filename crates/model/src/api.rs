@@ -129,8 +129,13 @@ pub enum ErrorCode {
     Internal,
     /// The identity provider does not answer as one does (502).
     ProviderFailed,
-    /// The server has too much to do, or its disk does not answer; try again (503).
+    /// The server has too much to do; try again (503).
     Unavailable,
+    /// The database does not answer, or its disk fails; a change that was refused so may have been
+    /// made if the database went away at its very end (503).
+    StorageFailed,
+    /// The disk of the database is full, so that nothing was changed (507; RFC 4918, 11.5).
+    StorageFull,
 }
 
 /// One page of a list.
@@ -624,7 +629,7 @@ pub struct Service {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::MalformedRequest,
         Self::TtlOutOfRange,
         Self::NameReserved,
@@ -652,6 +657,8 @@ impl ErrorCode {
         Self::Internal,
         Self::ProviderFailed,
         Self::Unavailable,
+        Self::StorageFailed,
+        Self::StorageFull,
     ];
 
     /// Returns the HTTP status that goes with the code.
@@ -681,7 +688,8 @@ impl ErrorCode {
             Self::TooLarge => 413,
             Self::Internal => 500,
             Self::ProviderFailed => 502,
-            Self::Unavailable => 503,
+            Self::Unavailable | Self::StorageFailed => 503,
+            Self::StorageFull => 507,
         }
     }
 }

@@ -244,9 +244,7 @@ async fn watch(
 async fn permitted(server: &Server, action: Action, token: TokenId, node: NodeId) -> Permitted {
     match still_reaches(server, action, token, node).await {
         Ok(()) => Permitted::Yes,
-        Err(error) if matches!(error.code, ErrorCode::Unavailable | ErrorCode::Internal) => {
-            Permitted::Unknown
-        }
+        Err(error) if error.is_of_server() => Permitted::Unknown,
         Err(_) => Permitted::No,
     }
 }

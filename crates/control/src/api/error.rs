@@ -53,6 +53,20 @@ impl ApiError {
         }
     }
 
+    /// Fails because the database does not answer, or because its disk fails.
+    pub(crate) fn storage_failed(message: &str, cause: Option<anyhow::Error>) -> Self {
+        Self {
+            code: ErrorCode::StorageFailed,
+            message: message.to_owned(),
+            cause: cause.map(Arc::new),
+        }
+    }
+
+    /// Tells whether the fault is the server's: the same request may succeed later.
+    pub(crate) fn is_of_server(&self) -> bool {
+        self.code.status() >= 500
+    }
+
     /// Writes the reply and the log.
     pub(crate) fn respond(&self, request_id: &str) -> Response {
         let body = self.log(request_id);
@@ -64,10 +78,10 @@ impl ApiError {
     pub(crate) fn log(&self, request_id: &str) -> ErrorBody {
         if let Some(cause) = &self.cause {
             let error = format!("{cause:#}");
-            if self.code == ErrorCode::Internal {
-                tracing::error!(request_id, error, "a request failed");
-            } else {
+            if self.code == ErrorCode::Unavailable {
                 tracing::warn!(request_id, error, "a request waited too long");
+            } else {
+                tracing::error!(request_id, error, "a request failed");
             }
         }
         ErrorBody {
@@ -91,7 +105,22 @@ impl From<storage::Error> for ApiError {
     fn from(error: storage::Error) -> Self {
         match error {
             storage::Error::Busy(_) => Self::unavailable(Some(error.into())),
+            storage::Error::Silent => Self::storage_failed(SILENT, None),
+            storage::Error::Away(_) => Self::storage_failed(SILENT, Some(error.into())),
+            storage::Error::Disk(_) => Self::storage_failed(
+                "the disk of the server's database fails or takes no writes; nothing was changed",
+                Some(error.into()),
+            ),
+            storage::Error::Full(_) => Self {
+                code: ErrorCode::StorageFull,
+                message: "the disk of the server's database is full; nothing was changed"
+                    .to_owned(),
+                cause: Some(Arc::new(error.into())),
+            },
             storage::Error::Corrupt(_) | storage::Error::Failed(_) => Self::internal(error.into()),
         }
     }
 }
+
+/// What is said while the database is away.
+const SILENT: &str = "the server's database does not answer";

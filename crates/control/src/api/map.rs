@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use axum::{
-    Json,
-    extract::State,
+    Extension, Json,
+    extract::{Query, Request, State},
     http::StatusCode,
     response::{IntoResponse as _, Response},
 };
@@ -16,7 +16,7 @@ use model::{
     key::PublicKey,
     map::Told,
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     error::ApiError,
@@ -24,6 +24,20 @@ use super::{
     permission::Access,
 };
 use crate::{Server, map::Known};
+
+/// Until when a request waits for another map.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline(pub(super) Instant);
+
+/// Returns until when a request for a map waits; `None` when it cannot be read.
+pub(super) fn deadline(request: &Request) -> Option<Deadline> {
+    let Query(query) = Query::<MapQuery>::try_from_uri(request.uri()).ok()?;
+    let wait = query
+        .wait
+        .unwrap_or(MAP_WAIT_SECONDS_MAX)
+        .min(MAP_WAIT_SECONDS_MAX);
+    Some(Deadline(sleep(Duration::from_secs(wait)).deadline()))
+}
 
 /// Returns the asking node's map, or with `differences` what changed in it. With `after`, waits
 /// until it is another than the asker's.
@@ -37,17 +51,14 @@ pub(super) async fn map(
     State(server): State<Server>,
     access: Access,
     Asked(query): Asked<MapQuery>,
+    Extension(deadline): Extension<Deadline>,
 ) -> Result<Response, ApiError> {
     let node = access.own()?;
-    let wait = query
-        .wait
-        .unwrap_or(MAP_WAIT_SECONDS_MAX)
-        .min(MAP_WAIT_SECONDS_MAX);
     let known = query.after.map(|serial| Known {
         serial,
         differences: query.differences,
     });
-    let deadline = sleep(Duration::from_secs(wait));
+    let deadline = sleep_until(deadline.0);
     server.saw(node.id);
     Ok(
         match server.told(node.id, node.org(), known, deadline).await? {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::{
     Extension, Router,
     body::{Body, Bytes, to_bytes},
-    extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request},
+    extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Request, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{Html, IntoResponse, Redirect, Response},
@@ -137,16 +137,21 @@ pub(super) fn routes(server: &Server, api: Router) -> Router<Server> {
         .route("/ui/audit", get(audit::list))
         .layer(DefaultBodyLimit::max(FORM_BYTES_MAX))
         .layer(Extension(Api(api)))
-        .layer(middleware::from_fn(dress))
+        .layer(middleware::from_fn_with_state(server.clone(), dress))
         .with_state(server.clone())
 }
 
 /// Gives every page its headers, and an error its page.
-async fn dress(request: Request, next: Next) -> Response {
+async fn dress(State(server): State<Server>, request: Request, next: Next) -> Response {
     let request_id = request.extensions().get::<RequestId>();
     let request_id = request_id.map_or_else(String::new, |id| id.0.clone());
-    let run = timeout(PAGE_TIMEOUT, next.run(request)).await;
-    let mut response = run.unwrap_or_else(|_| ApiError::unavailable(None).into_response());
+    let run = async { Ok(timeout(PAGE_TIMEOUT, next.run(request)).await) };
+    let answered: Result<_, ApiError> = server.inner.store.while_it_answers(run).await;
+    let mut response = match answered {
+        Ok(Ok(response)) => response,
+        Ok(Err(_)) => ApiError::unavailable(None).into_response(),
+        Err(error) => error.into_response(),
+    };
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         response = refusal(&error.log(&request_id));
     }

@@ -18,7 +18,7 @@ use sqlx::{
 
 use tokio::time::sleep;
 
-use super::{Connection, Error, Store};
+use super::{Connection, Error, Store, pulse::Pulse};
 
 /// Readers beside the one writer; more find no free core on small servers.
 const READERS_MAX: u32 = 8;
@@ -269,20 +269,26 @@ impl Store {
         prepare(&options, claim).await?;
         let writer = postgres_writer(claim).connect_with(options.clone());
         let writer = writer.await.map_err(OpenError::Open)?;
-        let reader = Kind::Postgres.pool(READERS_MAX).connect_with(options);
+        let reader = Kind::Postgres
+            .pool(READERS_MAX)
+            .connect_with(options.clone());
         let reader = reader.await.map_err(OpenError::Open)?;
         Ok(Self {
             kind: Kind::Postgres,
             writer,
             reader,
+            pulse: (claim == Claim::Servers).then(|| Pulse::begin(options)),
         })
     }
 
     /// Begins a transaction that writes, which is the only one then.
     pub(super) async fn begin(&self) -> Result<Transaction<'static, Any>, Error> {
-        let mut transaction = self.writer.begin_with(self.kind.begin_change()).await?;
-        self.kind.lock_changes(&mut transaction).await?;
-        Ok(transaction)
+        let begin = async {
+            let mut transaction = self.writer.begin_with(self.kind.begin_change()).await?;
+            self.kind.lock_changes(&mut transaction).await?;
+            Ok(transaction)
+        };
+        self.begin_while_it_answers(begin).await
     }
 
     /// Tells whether no other server works on the database.
@@ -311,6 +317,7 @@ impl Store {
             kind,
             writer,
             reader,
+            pulse: None,
         })
     }
 }
@@ -462,28 +469,61 @@ async fn schema(connection: &mut Connection) -> sqlx::Result<i64> {
     row.try_get("n")
 }
 
-/// Tells whether the same may work a little later.
-pub(super) fn is_busy(error: &sqlx::Error) -> bool {
-    // SQLITE_BUSY and SQLITE_LOCKED (sqlite.org/rescode.html); extended codes share the byte. The
-    // codes of PostgreSQL have five characters.
-    let is_busy = |code: &str| {
-        let sqlite = code.len() < 5
-            && code
-                .parse::<u32>()
-                .is_ok_and(|code| matches!(code & 0xff, 5 | 6));
-        // The server starts or ends; too many connections.
-        sqlite
-            || matches!(
-                code,
-                LOCK_NOT_AVAILABLE | IDLE_IN_TRANSACTION | "57P01" | "57P02" | "57P03" | "53300"
-            )
-    };
-    let lost = matches!(
-        error,
-        sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_)
-    );
+/// What a failure means for whoever asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Failure {
+    /// The same may work a little later.
+    Busy,
+    /// There is no database to talk to.
+    Away,
+    /// The disk below the database fails, or is read-only.
+    Disk,
+    /// The disk below the database is full.
+    Full,
+    /// Nobody foresaw it.
+    Other,
+}
+
+/// Tells what a failure means.
+pub(super) fn failure(error: &sqlx::Error) -> Failure {
+    if matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) {
+        return Failure::Busy;
+    }
+    if matches!(error, sqlx::Error::Io(_)) {
+        return Failure::Away;
+    }
     let code = error.as_database_error().and_then(|error| error.code());
-    lost || code.is_some_and(|code| is_busy(&code))
+    code.map_or(Failure::Other, |code| failure_of(&code))
+}
+
+/// Tells what the code of a database means: a number of SQLite (sqlite.org/rescode.html), or the
+/// five characters of PostgreSQL (its appendix A).
+fn failure_of(code: &str) -> Failure {
+    if code.len() == SQLSTATE_LENGTH {
+        return match code {
+            // The server starts or ends; too many connections.
+            LOCK_NOT_AVAILABLE | IDLE_IN_TRANSACTION | "53300" => Failure::Busy,
+            "57P01" | "57P02" | "57P03" => Failure::Away,
+            "53100" => Failure::Full,
+            // The system refused, a read or a write failed, a server that only reads.
+            "58000" | "58030" | "25006" => Failure::Disk,
+            _ => Failure::Other,
+        };
+    }
+    match code.parse::<u32>() {
+        Ok(SQLITE_IOERR_SHMSIZE) => Failure::Full,
+        // Extended codes share the byte.
+        Ok(code) => match code & 0xff {
+            // BUSY, LOCKED.
+            5 | 6 => Failure::Busy,
+            // READONLY, IOERR, CANTOPEN.
+            8 | 10 | 14 => Failure::Disk,
+            // FULL.
+            13 => Failure::Full,
+            _ => Failure::Other,
+        },
+        Err(_) => Failure::Other,
+    }
 }
 
 /// Brings the schema up to the version `newest`.
@@ -525,6 +565,11 @@ pub(super) fn url_of(path: &Path, mode: &str) -> String {
     url + "?mode=" + mode
 }
 
+const SQLSTATE_LENGTH: usize = 5;
+
+/// The index of the WAL cannot grow, for which SQLite has no other reason than a full disk.
+const SQLITE_IOERR_SHMSIZE: u32 = 10 | 19 << 8;
+
 /// What PostgreSQL says when a lock was not to be had within `lock_timeout` (its appendix A).
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 
@@ -547,3 +592,35 @@ const CHANGE_LOCK: i64 = LOCK + 1;
 
 /// The advisory lock of the server that leads.
 pub(super) const LEAD_LOCK: i64 = LOCK + 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_of_a_database_says_what_failed() {
+        for (codes, failure) in [
+            // SQLITE_BUSY, SQLITE_BUSY_SNAPSHOT, SQLITE_LOCKED.
+            (
+                &["5", "517", "6", "55P03", "25P03", "53300"][..],
+                Failure::Busy,
+            ),
+            (&["57P01", "57P02", "57P03"], Failure::Away),
+            (&["13", "4874", "53100"], Failure::Full),
+            // SQLITE_IOERR_WRITE, _FSYNC and _READ, SQLITE_READONLY, SQLITE_CANTOPEN.
+            (
+                &["778", "1034", "266", "8", "14", "58030", "58000", "25006"],
+                Failure::Disk,
+            ),
+            // SQLITE_CONSTRAINT_TRIGGER and _UNIQUE, SQLITE_CORRUPT; their likes.
+            (
+                &["1811", "2067", "11", "P0001", "23505", "XX001", ""],
+                Failure::Other,
+            ),
+        ] {
+            for code in codes {
+                assert_eq!(failure_of(code), failure, "{code}");
+            }
+        }
+    }
+}

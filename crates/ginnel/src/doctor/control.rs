@@ -122,7 +122,12 @@ pub(super) fn is_gateway() -> Finding {
 }
 
 fn refused(error: &Error) -> Finding {
-    let unready = [ErrorCode::Internal, ErrorCode::Unavailable];
+    let unready = [
+        ErrorCode::Internal,
+        ErrorCode::Unavailable,
+        ErrorCode::StorageFailed,
+        ErrorCode::StorageFull,
+    ];
     let code = match (error.code(), error.tls_fault()) {
         (Some(code), _) if !unready.contains(&code) => Cause::SignInRefused,
         (_, Some(TlsFaultKind::Clock)) => Cause::ClockSkew,

@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use hyper::body::Bytes;
 use model::{
-    api::{CaptureEnd, MAP_WAIT_SECONDS_MAX, NodeByKey, SentBlocks, SiteHealth, TunnelReport},
+    api::{
+        CaptureEnd, ErrorCode, MAP_WAIT_SECONDS_MAX, NodeByKey, SentBlocks, SiteHealth,
+        TunnelReport,
+    },
     id::{CaptureId, NodeId, SiteId},
     key::PublicKey,
     map::{NetworkMap, Role, Told},
@@ -193,8 +196,11 @@ async fn poll(client: Arc<Client>, serial: u64, sender: mpsc::Sender<Told>, cont
     let mut back_off = BACK_OFF;
     // The first answer comes at once, so that it is soon known whether the server is there.
     let mut reached = false;
+    // A server whose database is away holds the question until it is back.
+    let mut held = false;
     loop {
-        let wait = Duration::from_secs(if reached { MAP_WAIT_SECONDS_MAX } else { 0 });
+        let waits = reached || held;
+        let wait = Duration::from_secs(if waits { MAP_WAIT_SECONDS_MAX } else { 0 });
         // An aborted wait must not outlive its receiver.
         let answer = tokio::select! {
             answer = client.map_after(known, wait) => answer,
@@ -212,6 +218,10 @@ async fn poll(client: Arc<Client>, serial: u64, sender: mpsc::Sender<Told>, cont
             }
             Err(error) => {
                 reached = false;
+                held = error.code() == Some(ErrorCode::StorageFailed);
+                if held {
+                    back_off = BACK_OFF;
+                }
                 contact.failed(os::clock::Clock::start().now(), &error.into());
                 tokio::select! {
                     () = time::sleep(with_jitter(back_off)) => {}
