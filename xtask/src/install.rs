@@ -47,6 +47,7 @@ const PACKAGES: &[&str] = &[
     "rsync",
     "socat",
     "ssh-audit",
+    "strace",
     "vim",
     "xauth",
     "xclip",

@@ -305,3 +305,6 @@ fn nobody(verdict: Verdict) -> Answer {
         example: None,
     }
 }
+
+#[cfg(test)]
+mod tests;

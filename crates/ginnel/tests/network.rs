@@ -21,6 +21,8 @@ mod clipboard;
 mod crash;
 #[path = "network/demo.rs"]
 mod demo;
+#[path = "network/disk.rs"]
+mod disk;
 #[path = "network/doctor.rs"]
 mod doctor;
 #[path = "network/events.rs"]
@@ -39,6 +41,8 @@ mod load;
 mod metrics;
 #[path = "network/oidc.rs"]
 mod oidc;
+#[path = "network/outage.rs"]
+mod outage;
 #[path = "network/outliving.rs"]
 mod outliving;
 #[path = "network/policy.rs"]

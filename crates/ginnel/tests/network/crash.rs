@@ -17,7 +17,7 @@ use std::{
 
 use crate::{
     outliving::Connection,
-    world::{World, echoes, finish, note, serve_echo, signal, wait_for},
+    world::{World, echoes, finish, may_mount, note, on_a_disk, serve_echo, signal, wait_for},
 };
 
 /// How many join at once.
@@ -162,6 +162,11 @@ impl Changes {
         Stop(&self.stop)
     }
 
+    /// Makes one machine join and renames it.
+    pub(crate) fn make_one(&self, world: &World) {
+        self.join_and_rename(world, self.next.fetch_add(1, Ordering::Relaxed));
+    }
+
     fn join_and_rename(&self, world: &World, number: u32) {
         let (old, new) = (joined(number), format!("renamed-{number}"));
         let join = ["join", &world.url, "--token", &self.token, "--name", &old];
@@ -188,6 +193,11 @@ impl Changes {
 
     fn names(&self) -> MutexGuard<'_, BTreeMap<u32, Vec<String>>> {
         self.names.lock().expect("nobody panicked")
+    }
+
+    /// Takes what commands said that were refused.
+    pub(crate) fn take_refusals(&self) -> Vec<String> {
+        std::mem::take(&mut self.refusals())
     }
 
     fn refusals(&self) -> MutexGuard<'_, Vec<String>> {
@@ -244,11 +254,32 @@ pub(crate) struct Postgres {
     programs: PathBuf,
     directory: tempfile::TempDir,
     server: Option<Child>,
+    /// How large the disk of its database is, if that has one of its own, which is gone with the
+    /// server.
+    disk_mebibytes: Option<u32>,
 }
 
 impl Postgres {
     /// Starts a new one; `None` where PostgreSQL is not installed.
     pub(crate) fn start() -> Option<Self> {
+        Self::made(None)
+    }
+
+    /// Starts one whose database lies on a disk of its own; `None` where nobody may mount one.
+    pub(crate) fn on_a_disk(mebibytes: u32) -> Option<Self> {
+        // As root of a user namespace it would be no other user.
+        if !is_root() || !may_mount() {
+            return None;
+        }
+        let postgres = Self::made(Some(mebibytes))?;
+        let location = postgres.disk().join("tablespace");
+        let location = location.display();
+        postgres.psql(&format!("CREATE TABLESPACE small LOCATION '{location}'"));
+        postgres.psql("CREATE DATABASE small TABLESPACE small");
+        Some(postgres)
+    }
+
+    fn made(disk_mebibytes: Option<u32>) -> Option<Self> {
         let Some(programs) = programs() else {
             let required = std::env::var("INTEROP").is_ok_and(|value| value == "required");
             assert!(!required, "required, but PostgreSQL is not installed");
@@ -260,6 +291,7 @@ impl Postgres {
             programs,
             directory,
             server: None,
+            disk_mebibytes,
         };
         if is_root() {
             // PostgreSQL refuses to run as root, and its own user must reach the directory.
@@ -276,12 +308,37 @@ impl Postgres {
 
     pub(crate) fn url(&self) -> String {
         let host = self.directory.path().display();
-        format!("postgres:///?host={host}&user=postgres")
+        let database = match self.disk_mebibytes {
+            Some(_) => "small",
+            None => "",
+        };
+        format!("postgres:///{database}?host={host}&user=postgres")
+    }
+
+    /// Returns where its disk is, as everybody sees it.
+    pub(crate) fn disk_from_outside(&self) -> PathBuf {
+        let server = self.server.as_ref().expect("it runs").id();
+        let disk = self.disk();
+        let disk = disk.strip_prefix("/").expect("an absolute path");
+        PathBuf::from(format!("/proc/{server}/root")).join(disk)
+    }
+
+    fn disk(&self) -> PathBuf {
+        self.directory.path().join("disk")
+    }
+
+    #[track_caller]
+    fn psql(&self, statement: &str) {
+        let mut psql = Command::new(self.programs.join("psql"));
+        psql.arg("--host").arg(self.directory.path());
+        psql.args(["--username=postgres", "--no-psqlrc", "--command", statement]);
+        let ended = finish(&mut psql);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
     }
 
     /// Runs the server until it answers.
     #[track_caller]
-    fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         wait_for("PostgreSQL", || {
             // After a kill it refuses to start until the last process of the one before is gone.
             if self.has_ended() {
@@ -291,6 +348,10 @@ impl Postgres {
                 let mut server = self.program("postgres");
                 server.arg("-k").arg(self.directory.path());
                 server.args(["-c", "listen_addresses="]);
+                if let Some(mebibytes) = self.disk_mebibytes {
+                    let made = "mkdir \"$1/tablespace\" && chown postgres \"$1/tablespace\"";
+                    server = on_a_disk(&server, &self.disk(), mebibytes, made);
+                }
                 server.stderr(log).stdout(Stdio::null());
                 self.server = Some(server.spawn().expect("start"));
             }
@@ -302,6 +363,23 @@ impl Postgres {
     fn has_ended(&mut self) -> bool {
         let server = self.server.as_mut();
         server.is_none_or(|server| server.try_wait().expect("our child").is_some())
+    }
+
+    /// Sends a signal to every process of it: one that stands still answers nothing.
+    pub(crate) fn signal_all(&self, name: &str) {
+        let Some(server) = &self.server else {
+            return;
+        };
+        signal(server.id(), name);
+        for child in children(server.id()) {
+            signal(child, name);
+        }
+    }
+
+    /// Ends every process of it at once, also those that stand still.
+    pub(crate) fn kill_all(&mut self) {
+        self.signal_all("KILL");
+        self.kill();
     }
 
     /// Ends the postmaster without a warning; its other processes notice.
@@ -338,9 +416,23 @@ impl Drop for Postgres {
         if let Some(server) = &mut self.server {
             // At once, but it takes its processes and its shared memory with it.
             signal(server.id(), "QUIT");
+            signal(server.id(), "CONT");
+            for child in children(server.id()) {
+                signal(child, "CONT");
+            }
             drop(server.wait());
         }
     }
+}
+
+/// Returns the processes that a process has started.
+fn children(parent: u32) -> Vec<u32> {
+    let tasks = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+    let tasks = tasks.unwrap_or_default();
+    tasks
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
 }
 
 /// Where Debian has the programs of the newest version.

@@ -34,6 +34,8 @@ pub(crate) struct World {
     pub(crate) server: Option<Process>,
     /// Further flags of the server.
     flags: Vec<String>,
+    /// How large the disk of the server's state is, if it has one of its own.
+    disk_mebibytes: Option<u32>,
 }
 
 /// A process that stays; it ends when this is dropped.
@@ -63,6 +65,16 @@ impl World {
 
     /// Starts a server with further flags.
     pub(crate) fn with_flags(flags: &[&str]) -> Self {
+        Self::made(flags, None)
+    }
+
+    /// Starts a server whose state lies on a disk of its own, which only it sees and which is gone
+    /// with it; `None` where nobody may mount one.
+    pub(crate) fn on_a_disk(mebibytes: u32) -> Option<Self> {
+        may_mount().then(|| Self::made(&[], Some(mebibytes)))
+    }
+
+    fn made(flags: &[&str], disk_mebibytes: Option<u32>) -> Self {
         let mut world = Self {
             directory: tempfile::tempdir().expect("a temporary directory"),
             url: String::new(),
@@ -70,6 +82,7 @@ impl World {
             admin: String::new(),
             server: None,
             flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            disk_mebibytes,
         };
         let mut server = world.serve("127.0.0.1:0", "127.0.0.1:0");
         world.url = word(&server.until("server "), "https://");
@@ -122,7 +135,18 @@ impl World {
         ];
         let mut command = self.ginnel("server", &line);
         command.args(&self.flags);
-        command
+        match self.disk_mebibytes {
+            Some(mebibytes) => on_a_disk(&command, &data, mebibytes, "true"),
+            None => command,
+        }
+    }
+
+    /// Returns where a file of the server's state is, also on a disk that only the server sees.
+    pub(crate) fn server_path(&self, name: &str) -> PathBuf {
+        let server = self.server.as_ref().expect("it runs").pid();
+        let data = self.path("data").join(name);
+        let data = data.strip_prefix("/").expect("an absolute path");
+        PathBuf::from(format!("/proc/{server}/root")).join(data)
     }
 
     /// Returns a path in this world's directory.
@@ -420,15 +444,61 @@ fn limited(command: &Command, descriptors: u32) -> Command {
     let mut limited = Command::new("sh");
     let script = format!("ulimit -n {descriptors} && exec \"$@\"");
     limited.args(["-c", &script, "sh"]);
+    as_it_was(&mut limited, command);
     limited
+}
+
+/// Begins a command that runs the rest of its line with mounts of its own.
+fn with_private_mounts() -> Command {
+    let mut command = Command::new("unshare");
+    command.arg("--mount");
+    if finish(Command::new("id").arg("-u")).stdout.trim() != "0" {
+        command.args(["--user", "--map-root-user"]);
+    }
+    command
+}
+
+/// Tells whether a command may have mounts of its own, which is a fault where all are required.
+#[track_caller]
+pub(crate) fn may_mount() -> bool {
+    let may = with_private_mounts().arg("true").status();
+    let may = may.is_ok_and(|status| status.success());
+    if !may {
+        let required = std::env::var("INTEROP").is_ok_and(|value| value == "required");
+        assert!(!required, "required, but nobody may mount a disk");
+        note("SKIPPED: nobody may mount a disk");
+    }
+    may
+}
+
+/// The same command with a disk at `directory` that is in memory, on which `made` was run.
+pub(crate) fn on_a_disk(
+    command: &Command,
+    directory: &Path,
+    mebibytes: u32,
+    made: &str,
+) -> Command {
+    fs::create_dir_all(directory).expect("make a directory");
+    let script = format!(
+        "mount -t tmpfs -o size={mebibytes}m,mode=711 ginnel-test \"$1\" && {made} && shift && \
+         exec \"$@\""
+    );
+    let mut on_a_disk = with_private_mounts();
+    on_a_disk.args(["sh", "-c", &script, "sh"]).arg(directory);
+    as_it_was(&mut on_a_disk, command);
+    on_a_disk
+}
+
+/// Lets `outer` run `command` with its environment.
+fn as_it_was(outer: &mut Command, command: &Command) {
+    outer
         .arg(command.get_program())
         .args(command.get_args())
         .stdin(Stdio::null())
         .current_dir("/");
     for (name, _) in command.get_envs() {
-        limited.env_remove(name);
+        outer.env_remove(name);
     }
-    limited
 }
 
 /// Runs a command to its end.
