@@ -256,8 +256,8 @@ impl Site {
         [self.node].into_iter().chain(standbys)
     }
 
-    /// Lists all by which its hosts have addresses inside the network: the prefixes, and the aliases
-    /// of those that have one.
+    /// Lists all by which its hosts have addresses inside the network: the prefixes, and the
+    /// aliases of those that have one.
     pub fn embedded(&self) -> impl Iterator<Item = Ipv4Prefix> {
         let aliases = self.aliases.iter().map(|alias| alias.alias());
         self.prefixes.iter().copied().chain(aliases)

@@ -13,11 +13,11 @@
 //!   192.0.0.6             fd..:node   to   fd..:10.99.1.10              192.168.1.10
 //! ```
 //! Inside the network an alias is embedded as it is, and the node of the site, which knows what it
-//! stands for, puts the host's own address in its place, and the alias where the host is the source.
-//! So packets to and from aliases are those that IPv4 programs have begun, and all others between the
-//! same two machines are IPv6, without anything being remembered. A machine that is behind no routed
-//! site speaks to aliases from an address of its own (RFC 6877, 6.3), which is its node's inside the
-//! network.
+//! stands for, puts the host's own address in its place, and the alias where the host is the
+//! source. So packets to and from aliases are those of IPv4 programs, and all others between the
+//! same two machines are IPv6, without anything being remembered. A machine that is behind no
+//! routed site speaks to aliases from an address of its own (RFC 6877, 6.3), which is its node's
+//! inside the network.
 //!
 //! Behind a site that leaves its mode to the node, what others open is the stack's while nothing
 //! that hosts answer would come back; what hosts open themselves always passes here.

@@ -33,11 +33,12 @@ use crate::{
 /// with others, and everybody who is not in a site, are served as with `masquerade`.
 ///
 /// With `--alias 192.168.1.0/24=10.99.1.0/24` machines with an interface know the devices of that
-/// prefix by other IPv4 addresses too, so that programs without IPv6 reach them where 192.168.1.0/24
-/// is somebody else's: 192.168.1.10 is 10.99.1.10 there. Both have the same length, and no other
-/// prefix or alias of the organisation has an address of the alias. Of two sites with one prefix
-/// one may be routed if the other has an alias, and both if both have; devices of a routed site
-/// with an alias are seen by it. Rules, and names, have the devices' own addresses.
+/// prefix by other IPv4 addresses too, so that programs without IPv6 reach them where
+/// 192.168.1.0/24 is somebody else's: 192.168.1.10 is 10.99.1.10 there. Both have the same length,
+/// and no other prefix or alias of the organisation has an address of the alias. Of two sites with
+/// one prefix one may be routed if the other serves by `masquerade` and has an alias, and both if
+/// both have one; devices of a routed site with an alias are seen by it. Rules, and names, have the
+/// devices' own addresses.
 ///
 /// With `--mode auto` the node tries out whether what devices answer to another site comes back,
 /// and serves the site as with `routed` or `masquerade` by that. `ginnel status` and `ginnel

@@ -1,5 +1,5 @@
-//! Two offices with one prefix, which IPv4 programs reach by aliases: from a home whose LAN has that
-//! prefix too, and from one office to the other.
+//! Two offices with one prefix, which IPv4 programs reach by aliases: from a home whose LAN has
+//! that prefix too, and from one office to the other.
 //!
 //! ```text
 //!   neighbour ─── home ─── hub: server ─┬─ paris: node ─── device 192.168.1.10 = 10.99.1.10
@@ -108,7 +108,7 @@ fn datagrams(space: &Space, to: SocketAddr) -> UdpSocket {
     })
 }
 
-/// Nobody has that port: the error names the packet as the sender knows it, or it would not be told.
+/// Nobody has that port: the error names the packet as its sender knows it, or nobody were told.
 fn is_refused(from: &Space, known_as: IpAddr) {
     let socket = datagrams(from, (known_as, 9).into());
     socket.send(b"nobody").expect("it leaves");

@@ -76,8 +76,8 @@ pub struct Site {
     /// The IPv4 addresses of its hosts.
     #[schema(value_type = Vec<String>)]
     pub prefixes: Vec<Ipv4Prefix>,
-    /// By which other addresses machines with an interface know them: `192.168.1.0/24=10.99.1.0/24`,
-    /// a prefix and its alias.
+    /// By which other addresses machines with an interface know them, such as
+    /// `192.168.1.0/24=10.99.1.0/24`: a prefix and its alias.
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     pub aliases: Vec<Alias>,

@@ -1,5 +1,5 @@
-//! Stories of aliases: two offices with one prefix, whose hosts machines elsewhere know by other IPv4
-//! addresses.
+//! Stories of aliases: two offices with one prefix, whose hosts machines elsewhere know by other
+//! IPv4 addresses.
 //!
 //! ```text
 //!   192.168.1.10 ── 12 ══ gateway ══ 13 ── 192.168.1.20

@@ -86,10 +86,8 @@ impl<'a> Claim<'a> {
             }
         }
         let inside = |one: Self, two: Self| {
-            let pairs = known_as(one).flat_map(|it| two.prefixes.iter().map(move |p| (it, *p)));
-            let found = pairs
-                .into_iter()
-                .find(|(alias, prefix)| alias.overlaps(*prefix));
+            let mut pairs = known_as(one).flat_map(|it| two.prefixes.iter().map(move |p| (it, *p)));
+            let found = pairs.find(|(alias, prefix)| alias.overlaps(*prefix));
             found.map(|(alias, prefix)| {
                 let (own, its) = (one.name, two.name);
                 format!("the alias {alias} of `{own}` overlaps the prefix {prefix} of `{its}`")
