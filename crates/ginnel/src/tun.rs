@@ -129,12 +129,13 @@ fn names_an_interface(
 
 /// Runs the command to its end, or until the background process is ready.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let tun = match inherited("WG_TUN_FD")? {
-        Some(descriptor) => Tun::adopt(descriptor).context("TUN: use WG_TUN_FD")?,
-        None => open_tun(&args.name, args.queues > 1)?,
+    let (tun, is_ours) = match inherited("WG_TUN_FD")? {
+        Some(descriptor) => {
+            let tun = Tun::adopt(descriptor).context("TUN: use WG_TUN_FD")?;
+            (tun, env::var_os(OURS).is_some())
+        }
+        None => (open_tun(&args.name, args.queues > 1)?, true),
     };
-    // Of an interface that another program made, more queues are its own business.
-    let is_ours = env::var_os("WG_TUN_FD").is_none() || env::var_os(READY).is_some();
     let name = tun.name().context("TUN: read the interface's name")?;
     let (listener, file) = match inherited("WG_UAPI_FD")? {
         Some(descriptor) => {
@@ -145,8 +146,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     write_name(&name)?;
     if !args.foreground && env::var_os(FOREGROUND).is_none_or(|value| value != "1") {
-        return go_background(&name, args, tun, listener, file);
+        return go_background(&name, args, (tun, is_ours), listener, file);
     }
+    // Of an interface that another program made, more queues are that one's business.
     let each = if is_ours && tun.is_multi_queue() {
         LANES
     } else {
@@ -185,8 +187,8 @@ fn offload() -> bool {
     env::var_os("GINNEL_OFFLOAD").is_none_or(|value| value != "off")
 }
 
-/// Makes the interface with several queues; one that exists and that nobody holds is taken as it
-/// was made.
+/// Makes the interface with several queues. One that exists is taken if it was made for as many
+/// threads, one or several, and of those for one nobody holds it.
 fn open_tun(name: &str, multi_queue: bool) -> anyhow::Result<Tun> {
     let new = Options {
         name,
@@ -260,7 +262,7 @@ fn listen(name: &str) -> anyhow::Result<(UnixListener, SocketFile)> {
 fn go_background(
     name: &str,
     args: &Args,
-    tun: Tun,
+    (tun, is_ours): (Tun, bool),
     listener: UnixListener,
     file: SocketFile,
 ) -> anyhow::Result<ExitCode> {
@@ -275,6 +277,9 @@ fn go_background(
         .env(READY, READY_FD.to_string())
         .env_remove("WG_TUN_NAME_FILE")
         .current_dir("/");
+    if is_ours {
+        command.env(OURS, "1");
+    }
     if let Some(user) = &args.user {
         command.arg("--user").arg(user);
     }
@@ -359,6 +364,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const SOCKET_DIRECTORY: &str = "/var/run/wireguard";
 const FOREGROUND: &str = "WG_PROCESS_FOREGROUND";
 const READY: &str = "GINNEL_READY_FD";
+/// Tells the background process that the interface is one that ginnel opened by its name.
+const OURS: &str = "GINNEL_OWN_TUN";
 /// Numbers in the background process, as in wireguard-go.
 const TUN_FD: RawFd = 3;
 const UAPI_FD: RawFd = 4;

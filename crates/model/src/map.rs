@@ -156,13 +156,14 @@ impl Org {
         sites.find_map(|(id, site)| is_it(id).then_some(site))
     }
 
-    /// Returns the address inside the network of the host that others know by an alias; `None` for
-    /// an address that is in no alias.
+    /// Returns the address by which IPv6 programs know the host that IPv4 programs know by an alias;
+    /// `None` for an address that is in no alias.
     #[must_use]
     pub fn of_alias(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
-        let knows = |site: &Site| site.aliases.iter().any(|it| it.alias().contains(address));
-        let (id, _) = self.sites.iter().find(|(_, site)| knows(site))?;
-        Some(SitePrefix::new(self.prefix, *id)?.embed(address))
+        let host = |site: &Site| site.aliases.iter().find_map(|alias| alias.host(address));
+        let mut sites = self.sites.iter();
+        let (id, host) = sites.find_map(|(id, site)| Some((*id, host(site)?)))?;
+        Some(SitePrefix::new(self.prefix, id)?.embed(host))
     }
 }
 

@@ -34,7 +34,7 @@ pub enum Attachment {
     /// By the commands of ginnel, over the node's own stack.
     Stack,
     /// By themselves.
-    Interface(Interface),
+    Interface(Box<Interface>),
 }
 
 /// Which interface somebody wants.
@@ -127,7 +127,7 @@ impl Attachment {
             gone: watch::Sender::new(false),
         };
         interface.configure().await?;
-        Ok(Self::Interface(interface))
+        Ok(Self::Interface(Box::new(interface)))
     }
 
     /// Returns the interface, if there is one.

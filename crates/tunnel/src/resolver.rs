@@ -87,7 +87,8 @@ impl Tunnel {
         Ok(addresses)
     }
 
-    fn of_alias(&self, address: IpAddr) -> Option<IpAddr> {
+    /// Returns the address in the network of the host that is known by an IPv4 address in an alias.
+    pub fn of_alias(&self, address: IpAddr) -> Option<IpAddr> {
         let IpAddr::V4(address) = address else {
             return None;
         };

@@ -52,6 +52,7 @@ fn end(text: &str) -> Result<File> {
         name: interface,
         offload: false,
         multi_queue: false,
+        exclusive: false,
     });
     let tun = tun.context("open a TUN")?;
     let mtu = MTU.to_string();

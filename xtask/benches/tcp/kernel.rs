@@ -56,6 +56,7 @@ impl Host {
             name: &interface,
             offload: large,
             multi_queue: false,
+            exclusive: false,
         })
         .context("open a TUN")?;
         ensure!(tun.offload().tcp == large, "the TUN takes no super-packets");

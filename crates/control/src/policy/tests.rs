@@ -64,7 +64,7 @@ impl Drawn {
         let party = |name: &&str, chance: &mut Chance| Party {
             name: label(name),
             owner: chance.once_in(2).then(|| Owner {
-                name: label(*chance.one_of(&PEOPLE)),
+                name: label(chance.one_of::<&str>(&PEOPLE)),
                 role: *chance.one_of(&Role::ALL),
                 groups: chance.some_of(&GROUPS),
             }),

@@ -112,7 +112,7 @@ async fn resolve(
     host: Host,
 ) -> Option<IpAddr> {
     let name = match host {
-        Host::Address(address) => return Some(address),
+        Host::Address(address) => return Some(tunnel.of_alias(address).unwrap_or(address)),
         Host::Unknown => return None,
         Host::Name(name) => name,
     };

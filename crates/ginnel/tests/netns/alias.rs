@@ -142,6 +142,9 @@ fn ipv4_programs_reach_two_offices_with_one_prefix_and_the_home_lan_that_has_it_
         assert!(told.contains("Time to live exceeded"), "{told}");
         let socket = datagrams(home, (address, 80).into());
         assert_eq!(socket.local_addr().expect("it is bound").ip(), MACHINE);
+        // The program's own commands go by IPv6.
+        let ping = finish(scene.at_home(&["ping", &address.to_string(), "-c", "1"]));
+        assert!(ping.status.success(), "{}", text(&ping));
         // The same device by its name is reached by IPv6, at the same time.
         let resolved = scene.run(&["resolve", &format!("192-168-1-10.{name}.site.internal")]);
         let by_name = resolved

@@ -455,6 +455,7 @@ impl Node {
             };
             return Some(Polled::Loose(std::iter::from_fn(next).collect()));
         };
+        path_mtu::note_run(&self.source, &mut self.path_mtu, now);
         let limit = path_mtu::limit(&self.source, &self.device, &self.path_mtu, peer);
         let mut too_long = None;
         let mut run: Option<Run> = None;

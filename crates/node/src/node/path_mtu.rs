@@ -111,10 +111,7 @@ impl Node {
     }
 
     fn looks_for_path_mtu(&self) -> bool {
-        match &self.source {
-            Source::Map(map) => map.own.role == Role::Client,
-            Source::Nothing | Source::Config { .. } => false,
-        }
+        looks(&self.source)
     }
 
     /// Returns the own address, that of the gateway, and its peer: a gateway answers echoes.
@@ -126,6 +123,20 @@ impl Node {
         let gateway = self.orgs.prefixes().next()?.resolver();
         let peer = path::choose(&self.device, IpAddr::V6(gateway))?;
         Some((own, gateway, peer))
+    }
+}
+
+fn looks(source: &Source) -> bool {
+    match source {
+        Source::Map(map) => map.own.role == Role::Client,
+        Source::Nothing | Source::Config { .. } => false,
+    }
+}
+
+/// Sees that the stack sends a run of segments.
+pub(super) fn note_run(source: &Source, path_mtu: &mut PathMtu, now: Instant) {
+    if looks(source) {
+        path_mtu.use_at(now);
     }
 }
 

@@ -418,6 +418,7 @@ fn org() -> Org {
         node: NodeId(0),
         standbys: Vec::new(),
         prefixes: vec!["10.0.0.0/8".parse().expect("a prefix")],
+        aliases: Vec::new(),
         mode: model::site::Mode::Masquerade,
         may_reach: Vec::new(),
         reached_by: Vec::new(),
