@@ -14,7 +14,7 @@ use model::{
     name::Label,
     token::Token,
 };
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use utoipa::OpenApi as _;
 use utoipa_axum::{
     router::{OpenApiRouter, UtoipaMethodRouterExt as _},
@@ -189,12 +189,15 @@ async fn authorise(
     let person = request.extensions().get::<page::Person>().copied();
     let store = &server.inner.store;
     if action == Action::ReadMap
-        && let Some(deadline) = map::deadline(&request)
+        && let Some(mut deadline) = map::deadline(&request)
     {
-        // Nodes follow again as soon as the database answers, and none asks again until then.
-        tokio::select! {
-            () = store.answers() => {}
-            () = sleep_until(deadline.0) => {}
+        // Nodes hear as soon as the database answers again, and none asks again until then.
+        if store.is_silent() {
+            tokio::select! {
+                () = store.answers() => {}
+                () = sleep_until(deadline.0) => {}
+            }
+            deadline.0 = Instant::now();
         }
         request.extensions_mut().insert(deadline);
     }
@@ -204,8 +207,10 @@ async fn authorise(
         Err(error) => return error.into_response(),
     };
     request.extensions_mut().insert(access);
-    // A change that has begun runs to its end and is published, though the client may be gone.
+    // A change that has begun runs to its end and is published, though the client may be gone,
+    // unless the database falls silent: then it is undone, as long as that did not hear its end.
     let is_change = request.method() != Method::GET;
+    let owner = server.clone();
     let run = async {
         if action == Action::ReadMap {
             return next.run(request).await;
@@ -216,8 +221,13 @@ async fn authorise(
         if !is_change {
             return next.run(request).await;
         }
-        match tokio::spawn(next.run(request)).await {
-            Ok(response) => response,
+        let change = async move {
+            let change = async { Ok::<_, ApiError>(next.run(request).await) };
+            owner.inner.store.while_it_answers(change).await
+        };
+        match tokio::spawn(change).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => error.into_response(),
             Err(error) => ApiError::internal(error.into()).into_response(),
         }
     };

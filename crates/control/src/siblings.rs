@@ -66,7 +66,9 @@ async fn follow_others(server: &Weak<Inner>, heard: &Notify) {
     let mut known = 0;
     let mut failed = false;
     while let Some(inner) = server.upgrade() {
-        match (Server { inner }).publish_since(known).await {
+        let server = Server { inner };
+        let publish = server.publish_since(known);
+        match server.inner.store.while_it_answers(publish).await {
             Ok(serial) => {
                 known = serial;
                 failed = false;

@@ -108,7 +108,7 @@ impl From<storage::Error> for ApiError {
             storage::Error::Silent => Self::storage_failed(SILENT, None),
             storage::Error::Away(_) => Self::storage_failed(SILENT, Some(error.into())),
             storage::Error::Disk(_) => Self::storage_failed(
-                "the disk of the server's database fails or takes no writes; nothing was changed",
+                "the disk of the server's database fails or takes no writes",
                 Some(error.into()),
             ),
             storage::Error::Full(_) => Self {

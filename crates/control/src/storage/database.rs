@@ -16,7 +16,7 @@ use sqlx::{
     migrate::{MigrateError, Migration, MigrationType, Migrator},
 };
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{Connection, Error, Store, pulse::Pulse};
 
@@ -371,7 +371,14 @@ impl Kind {
                                PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000;";
                 Box::pin(async move { connection.execute(pragmas).await.map(drop) })
             }),
-            Self::Postgres => options,
+            // Of a connection whose other end is gone the kernel says so after a quarter of an hour.
+            Self::Postgres => options.after_release(|connection, _| {
+                Box::pin(async move {
+                    let answered = timeout(ACQUIRE_TIMEOUT, connection.ping()).await;
+                    answered.map_err(|_| sqlx::Error::PoolTimedOut)??;
+                    Ok(true)
+                })
+            }),
         }
     }
 

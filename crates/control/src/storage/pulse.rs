@@ -15,7 +15,7 @@ use super::{Error, Store};
 
 /// How long a database may be silent before requests are refused. With [`INTERVAL`] that is less
 /// than two seconds, and far more than a loaded database takes for nothing.
-pub(crate) const SILENCE_MAX: Duration = Duration::from_millis(1_250);
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(1);
 
 /// The pause between an answer and the next question.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -56,7 +56,7 @@ impl Drop for Pulse {
 
 impl Store {
     /// Tells whether the database has fallen silent.
-    fn is_silent(&self) -> bool {
+    pub(crate) fn is_silent(&self) -> bool {
         self.pulse
             .as_ref()
             .is_some_and(|pulse| !*pulse.answers.borrow())
@@ -82,7 +82,7 @@ impl Store {
         std::future::pending::<()>().await;
     }
 
-    /// Does `work` for as long as the database answers, or as long as it asks it nothing.
+    /// Does `work` for as long as the database answers; what it has begun is undone then.
     pub(crate) async fn while_it_answers<T, E: From<Error>>(
         &self,
         work: impl Future<Output = Result<T, E>>,

@@ -42,6 +42,9 @@ pub(super) const BACK_OFF: Duration = Duration::from_secs(1);
 /// The longest wait: when the server returns, nodes follow within it.
 pub(super) const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 
+/// How long a capture waits for a server whose database does not answer.
+const CAPTURE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// One update waits while one is applied; the source waits with it.
 const UPDATES: usize = 1;
 
@@ -117,8 +120,18 @@ impl Source {
         match self {
             Self::Server(client) => {
                 let blocks = Bytes::from_owner(Zeroizing::new(blocks.to_vec()));
-                let sent = client.send_capture(id, blocks).await;
-                sent.map_err(|error| format!("{:#}", anyhow::Error::from(error)))
+                let give_up = time::Instant::now() + CAPTURE_PATIENCE;
+                loop {
+                    let error = match client.send_capture(id, blocks.clone()).await {
+                        Ok(sent) => return Ok(sent),
+                        Err(error) => error,
+                    };
+                    let waits = error.code() == Some(ErrorCode::StorageFailed);
+                    if !waits || time::Instant::now() >= give_up {
+                        return Err(format!("{:#}", anyhow::Error::from(error)));
+                    }
+                    time::sleep(BACK_OFF).await;
+                }
             }
             Self::Here { server, .. } => Ok(server.send_capture(node, id, blocks.to_vec()).await),
         }
@@ -218,10 +231,11 @@ async fn poll(client: Arc<Client>, serial: u64, sender: mpsc::Sender<Told>, cont
             }
             Err(error) => {
                 reached = false;
-                held = error.code() == Some(ErrorCode::StorageFailed);
-                if held {
+                let holds = error.code() == Some(ErrorCode::StorageFailed);
+                if holds && !held {
                     back_off = BACK_OFF;
                 }
+                held = holds;
                 contact.failed(os::clock::Clock::start().now(), &error.into());
                 tokio::select! {
                     () = time::sleep(with_jitter(back_off)) => {}

@@ -267,8 +267,12 @@ impl Postgres {
 
     /// Starts one whose database lies on a disk of its own; `None` where nobody may mount one.
     pub(crate) fn on_a_disk(mebibytes: u32) -> Option<Self> {
-        // As root of a user namespace it would be no other user.
-        if !is_root() || !may_mount() {
+        if !may_mount() {
+            return None;
+        }
+        if !is_root() {
+            // As root of a user namespace it would be no other user.
+            note("SKIPPED: only root runs a PostgreSQL on a disk of its own");
             return None;
         }
         let postgres = Self::made(Some(mebibytes))?;

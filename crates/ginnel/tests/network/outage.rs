@@ -188,6 +188,10 @@ impl Network {
             let knows = |who| self.world.try_run(who, &["resolve", name]).code == Some(0);
             knows("laptop") && knows("attic")
         });
+        wait_for("nodes that know it", || {
+            let reached = |who| self.world.json(who, &["status"])["control"]["reached"] == true;
+            reached("laptop") && reached("attic")
+        });
         let told = now().duration_since(begin);
         note(&format!(
             "{name}: a change after {changed:?}, told after {told:?}"

@@ -187,9 +187,9 @@ impl Congestion {
     }
 
     /// Takes a time out of the growth of CUBIC in which the sender did not use the window.
-    pub(crate) fn skip(&mut self, time: Duration) {
+    pub(crate) fn skip(&mut self, now: Instant, time: Duration) {
         if let Control::Cubic(cubic) = &mut self.control {
-            cubic.skip(time);
+            cubic.skip(now, time);
         }
     }
 
@@ -361,11 +361,11 @@ impl Congestion {
     }
 
     /// Follows a pause of the sender, after which nothing is in flight.
-    pub(crate) fn handle_idle(&mut self, flight: Flight, pause: Pause) {
+    pub(crate) fn handle_idle(&mut self, now: Instant, flight: Flight, pause: Pause) {
         let turn = self.turn(flight);
         match &mut self.control {
             Control::Cubic(cubic) => {
-                cubic.skip(pause.quiet);
+                cubic.skip(now, pause.quiet);
                 self.validation.handle_idle(pause.clock, pause.idle);
                 self.end_periods(pause.clock);
             }

@@ -158,8 +158,9 @@ impl Cubic {
     }
 
     /// Takes a time out of the epoch in which the sender did not use the window (RFC 9438, 5.8).
-    pub(super) fn skip(&mut self, time: Duration) {
-        self.curve.epoch = self.curve.epoch.map(|epoch| epoch + time);
+    pub(super) fn skip(&mut self, now: Instant, time: Duration) {
+        let later = |epoch: Instant| (epoch + time).min(now);
+        self.curve.epoch = self.curve.epoch.map(later);
     }
 }
 

@@ -662,7 +662,7 @@ impl Connection {
         let slow_start = self.congestion.in_slow_start();
         let used = self.cwnd_limited || (slow_start && pipe >= self.congestion.cwnd / 2);
         if !used || !validated {
-            self.congestion.skip(quiet);
+            self.congestion.skip(now, quiet);
             return;
         }
         self.congestion.handle_ack(

@@ -234,7 +234,7 @@ impl Connection {
                 quiet: now.saturating_duration_since(self.una_since),
                 application_limited: self.scoreboard.is_application_limited(),
             };
-            self.congestion.handle_idle(self.flight(now), pause);
+            self.congestion.handle_idle(now, self.flight(now), pause);
             self.rto_base = now;
             self.una_since = now;
         }
