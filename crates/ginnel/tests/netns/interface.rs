@@ -169,7 +169,8 @@ fn one_flow_through_several_queues_stays_in_order() {
 
 #[test]
 fn who_sends_little_does_not_wait_behind_all_that_a_transfer_has_queued() {
-    const QUEUED: u32 = 400;
+    // Less than the buffer of the socket at the end holds, as they come at once.
+    const QUEUED: u32 = 200;
     const LITTLE: u32 = 8;
     let Some(world) = World::new() else { return };
     let tunnels = [0, 1].map(|number| world.tunnel(number, Program::Ginnel));
