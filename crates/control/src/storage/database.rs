@@ -362,7 +362,8 @@ impl Kind {
     fn pool(self, connections_max: u32) -> AnyPoolOptions {
         let options = AnyPoolOptions::new()
             .max_connections(connections_max)
-            .acquire_timeout(ACQUIRE_TIMEOUT);
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .after_release(|connection, _| Box::pin(is_good(connection)));
         match self {
             // What must last through a loss of power, and how long a statement waits for another
             // process, such as a backup, that holds the database.
@@ -371,14 +372,7 @@ impl Kind {
                                PRAGMA foreign_keys = ON; PRAGMA busy_timeout = 5000;";
                 Box::pin(async move { connection.execute(pragmas).await.map(drop) })
             }),
-            // Of a connection whose other end is gone the kernel says so after a quarter of an hour.
-            Self::Postgres => options.after_release(|connection, _| {
-                Box::pin(async move {
-                    let answered = timeout(ACQUIRE_TIMEOUT, connection.ping()).await;
-                    answered.map_err(|_| sqlx::Error::PoolTimedOut)??;
-                    Ok(true)
-                })
-            }),
+            Self::Postgres => options,
         }
     }
 
@@ -388,6 +382,16 @@ impl Kind {
             Self::Postgres => POSTGRES,
         }
     }
+}
+
+/// Tells whether a connection can be used again, once what was left of its transaction is undone.
+///
+/// One whose other end is gone is given up; the kernel would wait for a quarter of an hour. A SQLite
+/// whose disk is full has undone the transaction itself, which sqlx takes for one that goes on.
+async fn is_good(connection: &mut Connection) -> sqlx::Result<bool> {
+    let answered = timeout(ACQUIRE_TIMEOUT, connection.ping()).await;
+    answered.map_err(|_| sqlx::Error::PoolTimedOut)??;
+    Ok(!connection.is_in_transaction())
 }
 
 /// The one connection of a server that writes. It holds the lock of the database, also when it had
