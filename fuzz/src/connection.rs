@@ -475,7 +475,10 @@ impl Wire {
             "RCV.NXT never moves left"
         );
         let end = self.pushed + u32::from(self.peer_fin == Some(self.pushed));
-        assert!(acknowledged <= end, "only what has come");
+        assert!(
+            acknowledged <= end,
+            "only what has come: {acknowledged} of {end}"
+        );
         self.acknowledged = acknowledged;
         let edge =
             acknowledged + (u32::from(header.window) << if self.choice.scale { 7 } else { 0 });
@@ -483,7 +486,8 @@ impl Wire {
         self.offered = edge;
         for &(left, right) in header.options.sack.as_slice() {
             let (left, right) = (left.wrapping_sub(self.irs), right.wrapping_sub(self.irs));
-            assert!(left < right && right <= self.pushed, "only what has come");
+            // A FIN that came twice is reported with its data (RFC 2883, 4).
+            assert!(left < right && right <= end, "{left} to {right} of {end}");
         }
         if let Some(stamps) = header.options.timestamps {
             self.stamp = stamps.value;
