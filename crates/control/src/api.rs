@@ -14,7 +14,7 @@ use model::{
     name::Label,
     token::Token,
 };
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{sleep_until, timeout};
 use utoipa::OpenApi as _;
 use utoipa_axum::{
     router::{OpenApiRouter, UtoipaMethodRouterExt as _},
@@ -197,7 +197,7 @@ async fn authorise(
                 () = store.answers() => {}
                 () = sleep_until(deadline.0) => {}
             }
-            deadline.0 = Instant::now();
+            deadline = map::Deadline::now();
         }
         request.extensions_mut().insert(deadline);
     }

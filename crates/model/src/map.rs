@@ -156,8 +156,8 @@ impl Org {
         sites.find_map(|(id, site)| is_it(id).then_some(site))
     }
 
-    /// Returns the address by which IPv6 programs know the host that IPv4 programs know by an alias;
-    /// `None` for an address that is in no alias.
+    /// Returns the address by which IPv6 programs know the host that IPv4 programs know by an
+    /// alias; `None` for an address that is in no alias.
     #[must_use]
     pub fn of_alias(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
         let host = |site: &Site| site.aliases.iter().find_map(|alias| alias.host(address));

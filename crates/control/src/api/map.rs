@@ -29,6 +29,13 @@ use crate::{Server, map::Known};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline(pub(super) Instant);
 
+impl Deadline {
+    /// An answer is due at once.
+    pub(super) fn now() -> Self {
+        Self(sleep(Duration::ZERO).deadline())
+    }
+}
+
 /// Returns until when a request for a map waits; `None` when it cannot be read.
 pub(super) fn deadline(request: &Request) -> Option<Deadline> {
     let Query(query) = Query::<MapQuery>::try_from_uri(request.uri()).ok()?;

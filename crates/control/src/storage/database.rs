@@ -386,8 +386,8 @@ impl Kind {
 
 /// Tells whether a connection can be used again, once what was left of its transaction is undone.
 ///
-/// One whose other end is gone is given up; the kernel would wait for a quarter of an hour. A SQLite
-/// whose disk is full has undone the transaction itself, which sqlx takes for one that goes on.
+/// One whose other end is gone is given up; the kernel would wait for a quarter of an hour. SQLite
+/// undoes the transaction itself when its disk is full, and sqlx takes it for one that goes on.
 async fn is_good(connection: &mut Connection) -> sqlx::Result<bool> {
     let answered = timeout(ACQUIRE_TIMEOUT, connection.ping()).await;
     answered.map_err(|_| sqlx::Error::PoolTimedOut)??;

@@ -42,8 +42,8 @@ pub(super) const BACK_OFF: Duration = Duration::from_secs(1);
 /// The longest wait: when the server returns, nodes follow within it.
 pub(super) const BACK_OFF_MAX: Duration = Duration::from_secs(30);
 
-/// How long a capture waits for a server whose database does not answer.
-const CAPTURE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often a capture asks a server whose database does not answer, about each second.
+const CAPTURE_TRIES_MAX: u32 = 10;
 
 /// One update waits while one is applied; the source waits with it.
 const UPDATES: usize = 1;
@@ -120,14 +120,15 @@ impl Source {
         match self {
             Self::Server(client) => {
                 let blocks = Bytes::from_owner(Zeroizing::new(blocks.to_vec()));
-                let give_up = time::Instant::now() + CAPTURE_PATIENCE;
+                let mut tries = 0;
                 loop {
                     let error = match client.send_capture(id, blocks.clone()).await {
                         Ok(sent) => return Ok(sent),
                         Err(error) => error,
                     };
                     let waits = error.code() == Some(ErrorCode::StorageFailed);
-                    if !waits || time::Instant::now() >= give_up {
+                    tries += 1;
+                    if !waits || tries == CAPTURE_TRIES_MAX {
                         return Err(format!("{:#}", anyhow::Error::from(error)));
                     }
                     time::sleep(BACK_OFF).await;

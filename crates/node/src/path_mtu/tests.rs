@@ -1,3 +1,5 @@
+//! Searches over a path that a test makes, in virtual time.
+
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
