@@ -21,7 +21,7 @@ use model::{
 use netstack::{EchoRequest, ListenerId, PrefixId, Refusal};
 use os::{echo::Echo, reactor::Watched};
 use packet::icmp::Unreachable;
-use tokio::{net, time};
+use tokio::{io::Interest, net, time};
 use tunnel::{Flow, Held, Tunnel};
 
 use super::publish;
@@ -198,8 +198,10 @@ async fn exchange(tunnel: &Tunnel, flow: &Flow) -> io::Result<()> {
                 };
                 told(flow, socket.send(&payload).await.map(drop));
             }
-            ready = socket.readable() => {
-                ready?;
+            ready = socket.ready(Interest::READABLE | Interest::ERROR) => {
+                if ready?.is_error() {
+                    told(flow, reported(&socket));
+                }
                 let mut payload = vec![0; PAYLOAD_MAX];
                 match socket.try_recv(&mut payload) {
                     // What finds no room is lost, as on any link.
@@ -209,6 +211,19 @@ async fn exchange(tunnel: &Tunnel, flow: &Flow) -> io::Result<()> {
                 }
             }
         }
+    }
+}
+
+/// Fails with what the system says of an earlier datagram, if it does: nothing to read comes with
+/// that.
+fn reported(socket: &net::UdpSocket) -> io::Result<()> {
+    let reported = socket.try_io(Interest::ERROR, || match socket.take_error()? {
+        Some(error) => Err(error),
+        None => Err(io::ErrorKind::WouldBlock.into()),
+    });
+    match reported {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+        reported => reported,
     }
 }
 

@@ -131,6 +131,7 @@ fn ipv4_programs_reach_two_offices_with_one_prefix_and_the_home_lan_that_has_it_
         assert_eq!(page, format!("{name} sees 192.168.1.5"));
         transfer(home, device, DEVICE.into(), address);
         exchange(home, device, DEVICE.into(), address);
+        is_refused(home, address);
         let nobody = home.enter(|| TcpStream::connect((address, 81)));
         let error = nobody.expect_err("nobody listens");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{error}");
