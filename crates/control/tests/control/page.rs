@@ -226,7 +226,7 @@ impl Stage {
         let user = world.invite(&admin, None, "newcomer", Role::Guest).await;
         let body = json!({
             "name": "paris", "node": web.id, "prefixes": ["192.168.1.0/24"],
-            "aliases": ["192.168.1.0/24=10.99.1.0/24"]
+            "aliases": ["192.168.1.0/24=172.30.1.0/24"]
         });
         let site: Site = world.post("/v1/sites", &admin, &body).await.parse();
         let body = json!({"name": "phone", "public_key": PublicKey([30; 32])});
@@ -607,7 +607,7 @@ async fn sites_rules_clients_certificates_and_changes_are_shown_and_explained() 
     let stage = Stage::new().await;
     let mut browser = stage.browser("admin").await;
     browser.get("/ui/sites").await.shows("192.168.1.0/24");
-    browser.get("/ui/sites").await.shows("alias 10.99.1.0/24");
+    browser.get("/ui/sites").await.shows("alias 172.30.1.0/24");
     let fields = [
         ("from", "user:eve"),
         ("to", "node:web"),
