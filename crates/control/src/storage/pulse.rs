@@ -15,7 +15,7 @@ use super::{Error, Store};
 
 /// How long a database may be silent before requests are refused. With [`INTERVAL`] that is less
 /// than two seconds, and far more than a loaded database takes for nothing.
-pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(1);
+pub(crate) const SILENCE_MAX: Duration = Duration::from_millis(1_500);
 
 /// The pause between an answer and the next question.
 const INTERVAL: Duration = Duration::from_millis(250);

@@ -11,8 +11,8 @@ use crate::{
     world::{Ended, Process, World, echoes, finish, lacks, note, now, serve_echo, wait_for},
 };
 
-/// The longest that a refusal may take.
-const REFUSED_MAX: Duration = Duration::from_secs(2);
+/// The longest that a refusal may take: two seconds, and one for the program to start and to ask.
+const REFUSED_MAX: Duration = Duration::from_secs(3);
 
 /// How soon everything works again.
 const RETURN_MAX: Duration = Duration::from_secs(5);
