@@ -44,6 +44,14 @@ impl ApiError {
         }
     }
 
+    /// Fails for a reason that may lie in the database, which is then named.
+    pub(crate) fn failed(cause: anyhow::Error) -> Self {
+        match cause.downcast::<storage::Error>() {
+            Ok(error) => error.into(),
+            Err(cause) => Self::internal(cause),
+        }
+    }
+
     /// Fails because there is too much to do.
     pub(crate) fn unavailable(cause: Option<anyhow::Error>) -> Self {
         Self {

@@ -84,10 +84,7 @@ pub(super) async fn add(
         return Err(ApiError::new(ErrorCode::LimitReached, message));
     }
     let id = server.insert_org(&mut change, &name).await;
-    let id = id.map_err(|error| match error.downcast::<storage::Error>() {
-        Ok(error) => error.into(),
-        Err(error) => ApiError::internal(error),
-    })?;
+    let id = id.map_err(ApiError::failed)?;
     let entry = Entry {
         actor: access.actor(),
         action: "org_added",

@@ -233,7 +233,7 @@ impl From<RotationRefused> for ApiError {
                 );
                 Self::new(ErrorCode::LimitReached, message)
             }
-            RotationRefused::Failed(error) => Self::internal(error),
+            RotationRefused::Failed(error) => Self::failed(error),
             RotationRefused::Storage(error) => error.into(),
         }
     }
@@ -408,7 +408,7 @@ async fn sign(
         (CertificateKind::Host, _) | (CertificateKind::User, Part::Gateway { .. }) => None,
     };
     let signed = server.certify(&mut change, &content, source).await;
-    let (serial, certificate, keys) = signed.map_err(ApiError::internal)?;
+    let (serial, certificate, keys) = signed.map_err(ApiError::failed)?;
     let entry = Entry {
         actor: access.actor(),
         action: match content.kind {

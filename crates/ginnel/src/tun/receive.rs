@@ -445,7 +445,8 @@ fn write_leaving(tunnel: &Tunnel, leaving: &Leaving<'_, '_>) {
             head,
             packets,
         } => {
-            let tun = tunnel.lane_of(head);
+            // The head alone is cut off, and says nothing about its flow.
+            let tun = tunnel.lane_of(packets[0]);
             let header = vnet::emit(offload, head[0] >> 4 == 6);
             let mut pieces = [IoSlice::new(&[]); Train::PACKETS_MAX + 2];
             pieces[0] = IoSlice::new(&header);
