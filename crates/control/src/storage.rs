@@ -14,6 +14,17 @@ use self::{
     pulse::Pulse,
 };
 
+/// The statements of a list, for [`of_org`]: without `$2`, which is NULL, and with the organisation
+/// in the column that is `$2`.
+macro_rules! of_all_or_one {
+    ($before:literal, $column:literal, $after:literal) => {
+        [
+            concat!($before, " $2 IS NULL ", $after),
+            concat!($before, " ", $column, " = $2 ", $after),
+        ]
+    };
+}
+
 pub(crate) mod audit;
 pub(crate) mod backup;
 pub(crate) mod browser;
@@ -42,6 +53,11 @@ pub(crate) const SESSION_SECONDS_MIN: i64 = 90 * 24 * 60 * 60;
 
 /// How long audit rows stay.
 pub(crate) const AUDIT_SECONDS_MIN: i64 = 400 * 24 * 60 * 60;
+
+/// Returns the statement of a list that visits no rows of other organisations than `org`.
+fn of_org([all, one]: [&'static str; 2], org: Option<OrgId>) -> &'static str {
+    if org.is_some() { one } else { all }
+}
 
 /// The database of one installation.
 pub(crate) struct Store {

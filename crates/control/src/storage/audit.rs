@@ -9,7 +9,7 @@ use model::{
 };
 use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
-use super::{Error, bytes, optional_text};
+use super::{Error, bytes, of_org, optional_text};
 use crate::audit::audit_hash;
 
 /// What is written of a change.
@@ -182,33 +182,35 @@ async fn update_last(
     Ok(())
 }
 
+pub(super) const ROWS: [&str; 2] = of_all_or_one!(
+    "SELECT a.id, a.time, a.actor, a.action, a.subject, a.org, o.name AS org_name, a.previous, a.hash
+     FROM audit a LEFT JOIN org o ON o.id = a.org
+     WHERE a.id > $1 AND",
+    "a.org",
+    "AND ($3 IS NULL OR a.time >= $3) AND ($4 IS NULL OR a.action = $4)
+       AND ($5 IS NULL OR a.actor = $5
+            OR a.actor IN (SELECT 'user:' || u.id FROM \"user\" u WHERE u.name = $5)
+            OR a.actor IN (SELECT 'node:' || n.id FROM node n WHERE n.name = $5))
+     ORDER BY a.id LIMIT $6"
+);
+
 /// Returns the rows that are asked for in the order of their ids.
 pub(crate) async fn rows(
     connection: &mut AnyConnection,
     filter: &Filter,
 ) -> Result<Vec<AuditEntry>, Error> {
-    sqlx::query(
-        "SELECT a.id, a.time, a.actor, a.action, a.subject, a.org, o.name AS org_name,
-                a.previous, a.hash
-         FROM audit a LEFT JOIN org o ON o.id = a.org
-         WHERE a.id > $1 AND ($2 IS NULL OR a.org = $2) AND ($3 IS NULL OR a.time >= $3)
-               AND ($4 IS NULL OR a.action = $4)
-               AND ($5 IS NULL OR a.actor = $5
-                    OR a.actor IN (SELECT 'user:' || u.id FROM \"user\" u WHERE u.name = $5)
-                    OR a.actor IN (SELECT 'node:' || n.id FROM node n WHERE n.name = $5))
-         ORDER BY a.id LIMIT $6",
-    )
-    .bind(filter.after)
-    .bind(filter.org.map(|org| org.0))
-    .bind(filter.since)
-    .bind(filter.action.as_deref())
-    .bind(filter.actor.as_deref())
-    .bind(i64::from(filter.limit))
-    .fetch_all(connection)
-    .await?
-    .into_iter()
-    .map(parse)
-    .collect()
+    sqlx::query(of_org(ROWS, filter.org))
+        .bind(filter.after)
+        .bind(filter.org.map(|org| org.0))
+        .bind(filter.since)
+        .bind(filter.action.as_deref())
+        .bind(filter.actor.as_deref())
+        .bind(i64::from(filter.limit))
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(parse)
+        .collect()
 }
 
 /// Returns the rows about captures whose end no row tells, the oldest first: what they say of the

@@ -175,6 +175,11 @@ const SQLITE: Migrations = &[
         "site_alias",
         include_str!("../../migrations/sqlite/0019_site_alias.sql"),
     ),
+    (
+        20,
+        "org_index",
+        include_str!("../../migrations/sqlite/0020_org_index.sql"),
+    ),
 ];
 
 /// Numbered as those of SQLite: no PostgreSQL is older than the eighth.
@@ -238,6 +243,11 @@ const POSTGRES: Migrations = &[
         19,
         "site_alias",
         include_str!("../../migrations/postgres/0019_site_alias.sql"),
+    ),
+    (
+        20,
+        "org_index",
+        include_str!("../../migrations/postgres/0020_org_index.sql"),
     ),
 ];
 

@@ -10,7 +10,7 @@ use model::{
 };
 use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
-use super::{Error, bytes, number, optional_text, text};
+use super::{Error, bytes, number, of_org, optional_text, text};
 
 /// A node's row.
 #[derive(Clone, Debug)]
@@ -420,6 +420,12 @@ pub(crate) async fn count_gateways(connection: &mut AnyConnection) -> Result<u32
     number(&row, "n")
 }
 
+pub(super) const NODES: [&str; 2] = of_all_or_one!(
+    "SELECT * FROM node WHERE removed IS NULL AND id > $1 AND",
+    "org",
+    "AND ($3 IS NULL OR name = $3) ORDER BY id LIMIT $4"
+);
+
 /// Returns live nodes after `after` in the order of their ids.
 pub(crate) async fn nodes(
     connection: &mut AnyConnection,
@@ -428,20 +434,16 @@ pub(crate) async fn nodes(
     after: i64,
     limit: u32,
 ) -> Result<Vec<Node>, Error> {
-    sqlx::query(
-        "SELECT * FROM node WHERE removed IS NULL AND id > $1 AND ($2 IS NULL OR org = $2)
-                AND ($3 IS NULL OR name = $3)
-         ORDER BY id LIMIT $4",
-    )
-    .bind(after)
-    .bind(org.map(|org| org.0))
-    .bind(name.map(Label::as_str))
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?
-    .into_iter()
-    .map(parse)
-    .collect()
+    sqlx::query(of_org(NODES, org))
+        .bind(after)
+        .bind(org.map(|org| org.0))
+        .bind(name.map(Label::as_str))
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(parse)
+        .collect()
 }
 
 type Columns<'a> = (

@@ -11,7 +11,7 @@ use sqlx::{AnyConnection, Row as _, any::AnyRow};
 use super::{
     Error, bytes,
     node::{self, Node},
-    optional_text,
+    of_org, optional_text,
 };
 
 /// A plain WireGuard client.
@@ -94,6 +94,15 @@ pub(crate) async fn peer(
     .transpose()
 }
 
+pub(super) const PEERS: [&str; 2] = of_all_or_one!(
+    "SELECT node.*, key_holder, peer.expires AS peer_expires, exported, gateway_key, gateway_endpoint
+     FROM node JOIN peer ON peer.node = node.id
+     WHERE node.removed IS NULL AND node.id > $1 AND",
+    "node.org",
+    "AND ($3 IS NULL OR node.name = $3)
+     ORDER BY node.id LIMIT $4"
+);
+
 /// Returns plain WireGuard clients after `after` in the order of their ids.
 pub(crate) async fn peers(
     connection: &mut AnyConnection,
@@ -102,22 +111,16 @@ pub(crate) async fn peers(
     after: i64,
     limit: u32,
 ) -> Result<Vec<Peer>, Error> {
-    sqlx::query(
-        "SELECT node.*, key_holder, peer.expires AS peer_expires, exported, gateway_key,
-                gateway_endpoint
-         FROM node JOIN peer ON peer.node = node.id
-         WHERE node.id > $1 AND ($2 IS NULL OR node.org = $2) AND ($3 IS NULL OR node.name = $3)
-         ORDER BY node.id LIMIT $4",
-    )
-    .bind(after)
-    .bind(org.map(|org| org.0))
-    .bind(name.map(Label::as_str))
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?
-    .into_iter()
-    .map(parse)
-    .collect()
+    sqlx::query(of_org(PEERS, org))
+        .bind(after)
+        .bind(org.map(|org| org.0))
+        .bind(name.map(Label::as_str))
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(parse)
+        .collect()
 }
 
 /// Returns one whose time is over.

@@ -9,7 +9,7 @@ use model::{
 };
 use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
-use super::{Error, joined, number, split, text};
+use super::{Error, joined, number, of_org, split, text};
 
 /// A rule's row.
 #[derive(Clone, Debug)]
@@ -101,6 +101,12 @@ pub(crate) async fn rule(
         .transpose()
 }
 
+pub(super) const RULES: [&str; 2] = of_all_or_one!(
+    "SELECT * FROM rule WHERE id > $1 AND",
+    "org",
+    "ORDER BY id LIMIT $3"
+);
+
 /// Returns the rules after `after` in the order of their ids.
 pub(crate) async fn rules(
     connection: &mut AnyConnection,
@@ -108,17 +114,15 @@ pub(crate) async fn rules(
     after: i64,
     limit: u32,
 ) -> Result<Vec<Rule>, Error> {
-    sqlx::query(
-        "SELECT * FROM rule WHERE id > $1 AND ($2 IS NULL OR org = $2) ORDER BY id LIMIT $3",
-    )
-    .bind(after)
-    .bind(org.map(|org| org.0))
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?
-    .into_iter()
-    .map(parse)
-    .collect()
+    sqlx::query(of_org(RULES, org))
+        .bind(after)
+        .bind(org.map(|org| org.0))
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(parse)
+        .collect()
 }
 
 /// Returns all rules of an organisation in the order of their ids.

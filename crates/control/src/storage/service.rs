@@ -6,7 +6,7 @@ use model::{
 };
 use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
-use super::{Error, number, text};
+use super::{Error, number, of_org, text};
 
 /// A service's row, with the names of its node and organisation.
 #[derive(Clone, Debug)]
@@ -71,6 +71,14 @@ pub(crate) async fn service(
     .transpose()
 }
 
+pub(super) const SERVICES: [&str; 2] = of_all_or_one!(
+    "SELECT s.id, s.node, s.name, s.port, s.target, n.org, n.name AS node_name, o.name AS org_name
+     FROM service s JOIN node n ON n.id = s.node JOIN org o ON o.id = n.org
+     WHERE n.removed IS NULL AND s.id > $1 AND",
+    "n.org",
+    "AND ($3 IS NULL OR s.name = $3) ORDER BY s.id LIMIT $4"
+);
+
 /// Returns the services after `after` in the order of their ids.
 pub(crate) async fn services(
     connection: &mut AnyConnection,
@@ -79,22 +87,16 @@ pub(crate) async fn services(
     after: i64,
     limit: u32,
 ) -> Result<Vec<Service>, Error> {
-    sqlx::query(
-        "SELECT s.id, s.node, s.name, s.port, s.target, n.org, n.name AS node_name,
-                o.name AS org_name
-         FROM service s JOIN node n ON n.id = s.node JOIN org o ON o.id = n.org
-         WHERE s.id > $1 AND ($2 IS NULL OR n.org = $2) AND ($3 IS NULL OR s.name = $3)
-         ORDER BY s.id LIMIT $4",
-    )
-    .bind(after)
-    .bind(org.map(|org| org.0))
-    .bind(name.map(Label::as_str))
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?
-    .into_iter()
-    .map(parse)
-    .collect()
+    sqlx::query(of_org(SERVICES, org))
+        .bind(after)
+        .bind(org.map(|org| org.0))
+        .bind(name.map(Label::as_str))
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(parse)
+        .collect()
 }
 
 /// Returns all services of an organisation.

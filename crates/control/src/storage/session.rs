@@ -9,7 +9,7 @@ use model::{
 };
 use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
-use super::{Error, number, optional_text, text};
+use super::{Error, number, of_org, optional_text, text};
 
 /// A session's row, with the names of its organisation and person.
 #[derive(Clone, Debug)]
@@ -144,6 +144,14 @@ pub(crate) async fn session(
     .transpose()
 }
 
+pub(super) const SESSIONS: [&str; 2] = of_all_or_one!(
+    "SELECT s.*, o.name AS org_name, u.name AS user_name FROM ssh_session s
+     LEFT JOIN org o ON o.id = s.org LEFT JOIN \"user\" u ON u.id = s.\"user\"
+     WHERE s.id > $1 AND",
+    "s.org",
+    "ORDER BY s.id LIMIT $3"
+);
+
 /// Returns sessions after `after` in the order of their ids.
 pub(crate) async fn sessions(
     connection: &mut AnyConnection,
@@ -151,19 +159,15 @@ pub(crate) async fn sessions(
     after: i64,
     limit: u32,
 ) -> Result<Vec<Session>, Error> {
-    sqlx::query(
-        "SELECT s.*, o.name AS org_name, u.name AS user_name FROM ssh_session s
-         LEFT JOIN org o ON o.id = s.org LEFT JOIN \"user\" u ON u.id = s.\"user\"
-         WHERE s.id > $1 AND ($2 IS NULL OR s.org = $2) ORDER BY s.id LIMIT $3",
-    )
-    .bind(after)
-    .bind(org.map(|org| org.0))
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?
-    .into_iter()
-    .map(parse)
-    .collect()
+    sqlx::query(of_org(SESSIONS, org))
+        .bind(after)
+        .bind(org.map(|org| org.0))
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(parse)
+        .collect()
 }
 
 /// Returns pieces from `first` on.

@@ -9,7 +9,7 @@ use model::{
 };
 use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
-use super::{Error, joined, number, split, text};
+use super::{Error, joined, number, of_org, split, text};
 
 /// A site's row, with the name of its node and its organisation.
 #[derive(Clone, Debug)]
@@ -143,6 +143,14 @@ pub(crate) async fn site(
     .transpose()
 }
 
+pub(super) const SITES: [&str; 2] = of_all_or_one!(
+    "SELECT s.*, n.name AS node_name, o.name AS org_name, o.prefix AS org_prefix
+     FROM site s JOIN node n ON n.id = s.node JOIN org o ON o.id = s.org
+     WHERE s.id > $1 AND",
+    "s.org",
+    "AND ($3 IS NULL OR s.name = $3) ORDER BY s.id LIMIT $4"
+);
+
 /// Returns the sites after `after` in the order of their ids.
 pub(crate) async fn sites(
     connection: &mut AnyConnection,
@@ -151,21 +159,16 @@ pub(crate) async fn sites(
     after: i64,
     limit: u32,
 ) -> Result<Vec<Site>, Error> {
-    sqlx::query(
-        "SELECT s.*, n.name AS node_name, o.name AS org_name, o.prefix AS org_prefix
-         FROM site s JOIN node n ON n.id = s.node JOIN org o ON o.id = s.org
-         WHERE s.id > $1 AND ($2 IS NULL OR s.org = $2) AND ($3 IS NULL OR s.name = $3)
-         ORDER BY s.id LIMIT $4",
-    )
-    .bind(after)
-    .bind(org.map(|org| org.0))
-    .bind(name.map(Label::as_str))
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?
-    .into_iter()
-    .map(parse)
-    .collect()
+    sqlx::query(of_org(SITES, org))
+        .bind(after)
+        .bind(org.map(|org| org.0))
+        .bind(name.map(Label::as_str))
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(parse)
+        .collect()
 }
 
 /// Returns all sites of an organisation.

@@ -15,7 +15,7 @@ use model::{
 };
 use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
-use super::{Error, bytes, number, optional_text, text};
+use super::{Error, bytes, number, of_org, optional_text, text};
 
 /// A key's row.
 #[derive(Clone)]
@@ -388,6 +388,13 @@ pub(crate) async fn newest_certificate(
     )))
 }
 
+pub(super) const CERTIFICATES: [&str; 2] = of_all_or_one!(
+    "SELECT c.*, o.name AS org_name FROM ssh_certificate c LEFT JOIN org o ON o.id = c.org
+     WHERE c.serial > $1 AND",
+    "c.org",
+    "ORDER BY c.serial LIMIT $3"
+);
+
 /// Returns certificates after `after` in the order of their serials.
 pub(crate) async fn certificates(
     connection: &mut AnyConnection,
@@ -395,18 +402,15 @@ pub(crate) async fn certificates(
     after: i64,
     limit: u32,
 ) -> Result<Vec<Certificate>, Error> {
-    sqlx::query(
-        "SELECT c.*, o.name AS org_name FROM ssh_certificate c LEFT JOIN org o ON o.id = c.org
-         WHERE c.serial > $1 AND ($2 IS NULL OR c.org = $2) ORDER BY c.serial LIMIT $3",
-    )
-    .bind(after)
-    .bind(org.map(|org| org.0))
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?
-    .into_iter()
-    .map(parse_certificate)
-    .collect()
+    sqlx::query(of_org(CERTIFICATES, org))
+        .bind(after)
+        .bind(org.map(|org| org.0))
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(parse_certificate)
+        .collect()
 }
 
 /// Revokes certificates that have not ended, or one that has, and returns one organisation for

@@ -6,7 +6,7 @@ use model::{
 };
 use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
-use super::{Error, number};
+use super::{Error, number, of_org};
 
 /// A token's row.
 #[derive(Clone, Debug)]
@@ -178,6 +178,14 @@ pub(crate) async fn token(
         .transpose()
 }
 
+pub(super) const TOKENS: [&str; 2] = of_all_or_one!(
+    "SELECT * FROM token
+     WHERE kind <> 'node' AND revoked IS NULL AND expires > $3
+       AND (uses_max IS NULL OR uses < uses_max) AND id > $1 AND",
+    "org",
+    "ORDER BY id LIMIT $4"
+);
+
 /// Returns the tokens after `after` that still work and were not made for a node.
 pub(crate) async fn tokens(
     connection: &mut AnyConnection,
@@ -186,22 +194,16 @@ pub(crate) async fn tokens(
     after: i64,
     limit: u32,
 ) -> Result<Vec<Token>, Error> {
-    sqlx::query(
-        "SELECT * FROM token
-         WHERE kind <> 'node' AND revoked IS NULL AND expires > $1
-               AND (uses_max IS NULL OR uses < uses_max)
-               AND id > $2 AND ($3 IS NULL OR org = $3)
-         ORDER BY id LIMIT $4",
-    )
-    .bind(now)
-    .bind(after)
-    .bind(org.map(|org| org.0))
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?
-    .into_iter()
-    .map(parse)
-    .collect()
+    sqlx::query(of_org(TOKENS, org))
+        .bind(after)
+        .bind(org.map(|org| org.0))
+        .bind(now)
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(parse)
+        .collect()
 }
 
 /// Counts the tokens that enrol and still work.

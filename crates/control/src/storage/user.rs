@@ -7,7 +7,7 @@ use model::{
 };
 use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
-use super::{Error, number, text};
+use super::{Error, number, of_org, text};
 
 /// A person's row.
 #[derive(Clone, Debug)]
@@ -111,6 +111,12 @@ pub(crate) async fn user_named(
         .transpose()
 }
 
+pub(super) const USERS: [&str; 2] = of_all_or_one!(
+    "SELECT * FROM \"user\" WHERE removed IS NULL AND id > $1 AND",
+    "org",
+    "AND ($3 IS NULL OR name = $3) ORDER BY id LIMIT $4"
+);
+
 /// Returns the people after `after` in the order of their ids.
 pub(crate) async fn users(
     connection: &mut AnyConnection,
@@ -119,20 +125,16 @@ pub(crate) async fn users(
     after: i64,
     limit: u32,
 ) -> Result<Vec<User>, Error> {
-    sqlx::query(
-        "SELECT * FROM \"user\" WHERE removed IS NULL AND id > $1 AND ($2 IS NULL OR org = $2)
-                AND ($3 IS NULL OR name = $3)
-         ORDER BY id LIMIT $4",
-    )
-    .bind(after)
-    .bind(org.map(|org| org.0))
-    .bind(name.map(Label::as_str))
-    .bind(i64::from(limit))
-    .fetch_all(connection)
-    .await?
-    .into_iter()
-    .map(parse)
-    .collect()
+    sqlx::query(of_org(USERS, org))
+        .bind(after)
+        .bind(org.map(|org| org.0))
+        .bind(name.map(Label::as_str))
+        .bind(i64::from(limit))
+        .fetch_all(connection)
+        .await?
+        .into_iter()
+        .map(parse)
+        .collect()
 }
 
 /// Returns everybody in an organisation in the order of their ids.
