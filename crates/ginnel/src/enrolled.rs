@@ -11,6 +11,7 @@
 mod capture;
 mod carrier;
 mod contact;
+mod kept;
 mod key;
 mod lan;
 mod led;
@@ -27,7 +28,7 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use model::{
-    key::{PublicKey, SecretKey},
+    key::SecretKey,
     map::{Difference, NetworkMap, Role, Told},
 };
 use node::{Event, Node};
@@ -39,23 +40,21 @@ use tokio::{
 pub(crate) use self::{
     capture::Asked, contact::Contact, key::NodeKey, led::Led, return_path::Sites, source::Source,
 };
-use self::{publish::Publisher, site::Way};
+use self::{kept::Kept, publish::Publisher, site::Way};
 use crate::{api::Client, authority::Pinned, enrolment::State, remedy::advise};
 use tunnel::{self, Endpoints, Membership, Resolver, Tunnel, Wanted};
 
 /// MTU inside the network: what an ordinary path carries; of another one senders are told.
 const MTU: usize = wireguard::MTU_DEFAULT;
 
-/// Endpoints and the timestamp floor are written so often at most.
-const KEEP_INTERVAL: Duration = Duration::from_secs(2);
-
-const ENDPOINTS: &str = "endpoints.json";
-const TIMESTAMP: &str = "timestamp.json";
+/// How long a change waits at most until it is written.
+const KEEP_INTERVAL: Duration = Duration::from_millis(250);
 
 /// An enrolled node with its tunnel.
 pub(crate) struct Enrolled {
     tunnel: Tunnel,
     events: mpsc::Receiver<Event>,
+    kept: Kept,
     state: State,
     source: Source,
     contact: Contact,
@@ -98,14 +97,18 @@ impl Enrolled {
         let mut node = Node::new(now, os::clock::wall(), random, key, inside);
         let role = map.own.role;
         node.apply(now, &map);
-        restore(&state, &mut node)?;
+        if let Some(floor) = kept::timestamp(&state)? {
+            node.raise_timestamp_floor(floor);
+        }
         let resolver = resolver(&map);
         let (tunnel, events) = Tunnel::start(node, attachment, resolver, listen, None)?;
+        tunnel.restore(&kept::endpoints(&state)?);
         let mut publisher = Publisher::new();
         publisher.listen(&tunnel);
         Ok(Self {
             tunnel,
             events,
+            kept: Kept::new(state.clone(), role == Role::Gateway),
             state,
             source,
             contact: Contact::new(),
@@ -162,6 +165,7 @@ impl Enrolled {
     /// Lives until the node is removed from the network or the process ends.
     pub(crate) async fn run(mut self) -> Result<()> {
         let mut updates = self.source.updates(self.serial(), self.contact.clone());
+        let mut returned = self.contact.returned();
         let mut keep = time::interval(KEEP_INTERVAL);
         keep.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
         let mut dirty = false;
@@ -205,10 +209,12 @@ impl Enrolled {
                     Some(Told::Removed) => return Err(self.leave()),
                     None => return Ok(()),
                 },
+                Ok(()) = returned.changed() => if let Some(since) = *returned.borrow_and_update() {
+                    self.tunnel.with(|node, now| node.initiate_again(now, since));
+                },
                 () = self.tunnel.doubted() => self.endpoints.refresh(&self.tunnel),
                 _ = keep.tick(), if dirty => {
-                    dirty = false;
-                    self.keep();
+                    dirty = !self.kept.keep(&self.tunnel);
                 }
             }
         }
@@ -367,23 +373,6 @@ impl Enrolled {
         }
         removed(self.role)
     }
-
-    fn keep(&self) {
-        let (endpoints, floor) = self
-            .tunnel
-            .with(|node, _| (node.endpoints(), node.timestamp_floor()));
-        let state = self.state.clone();
-        let gateway = self.role == Role::Gateway;
-        tokio::task::spawn_blocking(move || {
-            let endpoints = gateway.then_some(endpoints);
-            let kept = endpoints
-                .map_or(Ok(()), |endpoints| state.write(ENDPOINTS, &endpoints))
-                .and_then(|()| state.write(TIMESTAMP, &floor.0));
-            if let Err(error) = kept {
-                tracing::warn!("{error:#}");
-            }
-        });
-    }
 }
 
 /// Does what a gateway, or a node of sites with several nodes, has to do beside the data plane.
@@ -418,15 +407,6 @@ async fn route_sites(tunnel: &Tunnel) {
     if let Err(error) = tunnel.route_sites().await {
         tracing::warn!("{error:#}: hosts of other sites are not reached by IPv4");
     }
-}
-
-fn restore(state: &State, node: &mut Node) -> Result<()> {
-    if let Some(floor) = state.read(TIMESTAMP)? {
-        node.raise_timestamp_floor(wireguard::Tai64n(floor));
-    }
-    let endpoints: Option<Vec<(PublicKey, SocketAddr)>> = state.read(ENDPOINTS)?;
-    node.restore_endpoints(&endpoints.unwrap_or_default());
-    Ok(())
 }
 
 /// Lists the addresses of the map's own node.

@@ -76,13 +76,14 @@ pub(crate) const SSH_CERTIFICATE: &str = "ssh_user-cert.pub";
 /// Whom the organisation trusts to certify hosts.
 pub(crate) const SSH_KNOWN_HOSTS: &str = "ssh_known_hosts";
 /// Every file that [`State::clear`] removes: all that enrolling made.
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     ENROLMENT,
     SESSION,
     MAP,
     PRIVATE_KEY,
     NEXT_KEY,
     "endpoints.json",
+    "sources.json",
     "timestamp.json",
     SSH_AUTHORITY,
     SSH_KEY,

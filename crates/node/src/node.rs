@@ -449,6 +449,20 @@ impl Node {
         }
     }
 
+    /// Begins a handshake with each peer whose session is older than `since`: who was restarted
+    /// then knows nothing of it, and need not know where this node is.
+    pub fn initiate_again(&mut self, now: Instant, since: Instant) {
+        let is_older = |peer: &wireguard::PeerStatus<'_>| {
+            let known = peer.endpoint.is_some();
+            known && peer.last_handshake.is_some_and(|last| last < since)
+        };
+        let older = self.device.peers().filter(is_older);
+        let keys: Vec<_> = older.map(|peer| PublicKey(peer.public_key.0)).collect();
+        for key in keys {
+            self.initiate(now, &key);
+        }
+    }
+
     /// Returns where every peer is that has an endpoint, for [`Node::restore_endpoints`].
     #[must_use]
     pub fn endpoints(&self) -> Vec<(PublicKey, SocketAddr)> {

@@ -26,7 +26,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use wireguard::HEADER;
 
 use super::{
-    Attachment, Probed,
+    Attachment, KnownEndpoint, Probed,
     following::FOLLOWED_MAX,
     interface::{Interface, Joiner},
     outbox::Outbox,
@@ -97,6 +97,25 @@ impl Core {
             taken: Vec::new(),
             joiner: Joiner::default(),
         }
+    }
+
+    /// Returns where peers are, see [`Tunnel::endpoints`](super::Tunnel::endpoints).
+    pub(super) fn endpoints(&self) -> Vec<KnownEndpoint> {
+        let known = |(public_key, endpoint)| KnownEndpoint {
+            public_key,
+            endpoint,
+            called: self.outbox.source(endpoint),
+        };
+        self.node.endpoints().into_iter().map(known).collect()
+    }
+
+    /// Takes over where peers were, see [`Tunnel::restore`](super::Tunnel::restore).
+    pub(super) fn restore(&mut self, known: &[KnownEndpoint]) {
+        for known in known {
+            self.outbox.note_source(known.endpoint, known.called, true);
+        }
+        let endpoints = known.iter().map(|one| (one.public_key, one.endpoint));
+        self.node.restore_endpoints(&endpoints.collect::<Vec<_>>());
     }
 
     /// Returns the stack, for its sockets.

@@ -38,6 +38,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use model::key::PublicKey;
 use netstack::{EchoFailure, ListenerId};
 use node::Node;
 use packet::icmp::Cause;
@@ -67,6 +68,18 @@ use self::{core::Core, socket::Sockets};
 pub struct Tunnel {
     shared: Arc<Shared>,
     _driver: Arc<Driver>,
+}
+
+/// Where a peer was heard last.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct KnownEndpoint {
+    /// Who.
+    pub public_key: PublicKey,
+    /// Where it is.
+    pub endpoint: SocketAddr,
+    /// At which of our addresses it called, if routing may choose another one: a NAT on its way
+    /// lets nothing in from there.
+    pub called: Option<IpAddr>,
 }
 
 struct Shared {
@@ -145,6 +158,17 @@ impl Tunnel {
         let mut turn = self.turn();
         let now = turn.now;
         work(&mut turn.node, now)
+    }
+
+    /// Returns where every peer is that has an endpoint.
+    pub fn endpoints(&self) -> Vec<KnownEndpoint> {
+        self.turn().endpoints()
+    }
+
+    /// Takes over where peers were before a restart, and begins handshakes with them, so that
+    /// traffic flows before they notice; what of them is not in the map is left out.
+    pub fn restore(&self, known: &[KnownEndpoint]) {
+        self.turn().restore(known);
     }
 
     /// Reads the tunnel's clock.

@@ -86,6 +86,11 @@ impl Outbox {
         }
     }
 
+    /// Returns our address towards `peer`, if it must be a certain one.
+    pub(super) fn source(&self, peer: SocketAddr) -> Option<IpAddr> {
+        self.sources.as_ref()?.source(peer)
+    }
+
     pub(super) fn has_room(&self) -> bool {
         self.buffer.len() - self.used >= DATAGRAM_MAX
     }

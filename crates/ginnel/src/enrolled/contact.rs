@@ -5,12 +5,16 @@ use std::{
     time::Instant,
 };
 
+use tokio::sync::watch;
+
 use crate::agent::protocol::Control;
 
 /// How it stands with the server. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Contact {
     state: Arc<Mutex<State>>,
+    /// Since when the server was away that answers again.
+    returned: watch::Sender<Option<Instant>>,
 }
 
 enum State {
@@ -27,14 +31,21 @@ impl Contact {
     pub(crate) fn new() -> Self {
         Self {
             state: Arc::new(Mutex::new(State::Asking)),
+            returned: watch::Sender::new(None),
         }
+    }
+
+    /// Tells whenever the server answers again, since when it did not.
+    pub(super) fn returned(&self) -> watch::Receiver<Option<Instant>> {
+        self.returned.subscribe()
     }
 
     /// Takes that the server has answered.
     pub(super) fn reached(&self) {
         let mut state = self.lock();
-        if matches!(*state, State::Away { .. }) {
+        if let State::Away { since, .. } = *state {
             tracing::info!("control plane: reached again");
+            self.returned.send_replace(Some(since));
         }
         *state = State::Reached;
     }
@@ -90,6 +101,7 @@ mod tests {
     fn an_absence_counts_from_its_first_failure_and_ends_with_an_answer() {
         let begin = os::clock::Clock::start().now();
         let contact = Contact::new();
+        let mut returned = contact.returned();
         assert_eq!(contact.status(begin, "u").reached, None);
         for seconds in [0, 5] {
             let now = begin + Duration::from_secs(seconds);
@@ -101,7 +113,11 @@ mod tests {
             (Some(false), Some(7))
         );
         assert_eq!(status.error.as_deref(), Some("attempt at 5"));
+        assert_eq!(returned.has_changed().ok(), Some(false));
         contact.reached();
+        assert_eq!(*returned.borrow_and_update(), Some(begin));
+        contact.reached();
+        assert_eq!(returned.has_changed().ok(), Some(false));
         let status = contact.status(begin, "u");
         assert_eq!((status.reached, status.error), (Some(true), None));
     }

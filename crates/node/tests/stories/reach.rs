@@ -271,6 +271,41 @@ fn a_gateway_that_restarts_with_its_endpoints_carries_traffic_again_within_three
 }
 
 #[test]
+fn a_gateway_that_knows_no_endpoint_after_a_restart_is_called_when_its_server_answers() {
+    let installation = Installation::new();
+    let mut world = World::standing(&installation, &[11, 12]);
+    assert!(ping(&mut world, 11, 12));
+    world.run(Duration::from_secs(10));
+    let since = world.now;
+    world.hosts.remove(&GATEWAY);
+    world.run(Duration::from_secs(1));
+    world.add(GATEWAY, netstack(GATEWAY));
+    world.publish(&installation);
+    let completed = |event: &Event| match event {
+        Event::HandshakeCompleted { .. } => Some(()),
+        _ => None,
+    };
+    let handshakes = |world: &mut World| {
+        let now = world.now;
+        let mut count = 0;
+        for number in [11, 12] {
+            world.node(number).initiate_again(now, since);
+        }
+        world.run(Duration::from_millis(900));
+        for number in [11, 12] {
+            count += world.take(number, completed).len();
+        }
+        count
+    };
+    world.take(11, completed);
+    world.take(12, completed);
+    assert_eq!(handshakes(&mut world), 2);
+    assert!(ping(&mut world, 11, 12));
+    world.run(Duration::from_secs(6));
+    assert_eq!(handshakes(&mut world), 0, "the session is newer");
+}
+
+#[test]
 fn an_unknown_initiator_is_answered_on_the_same_initiation() {
     let mut installation = Installation::new();
     let full = installation.clone();
