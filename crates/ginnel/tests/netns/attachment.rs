@@ -265,7 +265,7 @@ impl Running {
 
     /// Waits until it ends by itself, and returns what it said.
     #[track_caller]
-    fn ended(mut self) -> (Option<i32>, String) {
+    pub(crate) fn ended(mut self) -> (Option<i32>, String) {
         let mut code = None;
         within(SHORT, "the process ends", || {
             let status = self.child.try_wait().expect("our child");
@@ -275,7 +275,7 @@ impl Running {
         (code, self.said())
     }
 
-    fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         let pid = i32::try_from(self.child.id()).expect("a process id");
         let pid = nix::unistd::Pid::from_raw(pid);
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("our child");

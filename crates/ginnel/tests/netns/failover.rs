@@ -176,6 +176,12 @@ impl Scene {
         self.start(self.command(&["ping", DEVICE, "-i", INTERVAL]), "time=")
     }
 
+    /// Follows the events of c, as JSON, and those of c2.
+    fn follow(&self) -> [Running; 2] {
+        let commands = [self.at(0, &["events", "--json"]), self.at(1, &["events"])];
+        commands.map(|command| self.start(command, ""))
+    }
+
     /// The routes and rules of a machine.
     fn routes(&self, number: usize) -> String {
         let list = |what: &[&str]| {
@@ -258,6 +264,7 @@ fn a_node_whose_lan_is_gone_hands_the_site_over_though_its_tunnel_stands() {
         return;
     };
     let ping = scene.ping();
+    let events = scene.follow();
     let Member { space, lan, .. } = &scene.members[0];
     space.0.ip(&["link", "set", lan, "down"]);
     within(LONG, "c2 carries the site", || scene.carries(1));
@@ -278,6 +285,12 @@ fn a_node_whose_lan_is_gone_hands_the_site_over_though_its_tunnel_stands() {
 
     space.0.ip(&["link", "set", lan, "up"]);
     within(LONG, "c carries the site again", || scene.carries(0));
+    for (follower, event) in events.iter().zip([
+        r#""event":"site_moved""#,
+        "site beijing: c carries it, no longer c2, which is not the preferred one",
+    ]) {
+        within(LONG, event, || follower.said().contains(event));
+    }
     let forwarding = "/proc/sys/net/ipv4/conf/all/forwarding";
     space.0.enter(|| fs::write(forwarding, "0").expect("root"));
     within(LONG, "c says that it does not forward", || {

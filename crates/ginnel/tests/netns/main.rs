@@ -8,6 +8,8 @@ mod capture;
 mod congestion;
 mod doctor;
 mod failover;
+mod fault;
+mod flap;
 mod flood;
 mod interface;
 mod mangled;

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use super::{
     attachment::{At, Network},
-    world::{LONG, Program, Tunnel, find, lacks, received, text, wg_line, within},
+    world::{LONG, Program, Space, Tunnel, find, lacks, received, text, wg_line, within},
 };
 
 /// A network whose alpha has no node that runs, only its administrator.
@@ -22,11 +22,10 @@ fn network() -> Option<Network> {
     Network::new()
 }
 
-/// Starts wireguard-go at alpha by what was exported, as wg-quick(8) would.
-fn connect(network: &Network, configuration: &str) -> Tunnel {
-    let space = network.space(At::Alpha);
+/// Starts wireguard-go on a machine by what was exported, as wg-quick(8) would.
+pub(super) fn connect(space: &Space, configuration: &str) -> Tunnel {
     let tunnel = Tunnel::start(space, Program::WireguardGo).expect("it is installed");
-    configure(network, &tunnel, configuration);
+    configure(space, &tunnel, configuration);
     let value = |key: &str| {
         let mut lines = configuration.lines();
         let line = lines.find_map(|line| line.strip_prefix(key)?.strip_prefix(" = "));
@@ -48,15 +47,16 @@ fn connect(network: &Network, configuration: &str) -> Tunnel {
 }
 
 /// Lets the interface work by a configuration.
-fn configure(network: &Network, tunnel: &Tunnel, configuration: &str) {
-    let file = network.path(&format!("{}.conf", tunnel.interface));
+fn configure(space: &Space, tunnel: &Tunnel, configuration: &str) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join(format!("{}.conf", tunnel.interface));
     std::fs::write(&file, configuration).expect("our directory");
     let stripped = Command::new("wg-quick").arg("strip").arg(&file).output();
     let stripped = stripped.expect("wg-quick runs");
     assert!(stripped.status.success(), "{}", text(&stripped));
-    let plain = network.path("stripped.conf");
+    let plain = directory.path().join("stripped");
     std::fs::write(&plain, &stripped.stdout).expect("our directory");
-    let mut wg = network.space(At::Alpha).command("wg");
+    let mut wg = space.command("wg");
     let set = wg.args(["setconf", &tunnel.interface]).arg(&plain).output();
     let set = set.expect("wg runs");
     assert!(set.status.success(), "{}", text(&set));
@@ -72,9 +72,9 @@ fn a_plain_client_reaches_nodes_by_name_under_the_rules_until_it_is_removed() {
     let _beta = network.start(At::Beta, &["up", "--user"], "is ready");
     network.run(At::Alpha, &["peer", "add", "phone"]);
     let configuration = network.run(At::Alpha, &["peer", "export", "phone"]);
-    let phone = connect(&network, &configuration);
-
     let here = network.space(At::Alpha);
+    let phone = connect(here, &configuration);
+
     let resolver = configuration
         .lines()
         .find_map(|line| line.strip_prefix("DNS = "));
@@ -116,7 +116,7 @@ fn a_plain_client_reaches_nodes_by_name_under_the_rules_until_it_is_removed() {
     within(LONG, "the former key works no more", || {
         here.ping(beta, 1) == 0
     });
-    configure(&network, &phone, &newer);
+    configure(here, &phone, &newer);
     within(LONG, "the new one does", || here.ping(beta, 1) == 1);
 
     network.run(At::Alpha, &["peer", "remove", "phone"]);
@@ -140,8 +140,8 @@ fn a_device_that_makes_its_own_key_gives_only_the_public_one_away() {
         .lines()
         .find(|line| line.starts_with("# PrivateKey"));
     let configuration = exported.replace(place.expect("its place"), &own);
-    let _router = connect(&network, &configuration);
-    let beta = network.address("beta");
     let here = network.space(At::Alpha);
+    let _router = connect(here, &configuration);
+    let beta = network.address("beta");
     within(LONG, "beta is reached", || here.ping(beta, 1) == 1);
 }

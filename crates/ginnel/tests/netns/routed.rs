@@ -31,13 +31,13 @@ const HUB: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 97, 0, 1), Ipv4Addr::new(10, 97, 0
 pub(super) struct Office {
     pub(super) name: &'static str,
     /// Tells the cables to the hub, and the aliases, of the offices apart.
-    net: u8,
+    pub(super) net: u8,
     lan: u8,
     /// Whether others know it by 10.99.`net`.0/24.
     has_alias: bool,
     device_host: u8,
     /// The router's interface to the outside.
-    uplink: String,
+    pub(super) uplink: String,
     pub(super) router: Apart,
     pub(super) node: Apart,
     pub(super) device: Apart,
@@ -115,12 +115,7 @@ impl Office {
             let gateway = self.host(1).to_string();
             space.ip(&["route", "add", "default", "via", &gateway]);
         }
-        plug(hub, router, &self.uplink, [10, 97, 0, self.net]);
-        forward(router);
-        let rules = "add table ip nat; \
-                     add chain ip nat out { type nat hook postrouting priority srcnat; }; \
-                     add rule ip nat out ip daddr 10.97.0.0/24 masquerade";
-        nft(router, rules);
+        translate(hub, router, &self.uplink, self.net);
     }
 
     /// The one static route of the LAN's router.
@@ -159,6 +154,16 @@ pub(super) fn plug(switch: &Space, space: &Space, link: &str, address: [u8; 4]) 
     space.ip(&["link", "set", link, "up"]);
 }
 
+/// Connects a router to the hub's network, and translates addresses to there.
+pub(super) fn translate(hub: &Space, router: &Space, uplink: &str, host: u8) {
+    plug(hub, router, uplink, [10, 97, 0, host]);
+    forward(router);
+    let rules = "add table ip nat; \
+                 add chain ip nat out { type nat hook postrouting priority srcnat; }; \
+                 add rule ip nat out ip daddr 10.97.0.0/24 masquerade";
+    nft(router, rules);
+}
+
 /// Makes a machine a router, as its administrator would.
 pub(super) fn forward(space: &Space) {
     let setting = "/proc/sys/net/ipv4/ip_forward";
@@ -166,7 +171,7 @@ pub(super) fn forward(space: &Space) {
 }
 
 impl Scene {
-    fn new() -> Option<Self> {
+    pub(super) fn new() -> Option<Self> {
         Self::with("routed")
     }
 
@@ -218,11 +223,7 @@ impl Scene {
     }
 
     fn enrol(&mut self, mode: &str) {
-        let mut server = self.hub.0.command(GINNEL);
-        server.args(["server", "--listen", "0.0.0.0:8443"]);
-        server.args(["--wireguard", "0.0.0.0:51820", "--public", "10.97.0.9:8443"]);
-        server.arg("--data").arg(self.path("data"));
-        let server = self.start(server, "ginnel-login-");
+        let server = self.serve("ginnel-login-");
         let url = word(&server.said(), "https://");
         let admin = word(&server.said(), "ginnel-login-");
         self.running.push(server);
@@ -246,11 +247,20 @@ impl Scene {
         }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// Starts the server, which says `sign`.
+    pub(super) fn serve(&self, sign: &str) -> Running {
+        let mut server = self.hub.0.command(GINNEL);
+        server.args(["server", "--listen", "0.0.0.0:8443"]);
+        server.args(["--wireguard", "0.0.0.0:51820", "--public", "10.97.0.9:8443"]);
+        server.arg("--data").arg(self.path("data"));
+        self.start(server, sign)
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    fn start(&self, mut command: Command, sign: &str) -> Running {
+    pub(super) fn start(&self, mut command: Command, sign: &str) -> Running {
         Running::spawn(&mut command, self.path(&unique("log")), sign)
     }
 

@@ -1,0 +1,93 @@
+//! A site that comes and goes, of which nothing stays: no route, rule, setting or process.
+//!
+//! `FLAPS` says how often.
+
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt as _};
+
+use super::{
+    attachment::Running,
+    routed::Scene,
+    site::{finish, succeeded},
+    world::{LONG, Space, within},
+};
+
+/// What a machine has that a node could leave behind, line by line.
+fn settings(space: &Space) -> BTreeSet<String> {
+    // Secrets that are not set cannot be read.
+    let conf = "grep -rs . /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf || true";
+    let lists: [&[&str]; 7] = [
+        &["ip", "-4", "route", "show", "table", "all"],
+        &["ip", "-6", "route", "show", "table", "all"],
+        &["ip", "-4", "rule"],
+        &["ip", "-6", "rule"],
+        &["ip", "-br", "address"],
+        &["nft", "list", "ruleset"],
+        &["sh", "-c", conf],
+    ];
+    let list = |line: &[&str]| {
+        let mut list = space.command(line[0]);
+        list.args(&line[1..]);
+        let text = succeeded(&finish(list));
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    lists.into_iter().flat_map(list).collect()
+}
+
+/// How many processes have a machine's network.
+fn processes(space: &Space) -> usize {
+    let own = fs::metadata(format!("/run/netns/{}", space.name)).expect("it is there");
+    let entries = fs::read_dir("/proc").expect("processes").flatten();
+    let has_it = |path: &std::path::Path| {
+        fs::metadata(path.join("ns/net")).is_ok_and(|net| net.ino() == own.ino())
+    };
+    entries.filter(|entry| has_it(&entry.path())).count()
+}
+
+#[test]
+fn nothing_stays_of_a_site_that_comes_and_goes() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let line = ["--from", "site:beijing", "--to", "site:shenzhen"];
+    scene.run(&[&["policy", "add"][..], &line].concat());
+    let answers = |scene: &Scene| {
+        let [one, other] = &scene.offices;
+        other.device.0.ping(one.address(), 1) == 1
+    };
+    within(LONG, "the device answers", || answers(&scene));
+    stop(scene.running.remove(1));
+    let machine = |scene: &Scene| settings(&scene.offices[0].node.0);
+    // The machine's own addresses take their time.
+    within(LONG, "no address is tentative", || {
+        let mut show = scene.offices[0].node.0.command("ip");
+        show.args(["-6", "address", "show", "tentative"]);
+        succeeded(&finish(show)).is_empty()
+    });
+    let before = machine(&scene);
+    let flaps = std::env::var("FLAPS").map_or(20, |flaps| flaps.parse().expect("a number"));
+    for number in 0..flaps {
+        let node = scene.up(0);
+        assert!(machine(&scene) != before, "it has an interface");
+        if number % 4 < 2 {
+            within(LONG, "the device answers", || answers(&scene));
+        }
+        if number % 2 == 0 {
+            stop(node);
+            let after = machine(&scene);
+            let others: Vec<_> = after.symmetric_difference(&before).collect();
+            assert_eq!(others, [""; 0], "flap {number}");
+        } else {
+            drop(node);
+        }
+        assert_eq!(processes(&scene.offices[0].node.0), 0, "flap {number}");
+    }
+    scene.running.push(scene.up(0));
+    within(LONG, "the device answers", || answers(&scene));
+}
+
+/// Lets a node end by itself.
+fn stop(node: Running) {
+    node.terminate();
+    let (code, said) = node.ended();
+    assert_eq!(code, Some(0), "{said}");
+}
