@@ -183,7 +183,8 @@ async fn update_last(
 }
 
 pub(super) const ROWS: [&str; 2] = of_all_or_one!(
-    "SELECT a.id, a.time, a.actor, a.action, a.subject, a.org, o.name AS org_name, a.previous, a.hash
+    "SELECT a.id, a.time, a.actor, a.action, a.subject, a.org, o.name AS org_name, a.previous,
+            a.hash
      FROM audit a LEFT JOIN org o ON o.id = a.org
      WHERE a.id > $1 AND",
     "a.org",

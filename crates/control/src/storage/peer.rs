@@ -95,12 +95,12 @@ pub(crate) async fn peer(
 }
 
 pub(super) const PEERS: [&str; 2] = of_all_or_one!(
-    "SELECT node.*, key_holder, peer.expires AS peer_expires, exported, gateway_key, gateway_endpoint
+    "SELECT node.*, key_holder, peer.expires AS peer_expires, exported, gateway_key,
+            gateway_endpoint
      FROM node JOIN peer ON peer.node = node.id
      WHERE node.removed IS NULL AND node.id > $1 AND",
     "node.org",
-    "AND ($3 IS NULL OR node.name = $3)
-     ORDER BY node.id LIMIT $4"
+    "AND ($3 IS NULL OR node.name = $3) ORDER BY node.id LIMIT $4"
 );
 
 /// Returns plain WireGuard clients after `after` in the order of their ids.
