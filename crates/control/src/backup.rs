@@ -78,7 +78,8 @@ const FORMAT: u32 = 1;
 
 /// The keys of an installation below its directory, in the order in which they are put there. Plain
 /// WireGuard peers know the gateway by its key alone. Where its peers were lets it initiate to them
-/// at once; otherwise they would notice only at their next handshake.
+/// at once, from the address that routing chooses; otherwise they would notice only at their next
+/// handshake.
 const FILES: [&str; 5] = [
     "master.key",
     "ca.key",

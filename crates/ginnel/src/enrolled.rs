@@ -47,9 +47,6 @@ use tunnel::{self, Endpoints, Membership, Resolver, Tunnel, Wanted};
 /// MTU inside the network: what an ordinary path carries; of another one senders are told.
 const MTU: usize = wireguard::MTU_DEFAULT;
 
-/// How long a change waits at most until it is written.
-const KEEP_INTERVAL: Duration = Duration::from_millis(250);
-
 /// An enrolled node with its tunnel.
 pub(crate) struct Enrolled {
     tunnel: Tunnel,
@@ -101,8 +98,9 @@ impl Enrolled {
             node.raise_timestamp_floor(floor);
         }
         let resolver = resolver(&map);
+        let known = kept::endpoints(&state)?;
         let (tunnel, events) = Tunnel::start(node, attachment, resolver, listen, None)?;
-        tunnel.restore(&kept::endpoints(&state)?);
+        tunnel.restore(&known);
         let mut publisher = Publisher::new();
         publisher.listen(&tunnel);
         Ok(Self {
@@ -166,8 +164,7 @@ impl Enrolled {
     pub(crate) async fn run(mut self) -> Result<()> {
         let mut updates = self.source.updates(self.serial(), self.contact.clone());
         let mut returned = self.contact.returned();
-        let mut keep = time::interval(KEEP_INTERVAL);
-        keep.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        let mut keep = time::interval(kept::PAUSE);
         let mut dirty = false;
         let tunnel = self.tunnel.clone();
         let interface_ended = tunnel.interface_ended();
@@ -209,12 +206,14 @@ impl Enrolled {
                     Some(Told::Removed) => return Err(self.leave()),
                     None => return Ok(()),
                 },
-                Ok(()) = returned.changed() => if let Some(since) = *returned.borrow_and_update() {
+                Ok(()) = returned.changed(), if !is_gateway => if let Some(since) = *returned.borrow_and_update() {
                     self.tunnel.with(|node, now| node.initiate_again(now, since));
                 },
                 () = self.tunnel.doubted() => self.endpoints.refresh(&self.tunnel),
                 _ = keep.tick(), if dirty => {
-                    dirty = !self.kept.keep(&self.tunnel);
+                    let pause = self.kept.keep(&self.tunnel);
+                    dirty = pause.is_none();
+                    keep.reset_after(pause.unwrap_or(kept::PAUSE));
                 }
             }
         }

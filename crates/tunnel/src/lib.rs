@@ -166,7 +166,7 @@ impl Tunnel {
     }
 
     /// Takes over where peers were before a restart, and begins handshakes with them, so that
-    /// traffic flows before they notice; what of them is not in the map is left out.
+    /// traffic flows before they notice. Who is not in the map is called by nobody.
     pub fn restore(&self, known: &[KnownEndpoint]) {
         self.turn().restore(known);
     }

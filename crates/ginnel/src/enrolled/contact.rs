@@ -13,7 +13,7 @@ use crate::agent::protocol::Control;
 #[derive(Clone)]
 pub(crate) struct Contact {
     state: Arc<Mutex<State>>,
-    /// Since when the server was away that answers again.
+    /// Since when the server was silent that answers again.
     returned: watch::Sender<Option<Instant>>,
 }
 
@@ -23,7 +23,12 @@ enum State {
     /// The last request was answered, or the next one waits for a change.
     Reached,
     /// The last request failed.
-    Away { since: Instant, error: String },
+    Away {
+        since: Instant,
+        error: String,
+        /// Since when not even a refusal came back, if that was so at all.
+        silent: Option<Instant>,
+    },
 }
 
 impl Contact {
@@ -35,7 +40,7 @@ impl Contact {
         }
     }
 
-    /// Tells whenever the server answers again, since when it did not.
+    /// Tells whenever the server answers again after silence, since when.
     pub(super) fn returned(&self) -> watch::Receiver<Option<Instant>> {
         self.returned.subscribe()
     }
@@ -43,28 +48,36 @@ impl Contact {
     /// Takes that the server has answered.
     pub(super) fn reached(&self) {
         let mut state = self.lock();
-        if let State::Away { since, .. } = *state {
+        if let State::Away { silent, .. } = *state {
             tracing::info!("control plane: reached again");
-            self.returned.send_replace(Some(since));
+            if silent.is_some() {
+                self.returned.send_replace(silent);
+            }
         }
         *state = State::Reached;
     }
 
-    /// Takes that the server was not reached; only the first failure of a row is worth a warning.
-    pub(super) fn failed(&self, now: Instant, error: &anyhow::Error) {
+    /// Takes that the server refused to serve, or was not even reached; only the first failure of
+    /// a row is worth a warning.
+    pub(super) fn failed(&self, now: Instant, error: &anyhow::Error, is_silent: bool) {
         let mut state = self.lock();
         let error = format!("{error:#}");
-        let since = match &*state {
-            State::Away { since, .. } => {
+        let (since, silent) = match &*state {
+            State::Away { since, silent, .. } => {
                 tracing::debug!(error, "control plane");
-                *since
+                (*since, *silent)
             }
             State::Asking | State::Reached => {
                 tracing::warn!("control plane: {error}; working by the last map");
-                now
+                (now, None)
             }
         };
-        *state = State::Away { since, error };
+        let silent = silent.or(is_silent.then_some(now));
+        *state = State::Away {
+            since,
+            error,
+            silent,
+        };
     }
 
     /// Shows how it stands at `now` with the server at `url`.
@@ -72,7 +85,7 @@ impl Contact {
         let (reached, away) = match &*self.lock() {
             State::Asking => (None, None),
             State::Reached => (Some(true), None),
-            State::Away { since, error } => {
+            State::Away { since, error, .. } => {
                 let seconds = now.saturating_duration_since(*since).as_secs();
                 (Some(false), Some((seconds, error.clone())))
             }
@@ -105,7 +118,8 @@ mod tests {
         assert_eq!(contact.status(begin, "u").reached, None);
         for seconds in [0, 5] {
             let now = begin + Duration::from_secs(seconds);
-            contact.failed(now, &anyhow::anyhow!("attempt at {seconds}"));
+            let error = anyhow::anyhow!("attempt at {seconds}");
+            contact.failed(now, &error, seconds == 5);
         }
         let status = contact.status(begin + Duration::from_secs(7), "u");
         assert_eq!(
@@ -115,7 +129,9 @@ mod tests {
         assert_eq!(status.error.as_deref(), Some("attempt at 5"));
         assert_eq!(returned.has_changed().ok(), Some(false));
         contact.reached();
-        assert_eq!(*returned.borrow_and_update(), Some(begin));
+        let silent = begin + Duration::from_secs(5);
+        assert_eq!(*returned.borrow_and_update(), Some(silent));
+        contact.failed(silent, &anyhow::anyhow!("refused"), false);
         contact.reached();
         assert_eq!(returned.has_changed().ok(), Some(false));
         let status = contact.status(begin, "u");

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -18,6 +19,12 @@ const ENDPOINTS: &str = "endpoints.json";
 /// At which of our addresses those at an endpoint called.
 const SOURCES: &str = "sources.json";
 const TIMESTAMP: &str = "timestamp.json";
+
+/// How soon after a change it is written, if it is long ago that something was.
+pub(super) const PAUSE: Duration = Duration::from_millis(250);
+
+/// How much longer that takes for each peer: ten thousand are looked at every two seconds.
+const PAUSE_PER_PEER: Duration = Duration::from_micros(200);
 
 /// Where peers are and the newest timestamp that was sent, on disk.
 pub(super) struct Kept {
@@ -42,20 +49,21 @@ impl Kept {
         }
     }
 
-    /// Writes what is not on disk yet; false while that still goes on from the last time.
-    pub(super) fn keep(&self, tunnel: &Tunnel) -> bool {
-        let Ok(mut written) = Arc::clone(&self.written).try_lock_owned() else {
-            return false;
-        };
+    /// Writes what is not on disk yet, and returns how long to wait before the next time; `None`
+    /// while the last one still goes on.
+    pub(super) fn keep(&self, tunnel: &Tunnel) -> Option<Duration> {
+        let mut written = Arc::clone(&self.written).try_lock_owned().ok()?;
         let endpoints = self.has_endpoints.then(|| tunnel.endpoints());
         let timestamp = tunnel.with(|node, _| node.timestamp_floor());
+        let peers = endpoints.as_ref().map_or(0, Vec::len);
         let state = self.state.clone();
         spawn_blocking(move || {
             if let Err(error) = written.update(&state, endpoints, timestamp) {
                 tracing::warn!("{error:#}");
             }
         });
-        true
+        let peers = u32::try_from(peers).unwrap_or(u32::MAX);
+        Some(PAUSE.max(PAUSE_PER_PEER.saturating_mul(peers)))
     }
 }
 

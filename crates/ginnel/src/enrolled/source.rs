@@ -237,7 +237,8 @@ async fn poll(client: Arc<Client>, serial: u64, sender: mpsc::Sender<Told>, cont
                     back_off = BACK_OFF;
                 }
                 held = holds;
-                contact.failed(os::clock::Clock::start().now(), &error.into());
+                let is_silent = error.code().is_none();
+                contact.failed(os::clock::Clock::start().now(), &error.into(), is_silent);
                 tokio::select! {
                     () = time::sleep(with_jitter(back_off)) => {}
                     () = sender.closed() => return,

@@ -67,6 +67,11 @@ impl Office {
         }
     }
 
+    fn two() -> [Self; 2] {
+        let two = [("shenzhen", 201, 55), ("beijing", 200, 244)];
+        two.map(|(name, net, device)| Self::new(name, net, device))
+    }
+
     pub(super) fn host(&self, host: u8) -> Ipv4Addr {
         Ipv4Addr::new(192, 168, self.lan, host)
     }
@@ -177,25 +182,27 @@ impl Scene {
 
     /// The offices with sites in this mode.
     pub(super) fn with(mode: &str) -> Option<Self> {
-        let offices = || {
-            [
-                Office::new("shenzhen", 201, 55),
-                Office::new("beijing", 200, 244),
-            ]
-        };
-        Self::of(mode, offices)
+        Self::of(mode, Office::two)
+    }
+
+    /// The offices before anything of ginnel has run.
+    pub(super) fn laid() -> Option<Self> {
+        Self::lay(Office::two)
     }
 
     /// Routed offices that both have the same prefix, and aliases.
     pub(super) fn with_aliases() -> Option<Self> {
-        let offices = || {
-            let offices = [("shenzhen", 201, 55), ("beijing", 200, 244)];
-            offices.map(|(name, net, device)| Office::new(name, net, device).with_alias(1))
-        };
+        let offices = || Office::two().map(|office| office.with_alias(1));
         Self::of("routed", offices)
     }
 
     fn of(mode: &str, offices: impl FnOnce() -> [Office; 2]) -> Option<Self> {
+        let mut scene = Self::lay(offices)?;
+        scene.enrol(mode);
+        Some(scene)
+    }
+
+    fn lay(offices: impl FnOnce() -> [Office; 2]) -> Option<Self> {
         for tool in ["curl", "nft"] {
             if find(tool).is_none() {
                 lacks("NETNS", &format!("`{tool}` is not installed"));
@@ -204,7 +211,7 @@ impl Scene {
         }
         // It says why if this machine has no namespaces.
         drop(World::new()?);
-        let mut scene = Self {
+        let scene = Self {
             running: Vec::new(),
             directory: tempfile::tempdir().expect("a temporary directory"),
             hub: Apart::new(),
@@ -218,11 +225,10 @@ impl Scene {
             office.route(far);
             forward(&office.node.0);
         }
-        scene.enrol(mode);
         Some(scene)
     }
 
-    fn enrol(&mut self, mode: &str) {
+    pub(super) fn enrol(&mut self, mode: &str) {
         let server = self.serve("ginnel-login-");
         let url = word(&server.said(), "https://");
         let admin = word(&server.said(), "ginnel-login-");
