@@ -24,7 +24,7 @@ mod site;
 mod source;
 mod ssh;
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use model::{

@@ -144,7 +144,11 @@ pub(super) fn nft(space: &Space, rules: &str) {
 
 /// Gives a machine a switch of its own.
 pub(super) fn switch(space: &Space, address: Ipv4Addr) {
-    space.ip(&["link", "add", "switch", "type", "bridge"]);
+    // Else it has that of a cable, and another one as more are plugged in.
+    let [a, b, c, d] = address.octets();
+    let ethernet = format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
+    let bridge = ["link", "add", "switch", "address", &ethernet];
+    space.ip(&[&bridge[..], &["type", "bridge"]].concat());
     space.ip(&["link", "set", "switch", "up"]);
     space.add_address("switch", address.into());
 }
