@@ -281,9 +281,9 @@ fn a_gateway_that_knows_no_endpoint_after_a_restart_is_called_when_its_server_an
     world.run(Duration::from_secs(1));
     world.add(GATEWAY, netstack(GATEWAY));
     world.publish(&installation);
-    let completed = |event: &Event| match event {
-        Event::HandshakeCompleted { .. } => Some(()),
-        _ => None,
+    let completed = |event: &Event| {
+        let completed = matches!(event, Event::HandshakeCompleted { .. });
+        completed.then_some(())
     };
     let handshakes = |world: &mut World| {
         let now = world.now;
