@@ -338,6 +338,7 @@ pub(crate) async fn back_to_schema_3(data: &Path) {
         CREATE UNIQUE INDEX node_builtin ON node (builtin) WHERE builtin = 1 AND removed IS NULL;
         DROP INDEX org_serial;
         DROP INDEX node_expires;
+        DROP INDEX ssh_certificate_org;
         ALTER TABLE node DROP COLUMN expired;
         ALTER TABLE node DROP COLUMN expires;
         ALTER TABLE node DROP COLUMN pending;
