@@ -206,9 +206,11 @@ impl Enrolled {
                     Some(Told::Removed) => return Err(self.leave()),
                     None => return Ok(()),
                 },
-                Ok(()) = returned.changed(), if !is_gateway => if let Some(since) = *returned.borrow_and_update() {
-                    self.tunnel.with(|node, now| node.initiate_again(now, since));
-                },
+                Ok(()) = returned.changed(), if !is_gateway => {
+                    if let Some(since) = *returned.borrow_and_update() {
+                        self.tunnel.with(|node, now| node.initiate_again(now, since));
+                    }
+                }
                 () = self.tunnel.doubted() => self.endpoints.refresh(&self.tunnel),
                 _ = keep.tick(), if dirty => {
                     let pause = self.kept.keep(&self.tunnel);
