@@ -37,6 +37,10 @@ fn the_packets_of_another_machine_are_told_to_who_asked_and_to_its_owner() {
     wait_for("the end, at the machine", || {
         world.json("shed", &["status"])["capture"].is_null()
     });
+    wait_for("the end, in the audit", || {
+        let rows = world.run("laptop", &["audit", "list"]);
+        rows.contains("end:complete")
+    });
     let rows = world.run("laptop", &["audit", "list"]);
     for part in [
         "capture_begun",
