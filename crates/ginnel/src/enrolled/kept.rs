@@ -23,7 +23,7 @@ const TIMESTAMP: &str = "timestamp.json";
 /// How soon after a change it is written, if it is long ago that something was.
 pub(super) const PAUSE: Duration = Duration::from_millis(250);
 
-/// How much longer that takes for each peer: ten thousand are looked at every two seconds.
+/// It is as much for each peer where that is longer: ten thousand are looked at every two seconds.
 const PAUSE_PER_PEER: Duration = Duration::from_micros(200);
 
 /// Where peers are and the newest timestamp that was sent, on disk.

@@ -343,7 +343,8 @@ fn site_network(scene: &Scene, office: &Office) -> Ipv6Addr {
 
 /// Counts at a router what leaves to the outside and is neither a tunnel nor the control plane, nor
 /// the router's own word about one, and shows that it does. What the hub sends to the address that
-/// a router had before turns round there.
+/// a router had before turns round there. Without its node, what a device of an office says turns
+/// round between router and node, because the router leads it there.
 fn watch(edge: &Edge) {
     let uplink = &edge.uplink;
     let space = edge.space();
