@@ -43,6 +43,8 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     // The agent writes into the state until it has ended.
     let _no_agent = agent::stop(global).await?;
     state.clear()?;
+    // A node that was killed keeps the machine from saying in the clear what was meant for it.
+    tunnel::remove_left_routes().await;
     let text = format_args!("{} has left the network", enrolment.name);
     terminal::done(text, global.json)?;
     Ok(ExitCode::SUCCESS)

@@ -14,7 +14,10 @@ use rtnetlink::{
         address::{AddressAttribute, AddressMessage},
         link::{LinkAttribute, LinkFlags},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType},
+        route::{
+            RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+            RouteType,
+        },
     },
 };
 
@@ -38,6 +41,8 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// Lower ones win among equal destinations.
     pub metric: u32,
+    /// This program or another one of its kind made it.
+    pub is_ours: bool,
 }
 
 /// An address of an interface.
@@ -57,6 +62,13 @@ pub struct Neighbour {
     /// The host's address.
     pub address: IpAddr,
 }
+
+/// The metric of unreachable routes: every other route is preferred to them.
+const METRIC_LAST: u32 = u32::MAX;
+
+/// Who made the routes, as `ip route show proto 71` asks; nobody else uses the number (iproute2,
+/// `etc/iproute2/rt_protos`).
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(71);
 
 /// A connection to the kernel's network configuration, within a tokio runtime.
 ///
@@ -135,15 +147,36 @@ impl Netlink {
         request.execute().await.map_err(into_io)
     }
 
-    /// Removes the route of `destination` through the interface; false if there was none.
+    /// Removes the route of `destination` through the interface, if this program or another one of
+    /// its kind made it; false if there was none.
     pub async fn remove_route(&self, interface: &str, destination: Network) -> io::Result<bool> {
-        let route = route_message(interface, destination)?;
-        match self.handle.route().del(route).execute().await {
+        self.remove(route_message(interface, destination)?).await
+    }
+
+    /// Lets packets for `destination` go nowhere once nothing else routes them: their senders get
+    /// an ICMP error. Such a route belongs to no interface and stays until it is removed; one that
+    /// is there already is fine.
+    pub async fn add_unreachable_route(&self, destination: Network) -> io::Result<()> {
+        let route = unreachable_message(destination)?;
+        let added = self.handle.route().add(route).execute().await;
+        match added.map_err(into_io) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            added => added,
+        }
+    }
+
+    /// Removes the unreachable route of `destination`, if this program or another one of its kind
+    /// made it; false if there was none.
+    pub async fn remove_unreachable_route(&self, destination: Network) -> io::Result<bool> {
+        self.remove(unreachable_message(destination)?).await
+    }
+
+    async fn remove(&self, route: RouteMessage) -> io::Result<bool> {
+        let removed = self.handle.route().del(route).execute().await;
+        match removed.map_err(into_io) {
             Ok(()) => Ok(true),
-            Err(error) => match into_io(error) {
-                absent if absent.raw_os_error() == Some(libc::ESRCH) => Ok(false),
-                other => Err(other),
-            },
+            Err(absent) if absent.raw_os_error() == Some(libc::ESRCH) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
@@ -169,16 +202,41 @@ impl Netlink {
     pub async fn routes(&self) -> io::Result<Vec<Route>> {
         let names = self.names().await?;
         let mut routes = Vec::new();
-        let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
-        let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
-        for family in [v4, v6] {
-            let mut dump = self.handle.route().get(family).execute();
-            while let Some(message) = dump.try_next().await.map_err(into_io)? {
+        for message in self.main_table().await? {
+            if message.header.kind == RouteType::Unicast {
                 routes.extend(route_of(&message, &names));
             }
         }
         routes.sort();
         Ok(routes)
+    }
+
+    /// Lists the destinations of the unreachable routes that this program or another one of its
+    /// kind made.
+    pub async fn unreachable_routes(&self) -> io::Result<BTreeSet<Network>> {
+        let messages = self.main_table().await?;
+        let unreachable = messages
+            .iter()
+            .filter(|message| message.header.kind == RouteType::Unreachable);
+        let routes = unreachable.filter_map(|message| route_of(message, &BTreeMap::new()));
+        let ours = routes.filter(|route| route.is_ours);
+        Ok(ours.map(|route| route.destination).collect())
+    }
+
+    /// Lists the routes of the main table of both families.
+    async fn main_table(&self) -> io::Result<Vec<RouteMessage>> {
+        let mut messages = Vec::new();
+        let v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
+        let v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
+        for family in [v4, v6] {
+            let mut dump = self.handle.route().get(family).execute();
+            while let Some(message) = dump.try_next().await.map_err(into_io)? {
+                if message.header.table == RouteHeader::RT_TABLE_MAIN {
+                    messages.push(message);
+                }
+            }
+        }
+        Ok(messages)
     }
 
     /// Lists the IPv4 hosts that the machine has spoken with lately, in order (RFC 826).
@@ -233,11 +291,20 @@ impl Drop for Netlink {
 }
 
 fn route_message(interface: &str, destination: Network) -> io::Result<RouteMessage> {
-    Ok(RouteMessageBuilder::<IpAddr>::new()
-        .destination_prefix(destination.address, destination.bits)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?
-        .output_interface(index(interface)?)
-        .build())
+    let route = route_to(destination)?;
+    Ok(route.output_interface(index(interface)?).build())
+}
+
+fn unreachable_message(destination: Network) -> io::Result<RouteMessage> {
+    let route = route_to(destination)?.kind(RouteType::Unreachable);
+    Ok(route.priority(METRIC_LAST).build())
+}
+
+fn route_to(destination: Network) -> io::Result<RouteMessageBuilder<IpAddr>> {
+    let route = RouteMessageBuilder::<IpAddr>::new()
+        .protocol(PROTOCOL)
+        .destination_prefix(destination.address, destination.bits);
+    route.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
 }
 
 fn network_of(message: &AddressMessage) -> Option<Network> {
@@ -279,12 +346,6 @@ fn neighbour_of(message: &NeighbourMessage, names: &BTreeMap<u32, String>) -> Op
 }
 
 fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Route> {
-    use rtnetlink::packet_route::route::RouteHeader;
-    if message.header.table != RouteHeader::RT_TABLE_MAIN
-        || message.header.kind != RouteType::Unicast
-    {
-        return None;
-    }
     let mut route = Route {
         destination: Network {
             address: if message.header.address_family == AddressFamily::Inet {
@@ -297,6 +358,7 @@ fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Rou
         interface: String::new(),
         gateway: None,
         metric: 0,
+        is_ours: message.header.protocol == PROTOCOL,
     };
     for attribute in &message.attributes {
         if let RouteAttribute::Destination(to) = attribute {
@@ -383,6 +445,17 @@ mod tests {
             assert_eq!(routes.iter().filter(ours).count(), 1);
             assert!(netlink.remove_route(&name, destination).await.unwrap());
             assert!(!netlink.remove_route(&name, destination).await.unwrap());
+            let is_unreachable = async || {
+                let routes = netlink.unreachable_routes().await.unwrap();
+                routes.contains(&destination)
+            };
+            netlink.add_unreachable_route(destination).await.unwrap();
+            netlink.add_unreachable_route(destination).await.unwrap();
+            assert!(is_unreachable().await);
+            let remove = async || netlink.remove_unreachable_route(destination).await;
+            assert!(remove().await.unwrap());
+            assert!(!remove().await.unwrap());
+            assert!(!is_unreachable().await);
         }
         assert!(netlink.remove_address(&name, ours).await.unwrap());
         assert!(!netlink.remove_address(&name, ours).await.unwrap());

@@ -2,6 +2,7 @@
 
 mod joiner;
 mod network;
+mod unreachable;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +27,7 @@ use packet::{
 use tokio::{sync::watch, time};
 
 pub(super) use self::joiner::Joiner;
-pub use self::network::routes_are_free;
+pub use self::{network::routes_are_free, unreachable::remove_left_routes};
 use crate::{Advised, advised::advise};
 
 /// How the programs of this machine come into the tunnel: the one choice of the shell.
@@ -57,7 +58,8 @@ pub struct Membership {
     pub prefix: OrgPrefix,
 }
 
-/// A configured interface; it goes with this value, or with the process however that ends.
+/// A configured interface; it goes with this value, or with the process however that ends. The
+/// unreachable routes behind its own ones stay, until [`Interface::release`].
 pub struct Interface {
     name: String,
     tun: Watched<Tun>,
@@ -79,6 +81,8 @@ struct Sites {
     routed: BTreeSet<Ipv4Prefix>,
     /// What was said already of those that are not.
     conflicts: BTreeMap<Ipv4Prefix, String>,
+    /// Unreachable routes stand behind those of the interface.
+    stand_behind: bool,
 }
 
 /// The name of the interface when nobody chooses another.
@@ -270,7 +274,7 @@ impl Interface {
         endpoints: Vec<Ipv4Addr>,
     ) -> anyhow::Result<BTreeSet<Ipv4Prefix>> {
         let former = self.sites().clone();
-        if wanted.is_empty() && former.wanted.is_empty() {
+        if wanted.is_empty() && former.wanted.is_empty() && former.stand_behind {
             return Ok(wanted);
         }
         let forwarded = !former.wanted.is_empty() && former.source.is_none();
@@ -284,6 +288,10 @@ impl Interface {
             source,
         };
         let routes = network::route(&ways, &former.routed, &wanted).await?;
+        if !former.stand_behind {
+            let done = unreachable::stand_behind(self).await;
+            done.context("TUN: make unreachable routes")?;
+        }
         for (prefix, conflict) in &routes.conflicts {
             if former.conflicts.get(prefix) != Some(conflict) {
                 tracing::warn!("site: {conflict}; its devices are not reached by IPv4");
@@ -296,8 +304,14 @@ impl Interface {
             endpoints,
             routed: routes.routed,
             conflicts: routes.conflicts,
+            stand_behind: true,
         };
         Ok(sites.routed.clone())
+    }
+
+    /// Takes the routes away that would outlive the process.
+    pub(super) async fn release(&self) {
+        unreachable::remove(self).await;
     }
 
     fn sites(&self) -> MutexGuard<'_, Sites> {
@@ -312,8 +326,11 @@ impl Interface {
             sites.routed.clear();
             sites.clone()
         };
-        self.route(former.wanted, former.source, former.endpoints)
-            .await?;
+        // Before the node says what it wants, nothing that stands may be taken for left over.
+        if former.stand_behind {
+            self.route(former.wanted, former.source, former.endpoints)
+                .await?;
+        }
         Ok(())
     }
 

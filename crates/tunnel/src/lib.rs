@@ -52,7 +52,10 @@ pub use self::{
     endpoint::Endpoints,
     failure::{Code, Failure},
     following::Following,
-    interface::{Attachment, Interface, Membership, NAME as INTERFACE, Wanted, routes_are_free},
+    interface::{
+        Attachment, Interface, Membership, NAME as INTERFACE, Wanted, remove_left_routes,
+        routes_are_free,
+    },
     listener::TcpListener,
     network::{Network, OsRandom},
     record::{Record, RecordKind},
@@ -272,6 +275,14 @@ impl Tunnel {
         let routed = interface.route(wanted, source, endpoints).await?;
         self.with(|node, _| node.set_site_routes(routed));
         Ok(())
+    }
+
+    /// Leaves nothing of the interface behind on this machine once the process ends. One that does
+    /// not get here leaves unreachable routes, so that nothing goes another way as it is.
+    pub async fn release(&self) {
+        if let Some(interface) = self.shared.attachment.interface() {
+            interface.release().await;
+        }
     }
 
     /// Lives as long as the interface works, and says why it does not any more.

@@ -157,11 +157,12 @@ pub(crate) async fn serve(
     // Whoever connected a moment ago is cut off before an answer and tries again.
     drop(file);
     drop(listener);
-    if let End::Served = ended? {
+    if let Ok(End::Served) = ended {
         agent.drained().await;
         time::sleep(LINGER).await;
     }
-    Ok(())
+    agent.tunnel.release().await;
+    ended.map(drop)
 }
 
 /// Why the agent goes.

@@ -1,4 +1,5 @@
-//! A site that comes and goes, of which nothing stays: no route, rule, setting or process.
+//! A site that comes and goes, of which nothing stays: no route, rule, setting or process. While its
+//! node is killed, unreachable routes stand where its own ones were.
 //!
 //! `FLAPS` says how often.
 
@@ -79,11 +80,27 @@ fn nothing_stays_of_a_site_that_comes_and_goes() {
             assert_eq!(others, [""; 0], "flap {number}");
         } else {
             drop(node);
+            let after = machine(&scene);
+            let is_expected = |line: &String| {
+                line.starts_with("unreachable ") && line.contains("proto 71 metric 4294967295")
+            };
+            let left: Vec<_> = after.difference(&before).collect();
+            assert!(left.iter().all(|line| is_expected(line)), "{left:?}");
+            if number % 4 < 2 {
+                let [_, _] = left[..] else {
+                    panic!("not the organisation and the other site: {left:?}");
+                };
+            }
+            assert!(after.is_superset(&before), "flap {number}");
         }
         assert_eq!(processes(&scene.offices[0].node.0), 0, "flap {number}");
     }
-    scene.running.push(scene.up(0));
+    let node = scene.up(0);
     within(LONG, "the device answers", || answers(&scene));
+    drop(node);
+    assert!(machine(&scene) != before, "it was killed");
+    succeeded(&finish(scene.at_office(0, &["logout"])));
+    assert_eq!(machine(&scene), before, "it has left the network");
 }
 
 /// Lets a node end by itself.

@@ -129,6 +129,13 @@ impl Office {
         self.router.0.ip(&["route", "add", &prefix, "via", &node]);
     }
 
+    /// The route at the device instead, which the router does not know.
+    pub(super) fn route_by_itself(&self, other: &Self) {
+        let (prefix, node) = (other.known_as(), self.host(2).to_string());
+        self.router.0.ip(&["route", "delete", &prefix]);
+        self.device.0.ip(&["route", "add", &prefix, "via", &node]);
+    }
+
     fn routes(&self) -> String {
         let mut ip = self.node.0.command("ip");
         ip.args(["-4", "route"]);

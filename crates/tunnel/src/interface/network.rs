@@ -118,13 +118,23 @@ pub(super) async fn route(
         }
         let mtu = Some(node::SITE_MTU_V4.into());
         let source = source.map(IpAddr::V4);
-        let added = netlink.add_route(name, site(prefix), mtu, source).await;
-        added.with_context(|| format!("TUN: route {prefix}"))?;
+        let added = async {
+            netlink.add_unreachable_route(site(prefix)).await?;
+            netlink.add_route(name, site(prefix), mtu, source).await
+        };
+        added
+            .await
+            .with_context(|| format!("TUN: route {prefix}"))?;
         routed.insert(prefix);
     }
     for gone in former.difference(&routed) {
-        let removed = netlink.remove_route(name, site(*gone)).await;
-        removed.with_context(|| format!("TUN: remove the route to {gone}"))?;
+        let removed = async {
+            netlink.remove_route(name, site(*gone)).await?;
+            netlink.remove_unreachable_route(site(*gone)).await
+        };
+        removed
+            .await
+            .with_context(|| format!("TUN: remove the route to {gone}"))?;
     }
     Ok(SiteRoutes { routed, conflicts })
 }
@@ -232,7 +242,7 @@ fn site_conflict<'r>(
     })
 }
 
-fn site(prefix: Ipv4Prefix) -> Network {
+pub(super) fn site(prefix: Ipv4Prefix) -> Network {
     Network {
         address: IpAddr::V4(prefix.address()),
         bits: prefix.length(),
@@ -265,7 +275,7 @@ fn elsewhere(route: &Route, what: &str) -> String {
     message
 }
 
-fn network(address: Ipv6Addr, bits: u8) -> Network {
+pub(super) fn network(address: Ipv6Addr, bits: u8) -> Network {
     let address = IpAddr::V6(address);
     Network { address, bits }
 }
@@ -284,6 +294,7 @@ mod tests {
             interface: interface.to_owned(),
             gateway: None,
             metric: 1024,
+            is_ours: false,
         };
         let prefix = "fd12:3456:789a::/48".parse().unwrap();
         let found = conflict(std::slice::from_ref(&route), "ginnel0", prefix);
@@ -309,6 +320,7 @@ mod tests {
                 interface: interface.to_owned(),
                 gateway: Some("10.0.0.1".parse().unwrap()),
                 metric: 600,
+                is_ours: false,
             };
             let prefix = "192.168.200.0/24".parse().unwrap();
             let routes = std::slice::from_ref(&route);
