@@ -374,9 +374,10 @@ impl Postgres {
         let Some(server) = &self.server else {
             return;
         };
-        signal(server.id(), name);
-        for child in children(server.id()) {
-            signal(child, name);
+        // Those of one that is killed are its children no more.
+        let children = children(server.id());
+        for process in [server.id()].into_iter().chain(children) {
+            signal(process, name);
         }
     }
 
