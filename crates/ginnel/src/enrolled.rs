@@ -211,7 +211,13 @@ impl Enrolled {
                         self.tunnel.with(|node, now| node.initiate_again(now, since));
                     }
                 }
-                () = self.tunnel.doubted() => self.endpoints.refresh(&self.tunnel),
+                () = self.tunnel.doubted() => {
+                    self.endpoints.refresh(&self.tunnel);
+                    if self.role == Role::Client {
+                        // A peer may be found in a prefix that is routed, or was by a killed node.
+                        route_sites(&self.tunnel).await;
+                    }
+                }
                 _ = keep.tick(), if dirty => {
                     let pause = self.kept.keep(&self.tunnel);
                     dirty = pause.is_none();

@@ -42,9 +42,9 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
     }
     // The agent writes into the state until it has ended.
     let _no_agent = agent::stop(global).await?;
-    state.clear()?;
     // A node that was killed keeps the machine from saying in the clear what was meant for it.
     tunnel::remove_left_routes().await;
+    state.clear()?;
     let text = format_args!("{} has left the network", enrolment.name);
     terminal::done(text, global.json)?;
     Ok(ExitCode::SUCCESS)

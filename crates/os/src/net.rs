@@ -41,8 +41,6 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// Lower ones win among equal destinations.
     pub metric: u32,
-    /// This program or another one of its kind made it.
-    pub is_ours: bool,
 }
 
 /// An address of an interface.
@@ -63,11 +61,12 @@ pub struct Neighbour {
     pub address: IpAddr,
 }
 
-/// The metric of unreachable routes: every other route is preferred to them.
-const METRIC_LAST: u32 = u32::MAX;
+/// The least metric of unreachable routes: every other route of the same destination is preferred
+/// to them. The lower 16 bits tell behind which interface they stand.
+const METRIC_LAST: u32 = 0xffff_0000;
 
-/// Who made the routes, as `ip route show proto 71` asks; nobody else uses the number (iproute2,
-/// `etc/iproute2/rt_protos`).
+/// Who made the routes, as `ip -4 route show proto 71` and `ip -6` ask; nobody else uses the number
+/// (iproute2, `etc/iproute2/rt_protos`).
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(71);
 
 /// A connection to the kernel's network configuration, within a tokio runtime.
@@ -153,11 +152,15 @@ impl Netlink {
         self.remove(route_message(interface, destination)?).await
     }
 
-    /// Lets packets for `destination` go nowhere once nothing else routes them: their senders get
-    /// an ICMP error. Such a route belongs to no interface and stays until it is removed; one that
-    /// is there already is fine.
-    pub async fn add_unreachable_route(&self, destination: Network) -> io::Result<()> {
-        let route = unreachable_message(destination)?;
+    /// Lets packets for `destination` go nowhere while nothing else routes the same one: their senders
+    /// get an ICMP error. Such a route stands behind that of `interface`, which need not be there,
+    /// and stays until it is removed; one that is there already is fine.
+    pub async fn add_unreachable_route(
+        &self,
+        interface: &str,
+        destination: Network,
+    ) -> io::Result<()> {
+        let route = unreachable_message(destination, metric_behind(interface))?;
         let added = self.handle.route().add(route).execute().await;
         match added.map_err(into_io) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -165,10 +168,27 @@ impl Netlink {
         }
     }
 
-    /// Removes the unreachable route of `destination`, if this program or another one of its kind
-    /// made it; false if there was none.
-    pub async fn remove_unreachable_route(&self, destination: Network) -> io::Result<bool> {
-        self.remove(unreachable_message(destination)?).await
+    /// Removes the unreachable route of `destination` behind `interface`; false if there was none.
+    pub async fn remove_unreachable_route(
+        &self,
+        interface: &str,
+        destination: Network,
+    ) -> io::Result<bool> {
+        let route = unreachable_message(destination, metric_behind(interface))?;
+        self.remove(route).await
+    }
+
+    /// Removes the unreachable routes behind interfaces that are not there.
+    pub async fn remove_orphaned_routes(&self) -> io::Result<()> {
+        let names = self.names().await?;
+        let metrics: BTreeSet<_> = names.values().map(|name| metric_behind(name)).collect();
+        for route in self.all_unreachable_routes().await? {
+            if !metrics.contains(&route.metric) {
+                let route = unreachable_message(route.destination, route.metric)?;
+                self.remove(route).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn remove(&self, route: RouteMessage) -> io::Result<bool> {
@@ -211,16 +231,22 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// Lists the destinations of the unreachable routes that this program or another one of its
-    /// kind made.
-    pub async fn unreachable_routes(&self) -> io::Result<BTreeSet<Network>> {
+    /// Lists the destinations of the unreachable routes behind `interface`.
+    pub async fn unreachable_routes(&self, interface: &str) -> io::Result<BTreeSet<Network>> {
+        let metric = metric_behind(interface);
+        let mut routes = self.all_unreachable_routes().await?;
+        routes.retain(|route| route.metric == metric);
+        Ok(routes.into_iter().map(|route| route.destination).collect())
+    }
+
+    /// Lists the unreachable routes behind all interfaces.
+    async fn all_unreachable_routes(&self) -> io::Result<Vec<Route>> {
         let messages = self.main_table().await?;
-        let unreachable = messages
-            .iter()
-            .filter(|message| message.header.kind == RouteType::Unreachable);
-        let routes = unreachable.filter_map(|message| route_of(message, &BTreeMap::new()));
-        let ours = routes.filter(|route| route.is_ours);
-        Ok(ours.map(|route| route.destination).collect())
+        let ours = messages.iter().filter(|message| {
+            message.header.kind == RouteType::Unreachable && message.header.protocol == PROTOCOL
+        });
+        let routes = ours.filter_map(|message| route_of(message, &BTreeMap::new()));
+        Ok(routes.filter(|route| route.metric >= METRIC_LAST).collect())
     }
 
     /// Lists the routes of the main table of both families.
@@ -295,9 +321,16 @@ fn route_message(interface: &str, destination: Network) -> io::Result<RouteMessa
     Ok(route.output_interface(index(interface)?).build())
 }
 
-fn unreachable_message(destination: Network) -> io::Result<RouteMessage> {
+fn unreachable_message(destination: Network, metric: u32) -> io::Result<RouteMessage> {
     let route = route_to(destination)?.kind(RouteType::Unreachable);
-    Ok(route.priority(METRIC_LAST).build())
+    Ok(route.priority(metric).build())
+}
+
+/// Hashes the name of an interface into the metric of what stands behind it (FNV-1a, RFC 9923).
+fn metric_behind(interface: &str) -> u32 {
+    let hash = |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    let hash = interface.bytes().fold(0x811c_9dc5, hash);
+    METRIC_LAST | (hash >> 16) ^ (hash & 0xffff)
 }
 
 fn route_to(destination: Network) -> io::Result<RouteMessageBuilder<IpAddr>> {
@@ -358,7 +391,6 @@ fn route_of(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Rou
         interface: String::new(),
         gateway: None,
         metric: 0,
-        is_ours: message.header.protocol == PROTOCOL,
     };
     for attribute in &message.attributes {
         if let RouteAttribute::Destination(to) = attribute {
@@ -445,17 +477,24 @@ mod tests {
             assert_eq!(routes.iter().filter(ours).count(), 1);
             assert!(netlink.remove_route(&name, destination).await.unwrap());
             assert!(!netlink.remove_route(&name, destination).await.unwrap());
-            let is_unreachable = async || {
-                let routes = netlink.unreachable_routes().await.unwrap();
+            // Of an interface that is not there, and of this one.
+            let absent = format!("{name}x");
+            let is_unreachable = async |interface: &str| {
+                let routes = netlink.unreachable_routes(interface).await.unwrap();
                 routes.contains(&destination)
             };
-            netlink.add_unreachable_route(destination).await.unwrap();
-            netlink.add_unreachable_route(destination).await.unwrap();
-            assert!(is_unreachable().await);
-            let remove = async || netlink.remove_unreachable_route(destination).await;
+            for interface in [&absent, &name, &name] {
+                let added = netlink.add_unreachable_route(interface, destination).await;
+                added.unwrap();
+                assert!(is_unreachable(interface).await);
+            }
+            netlink.remove_orphaned_routes().await.unwrap();
+            assert!(!is_unreachable(&absent).await);
+            assert!(is_unreachable(&name).await);
+            let remove = async || netlink.remove_unreachable_route(&name, destination).await;
             assert!(remove().await.unwrap());
             assert!(!remove().await.unwrap());
-            assert!(!is_unreachable().await);
+            assert!(!is_unreachable(&name).await);
         }
         assert!(netlink.remove_address(&name, ours).await.unwrap());
         assert!(!netlink.remove_address(&name, ours).await.unwrap());

@@ -1,13 +1,13 @@
 //! The TUN interface through which all programs of this machine reach the network.
 
+mod fallback;
 mod joiner;
 mod network;
-mod unreachable;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{self, IoSlice},
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr, UdpSocket},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -27,7 +27,7 @@ use packet::{
 use tokio::{sync::watch, time};
 
 pub(super) use self::joiner::Joiner;
-pub use self::{network::routes_are_free, unreachable::remove_left_routes};
+pub use self::{fallback::remove_left_routes, network::routes_are_free};
 use crate::{Advised, advised::advise};
 
 /// How the programs of this machine come into the tunnel: the one choice of the shell.
@@ -59,7 +59,7 @@ pub struct Membership {
 }
 
 /// A configured interface; it goes with this value, or with the process however that ends. The
-/// unreachable routes behind its own ones stay, until [`Interface::release`].
+/// unreachable routes behind its own ones stay until [`Interface::release`].
 pub struct Interface {
     name: String,
     tun: Watched<Tun>,
@@ -81,8 +81,8 @@ struct Sites {
     routed: BTreeSet<Ipv4Prefix>,
     /// What was said already of those that are not.
     conflicts: BTreeMap<Ipv4Prefix, String>,
-    /// Unreachable routes stand behind those of the interface.
-    stand_behind: bool,
+    /// Unreachable routes stand behind what is routed, and behind nothing else.
+    is_settled: bool,
 }
 
 /// The name of the interface when nobody chooses another.
@@ -130,7 +130,10 @@ impl Attachment {
             sites: Mutex::default(),
             gone: watch::Sender::new(false),
         };
-        interface.configure().await?;
+        if let Err(error) = interface.configure().await {
+            interface.release().await;
+            return Err(error);
+        }
         Ok(Self::Interface(Box::new(interface)))
     }
 
@@ -252,7 +255,8 @@ impl Interface {
         }
         let is_usable = now >= MTU_MIN && link::is_up(&self.name)?;
         let was_usable = std::mem::replace(usable, is_usable);
-        if is_usable && !was_usable {
+        // One that was down for a moment may be up again before anybody looks.
+        if is_usable && !(was_usable && self.has_addresses()) {
             self.configure().await?;
         } else if was_usable && !is_usable {
             tracing::warn!(
@@ -261,6 +265,11 @@ impl Interface {
             );
         }
         Ok(())
+    }
+
+    fn has_addresses(&self) -> bool {
+        let mut addresses = self.memberships.iter().map(|own| own.address);
+        addresses.all(|address| UdpSocket::bind((address, 0)).is_ok())
     }
 
     /// Routes the IPv4 addresses that are `wanted` into the interface, and no others any more, for
@@ -274,7 +283,7 @@ impl Interface {
         endpoints: Vec<Ipv4Addr>,
     ) -> anyhow::Result<BTreeSet<Ipv4Prefix>> {
         let former = self.sites().clone();
-        if wanted.is_empty() && former.wanted.is_empty() && former.stand_behind {
+        if wanted.is_empty() && former.wanted.is_empty() && former.is_settled {
             return Ok(wanted);
         }
         let forwarded = !former.wanted.is_empty() && former.source.is_none();
@@ -288,10 +297,8 @@ impl Interface {
             source,
         };
         let routes = network::route(&ways, &former.routed, &wanted).await?;
-        if !former.stand_behind {
-            let done = unreachable::stand_behind(self).await;
-            done.context("TUN: make unreachable routes")?;
-        }
+        let stands = former.is_settled && former.routed == routes.routed;
+        let is_settled = stands || self.settle(&routes.routed).await;
         for (prefix, conflict) in &routes.conflicts {
             if former.conflicts.get(prefix) != Some(conflict) {
                 tracing::warn!("site: {conflict}; its devices are not reached by IPv4");
@@ -304,14 +311,23 @@ impl Interface {
             endpoints,
             routed: routes.routed,
             conflicts: routes.conflicts,
-            stand_behind: true,
+            is_settled,
         };
         Ok(sites.routed.clone())
     }
 
+    /// Removes what stands behind routes that are no more, or that a killed process had; true if
+    /// that is done.
+    async fn settle(&self, sites: &BTreeSet<Ipv4Prefix>) -> bool {
+        let orgs = self.memberships.iter();
+        let orgs = orgs.map(|membership| network::org(membership.prefix));
+        let sites = sites.iter().map(|prefix| network::site(*prefix));
+        fallback::remove_but(&self.name, &orgs.chain(sites).collect()).await
+    }
+
     /// Takes the routes away that would outlive the process.
     pub(super) async fn release(&self) {
-        unreachable::remove(self).await;
+        fallback::remove_but(&self.name, &BTreeSet::new()).await;
     }
 
     fn sites(&self) -> MutexGuard<'_, Sites> {
@@ -324,10 +340,11 @@ impl Interface {
         let former = {
             let mut sites = self.sites();
             sites.routed.clear();
+            sites.is_settled = false;
             sites.clone()
         };
-        // Before the node says what it wants, nothing that stands may be taken for left over.
-        if former.stand_behind {
+        // At first the node has not said what it wants, and what a killed process has left stays.
+        if !former.wanted.is_empty() {
             self.route(former.wanted, former.source, former.endpoints)
                 .await?;
         }

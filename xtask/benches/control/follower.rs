@@ -1,6 +1,6 @@
 //! A node or a gateway that follows its map.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hyper::{Method, StatusCode, body::Bytes};
 use model::map::{Difference, NetworkMap};
@@ -15,6 +15,9 @@ pub(crate) struct Heard {
     pub(crate) at: Instant,
     pub(crate) bytes: f64,
 }
+
+/// How soon one asks again that was refused.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// The place of the one that sees all.
 pub(crate) const GATEWAY: usize = usize::MAX;
@@ -34,6 +37,11 @@ pub(crate) async fn follow(
         known = match status {
             StatusCode::NO_CONTENT => continue,
             StatusCode::IM_USED => parse::<Difference>(&body).serial,
+            // All nodes ask at once when they begin, and those that find no place ask again.
+            StatusCode::SERVICE_UNAVAILABLE => {
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
             _ => parse::<NetworkMap>(&body).serial,
         };
         let bytes = f64::from(u32::try_from(body.len()).expect("less than 4 GB"));

@@ -113,6 +113,22 @@ pub(crate) async fn serve(
             ));
         }
     };
+    let opened = profile
+        .open(options.interface.as_ref(), options.ssh)
+        .await?;
+    let tunnel = opened.tunnel.clone();
+    let ended = serve_opened(profile, options, opened, ready).await;
+    tunnel.release().await;
+    ended
+}
+
+/// Serves the socket of a tunnel that is open.
+async fn serve_opened(
+    profile: &Profile,
+    options: Options,
+    opened: Opened,
+    ready: impl FnOnce(Option<&Tunnel>),
+) -> anyhow::Result<()> {
     let Opened {
         tunnel,
         key,
@@ -121,9 +137,7 @@ pub(crate) async fn serve(
         asked,
         sites,
         mut background,
-    } = profile
-        .open(options.interface.as_ref(), options.ssh)
-        .await?;
+    } = opened;
     let path = profile.socket();
     let (listener, file) = unix::listen(&path)
         .with_context(|| format!("local agent: listen at `{}`", path.display()))
@@ -157,12 +171,11 @@ pub(crate) async fn serve(
     // Whoever connected a moment ago is cut off before an answer and tries again.
     drop(file);
     drop(listener);
-    if let Ok(End::Served) = ended {
+    if let End::Served = ended? {
         agent.drained().await;
         time::sleep(LINGER).await;
     }
-    agent.tunnel.release().await;
-    ended.map(drop)
+    Ok(())
 }
 
 /// Why the agent goes.

@@ -81,11 +81,8 @@ fn nothing_stays_of_a_site_that_comes_and_goes() {
         } else {
             drop(node);
             let after = machine(&scene);
-            let is_expected = |line: &String| {
-                line.starts_with("unreachable ") && line.contains("proto 71 metric 4294967295")
-            };
             let left: Vec<_> = after.difference(&before).collect();
-            assert!(left.iter().all(|line| is_expected(line)), "{left:?}");
+            assert!(left.iter().all(|line| is_fallback(line)), "{left:?}");
             if number % 4 < 2 {
                 let [_, _] = left[..] else {
                     panic!("not the organisation and the other site: {left:?}");
@@ -101,6 +98,49 @@ fn nothing_stays_of_a_site_that_comes_and_goes() {
     assert!(machine(&scene) != before, "it was killed");
     succeeded(&finish(scene.at_office(0, &["logout"])));
     assert_eq!(machine(&scene), before, "it has left the network");
+}
+
+#[test]
+fn an_interface_that_comes_up_again_has_its_fallbacks_and_no_others() {
+    let Some(scene) = Scene::new() else {
+        return;
+    };
+    let line = ["--from", "site:beijing", "--to", "site:shenzhen"];
+    scene.run(&[&["policy", "add"][..], &line].concat());
+    let node = &scene.offices[0].node.0;
+    let answers = || {
+        let [one, other] = &scene.offices;
+        other.device.0.ping(one.address(), 1) == 1
+    };
+    let fallbacks = || {
+        let lines = settings(node).into_iter();
+        lines.filter(|line| is_fallback(line)).collect::<Vec<_>>()
+    };
+    within(LONG, "the device answers", answers);
+    let both = fallbacks();
+    assert_eq!(
+        both.len(),
+        2,
+        "the organisation and the other site: {both:?}"
+    );
+    node.ip(&["link", "set", "ginnel0", "down"]);
+    assert_eq!(fallbacks(), both);
+    node.ip(&["link", "set", "ginnel0", "up"]);
+    within(LONG, "the device answers", answers);
+    assert_eq!(fallbacks(), both);
+    // What somebody else routes meanwhile is left alone.
+    node.ip(&["link", "set", "ginnel0", "down"]);
+    node.ip(&["route", "add", "192.168.200.0/23", "via", "192.168.201.1"]);
+    node.ip(&["link", "set", "ginnel0", "up"]);
+    within(LONG, "only the organisation has one", || {
+        let left = fallbacks();
+        left.len() == 1 && left[0].starts_with("unreachable fd")
+    });
+}
+
+/// Tells whether a line is a route for what nobody routes any more.
+fn is_fallback(line: &str) -> bool {
+    line.starts_with("unreachable ") && line.contains(" proto 71 metric 42949")
 }
 
 /// Lets a node end by itself.

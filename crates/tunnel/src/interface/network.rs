@@ -16,7 +16,7 @@ use model::{
 use os::net::{Netlink, Network, Route};
 use tokio::time;
 
-use super::Membership;
+use super::{Membership, fallback};
 use crate::{Advised, advised::advise};
 
 /// How often it is looked whether an address can be used.
@@ -39,7 +39,8 @@ pub(super) async fn configure(name: &str, memberships: &[Membership]) -> anyhow:
         }
         netlink.set_up(name, true).await?;
         for membership in memberships {
-            let all = network(membership.prefix.network(), ORG_PREFIX_BITS);
+            let all = org(membership.prefix);
+            fallback::add(&netlink, name, all).await;
             netlink.add_route(name, all, None, None).await?;
             usable(membership.address).await?;
         }
@@ -118,23 +119,14 @@ pub(super) async fn route(
         }
         let mtu = Some(node::SITE_MTU_V4.into());
         let source = source.map(IpAddr::V4);
-        let added = async {
-            netlink.add_unreachable_route(site(prefix)).await?;
-            netlink.add_route(name, site(prefix), mtu, source).await
-        };
-        added
-            .await
-            .with_context(|| format!("TUN: route {prefix}"))?;
+        fallback::add(&netlink, name, site(prefix)).await;
+        let added = netlink.add_route(name, site(prefix), mtu, source).await;
+        added.with_context(|| format!("TUN: route {prefix}"))?;
         routed.insert(prefix);
     }
     for gone in former.difference(&routed) {
-        let removed = async {
-            netlink.remove_route(name, site(*gone)).await?;
-            netlink.remove_unreachable_route(site(*gone)).await
-        };
-        removed
-            .await
-            .with_context(|| format!("TUN: remove the route to {gone}"))?;
+        let removed = netlink.remove_route(name, site(*gone)).await;
+        removed.with_context(|| format!("TUN: remove the route to {gone}"))?;
     }
     Ok(SiteRoutes { routed, conflicts })
 }
@@ -242,6 +234,12 @@ fn site_conflict<'r>(
     })
 }
 
+/// All addresses of an organisation.
+pub(super) fn org(prefix: OrgPrefix) -> Network {
+    network(prefix.network(), ORG_PREFIX_BITS)
+}
+
+/// The IPv4 addresses of a site.
 pub(super) fn site(prefix: Ipv4Prefix) -> Network {
     Network {
         address: IpAddr::V4(prefix.address()),
@@ -275,7 +273,7 @@ fn elsewhere(route: &Route, what: &str) -> String {
     message
 }
 
-pub(super) fn network(address: Ipv6Addr, bits: u8) -> Network {
+fn network(address: Ipv6Addr, bits: u8) -> Network {
     let address = IpAddr::V6(address);
     Network { address, bits }
 }
@@ -294,7 +292,6 @@ mod tests {
             interface: interface.to_owned(),
             gateway: None,
             metric: 1024,
-            is_ours: false,
         };
         let prefix = "fd12:3456:789a::/48".parse().unwrap();
         let found = conflict(std::slice::from_ref(&route), "ginnel0", prefix);
@@ -320,7 +317,6 @@ mod tests {
                 interface: interface.to_owned(),
                 gateway: Some("10.0.0.1".parse().unwrap()),
                 metric: 600,
-                is_ours: false,
             };
             let prefix = "192.168.200.0/24".parse().unwrap();
             let routes = std::slice::from_ref(&route);
