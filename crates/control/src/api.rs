@@ -201,7 +201,9 @@ async fn authorise(
         }
         request.extensions_mut().insert(deadline);
     }
-    let access = authenticate(&server, action, person, request.headers());
+    // Boxed, as what runs below, so that a node that waits for its map does not hold the room of
+    // every stage.
+    let access = Box::pin(authenticate(&server, action, person, request.headers()));
     let access = match store.while_it_answers(access).await {
         Ok(access) => access,
         Err(error) => return error.into_response(),
@@ -236,7 +238,7 @@ async fn authorise(
     } else {
         REQUEST_TIMEOUT
     };
-    let run = async { Ok(timeout(time_max, run).await) };
+    let run = Box::pin(async { Ok(timeout(time_max, run).await) });
     // Whoever waits for a map goes on waiting.
     let answered: Result<_, ApiError> = if action == Action::ReadMap {
         run.await

@@ -557,7 +557,8 @@ impl Server {
         loop {
             // Whatever is published from here on wakes the wait below.
             changes.borrow_and_update();
-            let told = maps.tell(store, self.now(), node, known);
+            // Boxed, so that those who wait do not each hold the room of a query.
+            let told = Box::pin(maps.tell(store, self.now(), node, known));
             let told = match store.while_it_answers(told).await {
                 // The database closes before the last who wait have been answered.
                 Err(_) if known.is_some() && *stopping.borrow() => return Ok(Told::Same),

@@ -27,17 +27,17 @@ pub(super) async fn remove_but(name: &str, routed: &BTreeSet<Network>) -> bool {
         }
         io::Result::Ok(())
     };
-    told(removed.await)
+    told(&removed.await)
 }
 
 /// Removes the unreachable routes that killed nodes have left on this machine, whichever they were.
 pub async fn remove_left_routes() {
     let removed = async { Netlink::open()?.remove_orphaned_routes().await };
-    told(removed.await);
+    told(&removed.await);
 }
 
-fn told(removed: io::Result<()>) -> bool {
-    if let Err(error) = &removed {
+fn told(removed: &io::Result<()>) -> bool {
+    if let Err(error) = removed {
         tracing::warn!(
             %error,
             "TUN: remove unreachable routes: see `ip -4 route show proto 71` and `ip -6`"
