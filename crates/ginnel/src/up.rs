@@ -17,9 +17,9 @@ use tunnel::{INTERFACE, Tunnel, Wanted};
 /// Serves what the machine publishes and every other ginnel command of this user. Commands start
 /// a node by themselves when none runs; a machine that others shall reach runs `up`.
 ///
-/// A node with an interface that is killed leaves unreachable routes behind, so that nothing that was
-/// meant for the network leaves the machine in the clear. The next one takes them over; `logout`
-/// removes them.
+/// A node with an interface that is killed leaves unreachable routes behind, so that nothing that
+/// was meant for the network leaves the machine in the clear. The next one takes them over;
+/// `logout` removes them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {

@@ -152,9 +152,9 @@ impl Netlink {
         self.remove(route_message(interface, destination)?).await
     }
 
-    /// Lets packets for `destination` go nowhere while nothing else routes the same one: their senders
-    /// get an ICMP error. Such a route stands behind that of `interface`, which need not be there,
-    /// and stays until it is removed; one that is there already is fine.
+    /// Lets packets for `destination` go nowhere while nothing else routes the same one: their
+    /// senders get an ICMP error. Such a route stands behind that of `interface`, which need not be
+    /// there, and stays until it is removed; one that is there already is fine.
     pub async fn add_unreachable_route(
         &self,
         interface: &str,

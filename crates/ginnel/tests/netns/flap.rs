@@ -1,5 +1,5 @@
-//! A site that comes and goes, of which nothing stays: no route, rule, setting or process. While its
-//! node is killed, unreachable routes stand where its own ones were.
+//! A site that comes and goes, of which nothing stays: no route, rule, setting or process. While
+//! its node is killed, unreachable routes stand where its own ones were.
 //!
 //! `FLAPS` says how often.
 
