@@ -153,16 +153,19 @@ impl Stack {
         if !is_unicast(header.source) {
             return Err(Discard::IpAddress);
         }
-        if !self.is_own(header.destination) && !self.is_accepted(header.destination) {
+        let own = self.is_own(header.destination);
+        if !own && !self.is_accepted(header.destination) {
             return Err(Discard::NotForUs);
         }
         match header.fragment {
+            None if !own => self.dispatch_foreign(now, &header, parsed.payload),
             None => self.dispatch(now, &header, parsed.payload, Some(packet)),
             Some(fragment) => {
                 let whole = self
                     .reassembly
                     .insert(now, &header, fragment, parsed.payload)?;
                 match whole {
+                    Some(payload) if !own => self.dispatch_foreign(now, &header, &payload),
                     Some(payload) => self.dispatch(now, &header, &payload, None),
                     None => Ok(()),
                 }
@@ -177,9 +180,6 @@ impl Stack {
         payload: &[u8],
         packet: Option<&[u8]>,
     ) -> Result<(), Discard> {
-        if !self.is_own(header.destination) {
-            return self.dispatch_foreign(now, header, payload);
-        }
         let v4 = header.source.is_ipv4();
         match header.next_header {
             ip::TCP => self.handle_tcp(now, header, payload),
@@ -270,7 +270,8 @@ impl Stack {
     }
 
     fn is_own(&self, address: IpAddr) -> bool {
-        self.own.contains(&address)
+        // Most nodes have one, and most packets are for the first.
+        self.config.addresses.first() == Some(&address) || self.own.contains(&address)
     }
 
     /// Returns the own address that shares the longest prefix with `remote` (RFC 6724, rule 8).

@@ -1,8 +1,9 @@
 //! Our stack as the client, alone on a packet descriptor.
 
 use std::{
+    collections::VecDeque,
     fs::File,
-    io::{ErrorKind, IoSlice, Read as _, Write as _},
+    io::{self, ErrorKind, IoSlice, Read as _, Write as _},
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
@@ -38,8 +39,13 @@ const OPENING: usize = 64;
 /// A packet behind a virtio_net_hdr.
 const PACKET_MAX: usize = vnet::HEADER + 65_535;
 
-/// The largest number of segments that leave as one.
+/// The largest number of segments that leave as one, and that are written one by one before the
+/// stack is asked again, as a tunnel seals them.
 const SEGMENTS_MAX: usize = 64;
+const RUN_MAX: usize = 44;
+
+/// After so many writes the driver looks at what has come.
+const WRITES_MAX: usize = 64;
 
 /// What the client does.
 pub(crate) struct Client {
@@ -67,8 +73,10 @@ struct Driver<'a> {
     link: &'a File,
     stack: Stack,
     clock: Clock,
-    /// A packet that the link did not take.
-    held: Option<usize>,
+    /// What the link did not take, in order.
+    held: VecDeque<Vec<u8>>,
+    /// The stack may have more to send than the last turn let out.
+    unfinished: bool,
     /// What is written: room for a virtio_net_hdr and a packet.
     out: Vec<u8>,
     /// What is read.
@@ -162,7 +170,8 @@ impl<'a> Driver<'a> {
             link,
             stack,
             clock: Clock::start(),
-            held: None,
+            held: VecDeque::new(),
+            unfinished: false,
             out: vec![0; PACKET_MAX],
             packet: vec![0; PACKET_MAX],
             large: client.large,
@@ -194,9 +203,12 @@ impl<'a> Driver<'a> {
         let now = self.clock.now();
         let patience = now + Duration::from_millis(50);
         let until = self.stack.poll_timeout().unwrap_or(patience).min(patience);
-        let wait = match self.held {
-            Some(_) => Duration::from_micros(50),
-            None => until.saturating_duration_since(now),
+        let wait = if !self.held.is_empty() {
+            Duration::from_micros(50)
+        } else if self.unfinished {
+            Duration::ZERO
+        } else {
+            until.saturating_duration_since(now)
         };
         relay::wait(&[self.link], wait);
         let now = self.clock.now();
@@ -252,38 +264,60 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
+    /// Sends what may be sent, within a bound.
     fn transmit(&mut self, now: Instant) {
-        loop {
-            let length = match self.held.take() {
-                Some(length) => length,
-                None if self.large => {
-                    let (header, out) = self.out.split_at_mut(vnet::HEADER);
-                    match self.stack.poll_transmit_large(now, SEGMENTS_MAX, out) {
-                        Some(Transmit::Packet(length)) => {
-                            header.fill(0);
-                            vnet::HEADER + length
-                        }
-                        Some(Transmit::Large(large)) => match write_large(self.link, &large) {
-                            Ok(()) => continue,
-                            Err(ErrorKind::WouldBlock) => hold(&large, &mut self.out),
-                            Err(_) => continue,
-                        },
-                        None => return,
+        while let Some(packet) = self.held.front() {
+            if is_full(self.link.write(packet)) {
+                return;
+            }
+            self.held.pop_front();
+        }
+        self.unfinished = false;
+        let mut writes = 0;
+        while writes < WRITES_MAX {
+            writes += 1;
+            let (segments_max, start) = if self.large {
+                (SEGMENTS_MAX, vnet::HEADER)
+            } else {
+                (RUN_MAX, 0)
+            };
+            let (header, out) = self.out.split_at_mut(start);
+            match self.stack.poll_transmit_large(now, segments_max, out) {
+                Some(Transmit::Packet(length)) => {
+                    header.fill(0);
+                    let packet = &self.out[..start + length];
+                    if is_full(self.link.write(packet)) {
+                        self.held.push_back(packet.to_vec());
                     }
                 }
-                None => match self.stack.poll_transmit(now, &mut self.out) {
-                    Some(length) => length,
-                    None => return,
-                },
-            };
-            match self.link.write(&self.out[..length]) {
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    self.held = Some(length);
-                    return;
+                Some(Transmit::Large(large)) if self.large => {
+                    if is_full(write_large(self.link, &large)) {
+                        self.held.push_back(copy_large(&large));
+                    }
                 }
-                Ok(_) | Err(_) => {}
+                Some(Transmit::Large(mut large)) => {
+                    // All of them first, so that the stack's data is not fetched anew after each.
+                    let mut ends = [0; RUN_MAX + 1];
+                    let mut count = 0;
+                    while let Some(length) = large.next_into(&mut out[ends[count]..]) {
+                        ends[count + 1] = ends[count] + length;
+                        count += 1;
+                    }
+                    writes += count - 1;
+                    for packet in ends[..=count].windows(2) {
+                        let packet = &out[packet[0]..packet[1]];
+                        if !self.held.is_empty() || is_full(self.link.write(packet)) {
+                            self.held.push_back(packet.to_vec());
+                        }
+                    }
+                }
+                None => return,
+            }
+            if !self.held.is_empty() {
+                return;
             }
         }
+        self.unfinished = true;
     }
 
     fn fill(&mut self, now: Instant, stream: ConnectionId, chunk: &[u8]) -> u64 {
@@ -301,7 +335,7 @@ impl<'a> Driver<'a> {
 }
 
 /// Writes a run as one super-packet, without a copy.
-fn write_large(mut link: &File, large: &Large<'_>) -> Result<(), ErrorKind> {
+fn write_large(mut link: &File, large: &Large<'_>) -> io::Result<usize> {
     let mut head = [0; 100];
     let offload = large.emit_head(&mut head);
     let header = vnet::emit(&offload, head[0] >> 4 == 6);
@@ -314,21 +348,23 @@ fn write_large(mut link: &File, large: &Large<'_>) -> Result<(), ErrorKind> {
         slices[count] = IoSlice::new(piece);
         count += 1;
     }
-    let written = link.write_vectored(&slices[..count]);
-    written.map(drop).map_err(|error| error.kind())
+    link.write_vectored(&slices[..count])
 }
 
 /// Copies a run that the link has no room for.
-fn hold(large: &Large<'_>, out: &mut [u8]) -> usize {
+fn copy_large(large: &Large<'_>) -> Vec<u8> {
+    let mut out = vec![0; vnet::HEADER + 100];
     let offload = large.emit_head(&mut out[vnet::HEADER..]);
     let header = vnet::emit(&offload, out[vnet::HEADER] >> 4 == 6);
     out[..vnet::HEADER].copy_from_slice(&header);
-    let mut at = vnet::HEADER + offload.header_length;
-    for piece in large.pieces() {
-        out[at..at + piece.len()].copy_from_slice(piece);
-        at += piece.len();
-    }
-    at
+    out.truncate(vnet::HEADER + offload.header_length);
+    large.pieces().for_each(|piece| out.extend(piece));
+    out
+}
+
+/// Whether a write has to come again; other errors cost a packet, as on any link.
+fn is_full(written: io::Result<usize>) -> bool {
+    written.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
 }
 
 /// Returns the seconds of CPU that this thread has used in user mode.

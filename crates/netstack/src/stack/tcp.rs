@@ -71,6 +71,15 @@ pub(super) struct Entry {
     listener: Option<ListenerId>,
 }
 
+impl Entry {
+    /// Whether an event about it has to be queued now.
+    fn begins_to_tell(&mut self) -> bool {
+        let connection = &self.connection;
+        let told = connection.signals != 0 && self.listener.is_none() && !connection.orphaned;
+        told && !std::mem::replace(&mut self.pending, true)
+    }
+}
+
 #[cfg(any(test, feature = "invariants"))]
 impl Entry {
     /// Panics when an invariant does not hold.
@@ -699,14 +708,13 @@ impl Stack {
         if connection.state == State::TimeWait && !std::mem::replace(&mut entry.time_waits, true) {
             self.tcp.time_wait.push_back(id);
         }
-        let told = connection.signals != 0 && entry.listener.is_none() && !connection.orphaned;
-        if told && !std::mem::replace(&mut entry.pending, true) {
+        if entry.begins_to_tell() {
             self.events.push_back(Pending::Connection(id));
         }
         if !std::mem::replace(&mut entry.ready, true) {
             self.tcp.ready.push_back(id);
         }
-        let wanted = connection.poll_timeout();
+        let wanted = entry.connection.poll_timeout();
         self.deadlines
             .arm(now, Due::Connection(id), &mut entry.armed, wanted);
         while self.tcp.time_wait.len() > self.config.limits.time_wait_max {
@@ -825,6 +833,9 @@ impl Stack {
                 }
                 continue;
             };
+            if entry.begins_to_tell() {
+                self.events.push_back(Pending::Connection(id));
+            }
             self.tcp.ready.push_back(id);
             return Some((id, written));
         }

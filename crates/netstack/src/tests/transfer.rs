@@ -9,7 +9,7 @@ use super::{
     pair::{A, B, Link, Pair, Seeded},
     shrink::{Case, report},
 };
-use crate::{CloseReason, CongestionControl, ConnectionId, Event, Received, State};
+use crate::{CloseReason, CongestionControl, ConnectionId, Event, Limits, Received, State};
 
 /// One direction: what is sent is a function of the position.
 struct Stream {
@@ -309,4 +309,50 @@ fn a_flight_after_the_first_does_not_leave_in_one_burst() {
     );
     // The second flight has 20 segments for 50 ms, the third 40: less than one in a millisecond.
     assert!(later.iter().all(|(_, burst)| *burst <= 2), "{later:?}");
+}
+
+#[test]
+fn behind_the_flight_waits_no_more_than_a_cache_holds_and_a_writer_hears_of_room_as_data_leaves() {
+    const UNSENT_MAX: usize = 512 << 10;
+    const WORTH_A_WORD: usize = 128 << 10;
+    // Nothing is lost, and the peer's window is what ends the flight.
+    let link = Link {
+        delay: Duration::from_millis(10),
+        ..Link::default()
+    };
+    let limits = Limits {
+        receive_bytes_max: 4 << 20,
+        ..Limits::default()
+    };
+    let mut pair = Pair::with_limits(1, link, limits);
+    let ids = pair.connect(true);
+    let (data, mut buffer) = (vec![7; 1 << 16], vec![0; 1 << 16]);
+    let (mut room, mut most, mut waited) = (true, 0, 0);
+    let end = pair.now + Duration::from_secs(2);
+    while pair.now < end {
+        room |= pair.events(A).contains(&Event::Writable(ids[A]));
+        while room {
+            let taken = pair.stacks[A].send(pair.now, ids[A], &data).unwrap();
+            room = taken == data.len();
+        }
+        // What was taken may leave at once, and then there is room again.
+        pair.drain();
+        room |= pair.events(A).contains(&Event::Writable(ids[A]));
+        let told = pair.stacks[A].statistics(ids[A]).unwrap();
+        let unsent = told.send_queue - usize::try_from(told.in_flight).unwrap();
+        if usize::try_from(told.cwnd).unwrap() > 2 * UNSENT_MAX {
+            most = most.max(unsent);
+            waited += u32::from(!room);
+            assert!(
+                room || unsent + WORTH_A_WORD > UNSENT_MAX,
+                "{unsent} left and not a word: {told:?}"
+            );
+        }
+        while let Ok(Received::Bytes(_)) = pair.stacks[B].recv(pair.now, ids[B], &mut buffer) {}
+        assert!(pair.step(), "stalled");
+    }
+    assert!(waited > 0, "the test shall be a test");
+    assert!(most > UNSENT_MAX / 2 && most <= UNSENT_MAX, "{most}");
+    let acknowledged = pair.stacks[A].statistics(ids[A]).unwrap().acknowledged;
+    assert!(acknowledged > 100_000_000, "{acknowledged}");
 }

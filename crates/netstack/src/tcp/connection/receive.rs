@@ -19,8 +19,6 @@ use crate::{
 
 /// After so long a silence the peer's timestamps may have wrapped (RFC 7323, 5.5).
 const STAMPS_VALID_SECONDS: u32 = 24 * 24 * 60 * 60;
-/// So much room is worth waking a writer for.
-const WRITABLE_ROOM: usize = 128 << 10;
 /// Challenge ACKs in one second per connection (RFC 5961, 7; a global limit would leak).
 const CHALLENGES_MAX: u8 = 10;
 const CHALLENGE_PERIOD: Duration = Duration::from_secs(1);
@@ -349,6 +347,9 @@ impl Connection {
         self.update_window(header, window);
         self.detect_limits(now);
         let flight = self.snd_nxt - self.snd_una;
+        if flight == 0 && self.acknowledges_nothing(header) {
+            return;
+        }
         let pipe = self.pipe();
         let quiet = now.saturating_duration_since(self.una_since);
         self.probe_due = false;
@@ -391,6 +392,15 @@ impl Connection {
         }
     }
 
+    /// Whether a segment says nothing of the path while nothing is in flight, as what a peer sends
+    /// that has all the word.
+    fn acknowledges_nothing(&self, header: &Header) -> bool {
+        header.options.sack.as_slice().is_empty()
+            && self.recovery == Recovery::Open
+            && !self.probe_due
+            && !self.congestion.has_model()
+    }
+
     /// RFC 9293, 3.10.7.4: SND.WND follows the latest segment.
     fn update_window(&mut self, header: &Header, window: u32) {
         let (seq, ack) = (Seq(header.sequence), Seq(header.acknowledgement));
@@ -413,11 +423,7 @@ impl Connection {
         self.rto_base = now;
         self.rtt.backoff = 0;
         self.soft_error = None;
-        let room = self.send_limit().saturating_sub(self.send_buffer.len());
-        if self.wants_room && room >= (self.send_limit() / 8).min(WRITABLE_ROOM) {
-            self.wants_room = false;
-            self.signals |= signal::WRITABLE;
-        }
+        self.offer_room();
         if fin_acked {
             match self.state {
                 State::FinWait1 => {

@@ -325,6 +325,7 @@ impl Connection {
         let mut header = self.header(now, start, flags);
         self.acknowledge(budget, &mut header, length == 0);
         self.last_sent = now;
+        self.offer_room();
         Written {
             head: tcp::emit_header(&header, out),
             offset,
