@@ -285,6 +285,13 @@ impl Options {
     /// Options of one kind may repeat: the last counts. A truncated list is an error.
     fn parse(mut bytes: &[u8]) -> Result<Self, Malformed> {
         let mut options = Self::default();
+        // What nearly every segment has (RFC 7323, appendix A).
+        if let [1, 1, 8, 10, stamps @ ..] = bytes
+            && stamps.len() == 8
+        {
+            options.apply(8, stamps);
+            return Ok(options);
+        }
         while let [kind, rest @ ..] = bytes {
             match kind {
                 0 => break,

@@ -144,19 +144,23 @@ impl Connection {
         segment: &Segment<'_>,
         budget: &mut Budget,
     ) -> Result<(), Discard> {
-        let mut segment = *segment;
         if self.is_held() && !segment.header.flags.has(Flags::RST) {
             // The SYN again, or an acknowledgement of what we have not sent.
             return Err(Discard::TcpUnacceptable);
         }
-        if self.state == State::SynReceived && segment.header.flags.has(Flags::SYN) {
-            self.handle_repeated_syn(&mut segment)?;
-        }
-        let header = segment.header;
-        self.accept_timestamp(now, &segment)?;
-        self.accept_sequence(now, &segment)?;
+        let mut repeated;
+        let segment = if self.state == State::SynReceived && segment.header.flags.has(Flags::SYN) {
+            repeated = *segment;
+            self.handle_repeated_syn(&mut repeated)?;
+            &repeated
+        } else {
+            segment
+        };
+        let header = &segment.header;
+        self.accept_timestamp(now, segment)?;
+        self.accept_sequence(now, segment)?;
         if header.flags.has(Flags::RST) {
-            return self.handle_reset(now, &segment, budget);
+            return self.handle_reset(now, segment, budget);
         }
         if header.flags.has(Flags::SYN) {
             // RFC 5961, 4.2.
@@ -166,13 +170,13 @@ impl Connection {
         if !header.flags.has(Flags::ACK) {
             return Err(Discard::TcpUnacceptable);
         }
-        self.accept_acknowledgement(now, &segment)?;
+        self.accept_acknowledgement(now, segment)?;
         self.last_heard = now;
         self.keepalive_probes = 0;
-        self.remember_timestamp(now, &header);
-        self.handle_ack(now, &segment, budget);
-        let outcome = self.handle_data(now, &segment, budget);
-        self.handle_fin(now, &segment);
+        self.remember_timestamp(now, header);
+        self.handle_ack(now, segment, budget);
+        let outcome = self.handle_data(now, segment, budget);
+        self.handle_fin(now, segment);
         outcome
     }
 

@@ -93,6 +93,9 @@ impl Connection {
 
     fn retransmission(&self) -> Option<(Instant, Timer)> {
         if self.scoreboard.is_empty() {
+            if !self.owes_new() {
+                return None;
+            }
             let blocked = self.blocked.as_ref();
             let base = blocked.map_or(self.last_sent, |blocked| blocked.asked_at);
             // Three questions at least before patience ends.
@@ -100,7 +103,7 @@ impl Connection {
                 .rtt
                 .timeout_after(self.window_probes())
                 .min(self.opening.user_timeout / 3);
-            return self.owes_new().then_some((base + wait, Timer::Persist));
+            return Some((base + wait, Timer::Persist));
         }
         let timeout = self.rto_base + self.rtt.timeout();
         if let Some(at) = self
