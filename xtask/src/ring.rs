@@ -1,6 +1,6 @@
 //! The rings of tests, from one value in virtual time to foreign programs in namespaces.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{collections::BTreeSet, fs, num::NonZero, path::Path, process::Command, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -118,6 +118,20 @@ impl Ring {
         }
     }
 
+    /// Whether its tests wait for processes and deadlines more than they compute.
+    fn waits(self) -> bool {
+        match self {
+            Self::Control | Self::Postgres | Self::Cli | Self::Netns | Self::Interop => true,
+            Self::Format
+            | Self::Clippy
+            | Self::Tidy
+            | Self::Unit
+            | Self::Flood
+            | Self::Fuzz
+            | Self::Soak => false,
+        }
+    }
+
     /// Tells which ring an integration test belongs to.
     fn of(target: &Target) -> Self {
         match (target.package.as_str(), target.name.as_str()) {
@@ -174,6 +188,10 @@ fn run(rings: &[Ring], all: bool) -> Result<()> {
                         continue;
                     }
                     None => {}
+                }
+                if ring.waits() && std::env::var_os("RUST_TEST_THREADS").is_none() {
+                    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+                    command.env("RUST_TEST_THREADS", (2 * cores).to_string());
                 }
                 command.env("PATH", install::path());
                 command.env("NODE_PATH", install::modules());
