@@ -528,12 +528,16 @@ impl Connection {
         self.finishing
     }
 
-    /// The flight, with all that stays behind holes, and as much again as the congestion window
-    /// lets follow it, up to [`UNSENT_MAX`].
+    /// What may follow the flight: as much as the congestion window, up to [`UNSENT_MAX`].
+    fn unsent_limit(&self) -> usize {
+        bytes(self.congestion.cwnd).min(UNSENT_MAX)
+    }
+
+    /// The flight, with all that stays behind holes, and what may follow it.
     fn send_limit(&self) -> usize {
         let flight = bytes(self.snd_nxt - self.snd_una);
-        let unsent = bytes(self.congestion.cwnd).min(UNSENT_MAX);
-        let wanted = flight.saturating_add(unsent).max(BUFFER_INITIAL);
+        let wanted = flight.saturating_add(self.unsent_limit());
+        let wanted = wanted.max(BUFFER_INITIAL);
         wanted.min(bytes(self.opening.send_bytes_max))
     }
 
@@ -541,7 +545,9 @@ impl Connection {
     fn offer_room(&mut self) {
         let limit = self.send_limit();
         let room = limit.saturating_sub(self.send_buffer.len());
-        if self.wants_room && room >= (limit / 8).min(WRITABLE_ROOM) {
+        // Of a window that losses have made small, little follows a long flight.
+        let worth = (limit / 8).min(self.unsent_limit() / 2).min(WRITABLE_ROOM);
+        if self.wants_room && room >= worth {
             self.wants_room = false;
             self.signals |= signal::WRITABLE;
         }
