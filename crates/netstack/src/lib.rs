@@ -2,7 +2,8 @@
 //!
 //! A [`Stack`] takes IP packets by [`Stack::handle_packet`] and gives them by
 //! [`Stack::poll_transmit`]; what happened to a socket comes out of [`Stack::poll_event`]. After
-//! every call that takes `now`, drain both, then sleep until [`Stack::poll_timeout`].
+//! every call that takes `now`, drain both, packets first, because what leaves makes room for a
+//! writer, which is an event; then sleep until [`Stack::poll_timeout`].
 //!
 //! ```text
 //!   Stack          demultiplexing, deadlines, ready list, IP, ICMP, UDP, reassembly of fragments

@@ -36,7 +36,7 @@ const MSS_DEFAULT_V6: u32 = 1220;
 const MSS_MIN: u32 = 88;
 /// Where buffers begin to grow from.
 const BUFFER_INITIAL: usize = 256 << 10;
-/// What waits behind the flight at most: more than a writer leaves unfilled who comes 2 ms late at
+/// What waits behind the flight at most: enough for a writer who comes 1.5 ms after the word at
 /// 2 Gbit/s, and no more than the cache of a core has when its turn comes.
 const UNSENT_MAX: usize = 512 << 10;
 /// So much room is worth waking a writer for.

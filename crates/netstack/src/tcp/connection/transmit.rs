@@ -325,7 +325,10 @@ impl Connection {
         let mut header = self.header(now, start, flags);
         self.acknowledge(budget, &mut header, length == 0);
         self.last_sent = now;
-        self.offer_room();
+        // Nothing that leaves gives memory back.
+        if budget.room() > 0 {
+            self.offer_room();
+        }
         Written {
             head: tcp::emit_header(&header, out),
             offset,
