@@ -39,9 +39,11 @@ const OPENING: usize = 64;
 /// A packet behind a virtio_net_hdr.
 const PACKET_MAX: usize = vnet::HEADER + 65_535;
 
-/// The largest number of segments that leave as one, and that are written one by one before the
-/// stack is asked again, as a tunnel seals them.
+/// The largest number of segments that leave as one.
 const SEGMENTS_MAX: usize = 64;
+
+/// The largest number that is written one by one before the stack is asked again: as many as a
+/// tunnel seals for one call.
 const RUN_MAX: usize = 44;
 
 /// After so many writes the driver looks at what has come.

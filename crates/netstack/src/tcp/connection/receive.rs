@@ -396,8 +396,8 @@ impl Connection {
         }
     }
 
-    /// Whether a segment says nothing of the path while nothing is in flight, as what a peer sends
-    /// that has all the word.
+    /// Whether a segment that comes while nothing is in flight says nothing of the path, as all do
+    /// of a peer that only sends.
     fn acknowledges_nothing(&self, header: &Header) -> bool {
         header.options.sack.as_slice().is_empty()
             && self.recovery == Recovery::Open
