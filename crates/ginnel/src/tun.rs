@@ -1,6 +1,5 @@
 //! `ginnel tun`: a userspace WireGuard interface, driven by `wg` and `wg-quick` as wireguard-go is.
 
-mod allowance;
 mod capture;
 mod configuration;
 mod control;

@@ -36,6 +36,7 @@ use crate::{
     site::{self, Sites},
 };
 
+mod agreement;
 mod carrier;
 mod event;
 mod flow;
@@ -167,6 +168,8 @@ pub struct Node {
     pub(crate) happened: Happened,
     filter: Filter,
     asks_about_strangers: bool,
+    /// Key agreements may wait for the caller.
+    defers: bool,
     services: Services,
     sites: Sites,
     carriers: Carriers,
@@ -266,6 +269,7 @@ impl Node {
             happened: Happened::default(),
             filter,
             asks_about_strangers: false,
+            defers: false,
             services: Services::default(),
             sites: Sites::default(),
             carriers: Carriers::default(),

@@ -74,6 +74,14 @@ pub struct Effort {
 }
 
 impl Effort {
+    /// Begins now, for a thread that does other work too.
+    #[must_use]
+    pub fn start() -> Self {
+        Self {
+            last: thread_time(),
+        }
+    }
+
     /// Returns the CPU time that this thread used since the last call, or since it began.
     pub fn since_last(&mut self) -> Duration {
         let now = thread_time();

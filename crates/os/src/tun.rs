@@ -149,14 +149,6 @@ impl Tun {
         self.offload
     }
 
-    /// Tells the kernel not to hand over large packets any more; the header stays.
-    pub fn refuse_large(&mut self) -> io::Result<()> {
-        set_offload(&self.file, 0)?;
-        self.offload.tcp = false;
-        self.offload.udp = false;
-        Ok(())
-    }
-
     /// Returns the MTU in bytes; `NotFound` while the interface is in another namespace.
     pub fn mtu(&self) -> io::Result<usize> {
         let name = self.name()?;

@@ -33,6 +33,8 @@ pub struct Options {
     /// Bytes that the kernel may queue in each direction; zero leaves the system's default. What
     /// exceeds the system's limit is granted to root only.
     pub buffer_bytes: usize,
+    /// Lets the kernel join no datagrams (UDP_GRO), where that is broken.
+    pub singly: bool,
 }
 
 /// A UDP socket of one family; it does not block.
@@ -102,7 +104,7 @@ impl Socket {
             set_buffers(&socket, options.buffer_bytes)?;
         }
         control::allow_fragments(&socket, local.is_ipv6(), true)?;
-        control::request_all(&socket, local.is_ipv6());
+        control::request_all(&socket, local.is_ipv6(), !options.singly);
         socket.bind(&local.into())?;
         let local = socket
             .local_addr()?

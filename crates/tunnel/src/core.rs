@@ -71,6 +71,8 @@ pub(super) struct Waiting {
 pub(super) struct After {
     /// The driver has to look at its deadline again.
     pub(super) kick: bool,
+    /// Key agreements wait to be computed.
+    pub(super) deferred: bool,
     /// A session was made.
     pub(super) session: bool,
     /// A capture has something to take.
@@ -125,14 +127,14 @@ impl Core {
             .expect("the node of a tunnel has an attachment")
     }
 
-    /// Takes a datagram from the network.
+    /// Takes a datagram from the network; false when the tunnel refused it.
     pub(super) fn handle_datagram(
         &mut self,
         now: Instant,
         datagram: Datagram<'_>,
         sockets: &Sockets,
         interface: Option<&Interface>,
-    ) {
+    ) -> bool {
         if !self.outbox.has_room() && self.outbox.blocked.is_none() {
             self.outbox.send(sockets);
         }
@@ -143,6 +145,7 @@ impl Core {
             bytes,
         } = datagram;
         let outcome = self.node.handle_datagram(now, source, ecn, bytes);
+        let refused = matches!(outcome, Outcome::Refused);
         match outcome {
             Outcome::Send { .. } | Outcome::Packet(_) => {
                 self.outbox.note_source(source, local, true);
@@ -170,21 +173,25 @@ impl Core {
         if let Err(reason) = taken {
             self.node.discard(reason);
         }
+        !refused
     }
 
-    /// Takes packets from the interface, sealed in place, until there is none or no room.
+    /// Takes packets from the interface, sealed in place, until there is none or no room; false
+    /// when there was none.
     pub(super) fn handle_packets(
         &mut self,
         now: Instant,
         sockets: &Sockets,
         interface: &Interface,
-    ) {
+    ) -> bool {
+        let mut any = false;
         let mut buffer = std::mem::take(&mut self.taken);
         buffer.resize(tun::PACKET_MAX, 0);
         while self.outbox.blocked.is_none() && self.outbox.has_room() {
             let Some((length, given)) = interface.read(&mut buffer) else {
                 break;
             };
+            any = true;
             let packet = &mut buffer[VNET_HEADER..][..length];
             let whole = match given {
                 Ok(Given::Whole) => Ok(()),
@@ -210,6 +217,7 @@ impl Core {
             }
         }
         self.taken = buffer;
+        any
     }
 
     /// Takes the parts of a super-packet; what finds no room is lost, as behind any full queue.
@@ -317,6 +325,7 @@ impl Core {
             (Some(_), None) => true,
             (None, _) => false,
         };
+        after.deferred = self.node.has_agreements();
         after.captured = self
             .node
             .capture()

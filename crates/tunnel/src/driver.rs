@@ -9,6 +9,7 @@ use std::{
 use node::Node;
 use os::udp::Batch;
 use tokio::time;
+use wireguard::Discard;
 
 use super::Shared;
 
@@ -56,9 +57,17 @@ fn read(shared: &Shared, batch: &mut Batch) -> bool {
     let take = |batch: &mut Batch| {
         let mut turn = shared.turn();
         let now = turn.now;
+        let mut taken = false;
         for datagram in batch.datagrams() {
             let interface = shared.attachment.interface();
-            turn.handle_datagram(now, datagram, &shared.sockets, interface);
+            taken |= turn.handle_datagram(now, datagram, &shared.sockets, interface);
+        }
+        if taken {
+            shared.note_data();
+        }
+        match batch.take_truncated() {
+            0 => {}
+            count => turn.node.turn_away(Discard::Length, count),
         }
         if turn
             .node
@@ -86,7 +95,9 @@ fn take_packets(shared: &Shared) {
     if let Some(interface) = shared.attachment.interface() {
         let mut turn = shared.turn();
         let now = turn.now;
-        turn.handle_packets(now, &shared.sockets, interface);
+        if turn.handle_packets(now, &shared.sockets, interface) {
+            shared.note_data();
+        }
     }
 }
 

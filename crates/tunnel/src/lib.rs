@@ -7,6 +7,7 @@
 //! ```text
 //!   TcpStream, UdpSocket, ping  --lock-->  Core { Node, wakers }  --same turn-->  UDP (GSO)
 //!   driver task: UDP batch (GRO), TUN packets or deadline --lock--> Core --> UDP, TUN, wakers
+//!   handshakes: UDP of their own --mac1--lock--> Core; X25519 with the lock released
 //! ```
 //! Whoever changes the node sends what the change made, on its own thread and before it lets
 //! the lock go, so nothing is queued between tasks.
@@ -19,6 +20,7 @@ mod driver;
 mod endpoint;
 mod failure;
 mod following;
+mod handshakes;
 mod interface;
 mod listener;
 mod network;
@@ -33,8 +35,13 @@ mod udp;
 
 use std::{
     net::{IpAddr, SocketAddr},
+    num::NonZero,
     ops::{Deref, DerefMut},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -42,7 +49,11 @@ use model::key::PublicKey;
 use netstack::{EchoFailure, ListenerId};
 use node::Node;
 use packet::icmp::Cause;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    task::JoinHandle,
+};
+use wireguard::{Allowance, Gate};
 
 pub use netstack::CongestionControl;
 
@@ -94,14 +105,22 @@ struct Shared {
     kick: Notify,
     /// Tells those who wait for a session that one was made.
     session: Notify,
+    /// Tells that key agreements wait to be computed.
+    deferred: Notify,
+    /// What handshakes may take while data flows.
+    allowance: Mutex<Allowance>,
+    /// Batches of data so far, if handshakes come apart from them.
+    data: AtomicU64,
+    /// A session waits for its successor.
+    overdue: AtomicBool,
     /// Tells that some peer does not answer: its endpoint may have moved.
     doubt: Notify,
     /// Tells that a capture has something to take.
     captured: Notify,
 }
 
-/// The driver task, which ends with its owner.
-struct Driver(tokio::task::JoinHandle<()>);
+/// The tasks that drive, which end with their owner.
+struct Driver([JoinHandle<()>; 3]);
 
 /// Events that wait at most for whoever follows them.
 const EVENTS_MAX: usize = 1_024;
@@ -130,13 +149,15 @@ impl Tunnel {
     /// The receiver yields what is not for sockets: endpoints to resolve, handshakes, accepted
     /// connections of published ports. An event that finds [`EVENTS_MAX`] others is dropped.
     pub fn start(
-        node: Node,
+        mut node: Node,
         attachment: Attachment,
         resolver: Resolver,
         listen: SocketAddr,
         mark: Option<u32>,
     ) -> anyhow::Result<(Self, mpsc::Receiver<node::Event>)> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
+        node.set_deferred_agreements(true);
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
         let fixed = listen.ip().is_unspecified() && listen.port() != 0;
         let shared = Arc::new(Shared {
             core: Mutex::new(Core::new(node, sender, fixed)),
@@ -145,13 +166,21 @@ impl Tunnel {
             resolver: Mutex::new(Arc::new(resolver)),
             kick: Notify::new(),
             session: Notify::new(),
+            deferred: Notify::new(),
+            allowance: Mutex::new(Allowance::new(u32::try_from(cores).unwrap_or(1))),
+            data: AtomicU64::new(0),
+            overdue: AtomicBool::new(false),
             doubt: Notify::new(),
             captured: Notify::new(),
         });
-        let driver = tokio::spawn(driver::drive(Arc::clone(&shared)));
+        let tasks = [
+            tokio::spawn(driver::drive(Arc::clone(&shared))),
+            tokio::spawn(handshakes::listen(Arc::clone(&shared))),
+            tokio::spawn(handshakes::agree(Arc::clone(&shared))),
+        ];
         let tunnel = Self {
             shared,
-            _driver: Arc::new(Driver(driver)),
+            _driver: Arc::new(Driver(tasks)),
         };
         Ok((tunnel, events))
     }
@@ -314,6 +343,13 @@ impl Shared {
             now,
         }
     }
+
+    /// Returns what tells forged handshake messages without the lock, unless somebody wants to see
+    /// them.
+    fn gate(&self) -> Option<Gate> {
+        let core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        core.node.gate()
+    }
 }
 
 /// One turn: the locked core at one moment. When it ends, what the node has to send is sent.
@@ -343,10 +379,15 @@ impl Drop for Turn<'_> {
         let now = self.now;
         let shared = self.shared;
         let after = self.finish(now, &shared.sockets, &shared.attachment);
+        let overdue = self.node.is_overdue(now);
+        shared.overdue.store(overdue, Ordering::Relaxed);
         // Whoever is woken wants the lock.
         self.core = None;
         if after.kick {
             shared.kick.notify_one();
+        }
+        if after.deferred {
+            shared.deferred.notify_one();
         }
         if after.session {
             shared.session.notify_waiters();
@@ -362,7 +403,7 @@ impl Drop for Turn<'_> {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        self.0.abort();
+        self.0.iter().for_each(JoinHandle::abort);
     }
 }
 

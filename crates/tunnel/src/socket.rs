@@ -1,6 +1,7 @@
-//! The UDP sockets under the tunnel, one for each family, read and written in runs.
+//! The UDP sockets under the tunnel, one for each family, read and written in runs, and those
+//! beside them by which handshake messages come.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, num::NonZeroU8};
 
 use anyhow::Context as _;
 use os::udp::{Batch, Options, Pair, Parcel, SendError, Socket};
@@ -8,8 +9,17 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::Advised;
 
-/// The sockets; a family that the machine lacks has none.
+/// The sockets of one port.
 pub(super) struct Sockets {
+    /// Everything is sent from these.
+    data: Registered,
+    /// Handshake messages arrive here, so that a flood of them fills no queue of data; without
+    /// these, on old kernels, all arrive together.
+    handshakes: Option<Registered>,
+}
+
+/// The sockets of both families; one that the machine lacks has none.
+struct Registered {
     v4: Option<AsyncFd<Socket>>,
     v6: Option<AsyncFd<Socket>>,
 }
@@ -17,6 +27,12 @@ pub(super) struct Sockets {
 /// Bytes that the kernel may queue in each direction: 25 ms at 1 Gbit/s, a little more than the
 /// scheduler makes us wait.
 const BUFFER: usize = 4 << 20;
+/// About 2,000 handshake messages, of which the kernel counts more than the payload: so many peers
+/// may answer at once after a restart, and so many come while the first hundred of a flood are
+/// still computed. The rest of a flood is lost.
+const HANDSHAKE_BUFFER: usize = 1 << 20;
+/// The message type that all datagrams but those of a handshake begin with (whitepaper 5.4.6).
+const TRANSPORT_DATA: u8 = 4;
 
 impl Sockets {
     /// Binds to `local`; `[::]` stands for all addresses of both families, and port zero for one
@@ -25,6 +41,7 @@ impl Sockets {
         let options = Options {
             mark: mark.unwrap_or(0),
             buffer_bytes: BUFFER,
+            singly: false,
         };
         let bound = if local.is_ipv6() && local.ip().is_unspecified() {
             Pair::bind(local.port(), &options)
@@ -40,38 +57,53 @@ impl Sockets {
                 },
             })
         };
-        let Pair { v4, v6 } = bound
+        let data = bound
             .with_context(|| format!("UDP: listen at {local}"))
             .map_err(|error| {
                 let remedy = "if the port is in use, stop the other program or choose another port \
                               with ListenPort or --wireguard; FwMark needs root";
                 Advised::new(error, remedy)
             })?;
+        let handshakes = beside(&data, options.mark);
+        if let Err(error) = &handshakes {
+            tracing::debug!(%error, "handshakes and data arrive at one socket");
+        }
+        let handshakes = handshakes.ok().map(Registered::new).transpose();
         Ok(Self {
-            v4: register(v4).context("UDP: register the socket")?,
-            v6: register(v6).context("UDP: register the socket")?,
+            data: Registered::new(data).context("UDP: register the socket")?,
+            handshakes: handshakes.context("UDP: register the socket")?,
         })
+    }
+
+    /// Tells whether handshake messages come by sockets of their own.
+    pub(super) fn are_apart(&self) -> bool {
+        self.handshakes.is_some()
     }
 
     /// Returns the port that was bound.
     pub(super) fn port(&self) -> u16 {
-        let socket = self.v4.as_ref().or(self.v6.as_ref());
+        let socket = self.data.v4.as_ref().or(self.data.v6.as_ref());
         socket.map_or(0, |socket| socket.get_ref().local_address().port())
     }
 
     /// Waits until there is something to receive.
     pub(super) async fn readable(&self) {
-        tokio::select! {
-            () = ready(self.v4.as_ref(), Interest::READABLE) => {}
-            () = ready(self.v6.as_ref(), Interest::READABLE) => {}
+        self.data.readable().await;
+    }
+
+    /// Waits until there is a handshake message to receive; for ever where all arrive together.
+    pub(super) async fn handshakes_readable(&self) {
+        match &self.handshakes {
+            Some(sockets) => sockets.readable().await,
+            None => std::future::pending().await,
         }
     }
 
     /// Waits until there is room to send to `destination`.
     pub(super) async fn writable(&self, destination: Option<SocketAddr>) {
         match destination {
-            Some(SocketAddr::V4(_)) => ready(self.v4.as_ref(), Interest::WRITABLE).await,
-            Some(SocketAddr::V6(_)) => ready(self.v6.as_ref(), Interest::WRITABLE).await,
+            Some(SocketAddr::V4(_)) => ready(self.data.v4.as_ref(), Interest::WRITABLE).await,
+            Some(SocketAddr::V6(_)) => ready(self.data.v6.as_ref(), Interest::WRITABLE).await,
             None => std::future::pending().await,
         }
     }
@@ -87,7 +119,14 @@ impl Sockets {
             .iter()
             .position(|one| one.envelope.to.is_ipv4() != is_v4);
         let parcels = &parcels[..others.unwrap_or(parcels.len())];
-        self.send_by(is_v4, |socket| socket.send_parcels(parcels))
+        self.send_by(is_v4, |socket| {
+            let sent_runs = socket.segments();
+            let sent = socket.send_parcels(parcels);
+            if sent_runs && !socket.segments() {
+                tracing::warn!("runs of datagrams are refused, now sent singly");
+            }
+            sent
+        })
     }
 
     /// Sends a parcel of one datagram that nobody may fragment; returns one, or why it is not sent.
@@ -109,7 +148,8 @@ impl Sockets {
         is_v4: bool,
         send: impl FnOnce(&Socket) -> Result<usize, SendError>,
     ) -> Result<usize, SendError> {
-        let Some(socket) = (if is_v4 { &self.v4 } else { &self.v6 }) else {
+        let Registered { v4, v6 } = &self.data;
+        let Some(socket) = (if is_v4 { v4 } else { v6 }) else {
             return Err(SendError::Unreachable);
         };
         let mut outcome = Err(SendError::WouldBlock);
@@ -124,13 +164,49 @@ impl Sockets {
         tried.map_err(|_| SendError::WouldBlock).and(outcome)
     }
 
-    /// Reads what has come into both families, one batch each, and hands every datagram to `take`;
+    /// Reads what has come into both families, one batch each, and hands every batch to `take`;
     /// false when there was nothing.
     pub(super) fn receive(
         &self,
         batch: &mut Batch,
-        mut take: impl FnMut(&mut Batch),
+        take: impl FnMut(&mut Batch),
     ) -> io::Result<bool> {
+        self.data.receive(batch, take)
+    }
+
+    /// Does the same with handshake messages.
+    pub(super) fn receive_handshakes(
+        &self,
+        batch: &mut Batch,
+        take: impl FnMut(&mut Batch),
+    ) -> io::Result<bool> {
+        match &self.handshakes {
+            Some(sockets) => sockets.receive(batch, take),
+            None => Ok(false),
+        }
+    }
+}
+
+impl Registered {
+    #[expect(
+        deprecated,
+        reason = "the socket owns its descriptor, which is what the successor asks"
+    )]
+    fn new(pair: Pair) -> io::Result<Self> {
+        Ok(Self {
+            v4: pair.v4.map(AsyncFd::new).transpose()?,
+            v6: pair.v6.map(AsyncFd::new).transpose()?,
+        })
+    }
+
+    async fn readable(&self) {
+        tokio::select! {
+            () = ready(self.v4.as_ref(), Interest::READABLE) => {}
+            () = ready(self.v6.as_ref(), Interest::READABLE) => {}
+        }
+    }
+
+    fn receive(&self, batch: &mut Batch, mut take: impl FnMut(&mut Batch)) -> io::Result<bool> {
         let mut any = false;
         for socket in [&self.v4, &self.v6].into_iter().flatten() {
             match socket.try_io(Interest::READABLE, |socket| socket.recv_batch(batch)) {
@@ -146,12 +222,16 @@ impl Sockets {
     }
 }
 
-#[expect(
-    deprecated,
-    reason = "the socket owns its descriptor, which is what the successor asks"
-)]
-fn register(socket: Option<Socket>) -> io::Result<Option<AsyncFd<Socket>>> {
-    socket.map(AsyncFd::new).transpose()
+/// Binds sockets beside `data` at which everything arrives that is no data.
+fn beside(data: &Pair, mark: u32) -> io::Result<Pair> {
+    let options = Options {
+        mark,
+        buffer_bytes: HANDSHAKE_BUFFER,
+        singly: false,
+    };
+    let handshakes = data.bind_beside(&options)?;
+    data.steer(TRANSPORT_DATA, NonZeroU8::MIN)?;
+    Ok(handshakes)
 }
 
 async fn ready(socket: Option<&AsyncFd<Socket>>, interest: Interest) {

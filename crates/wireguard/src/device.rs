@@ -64,6 +64,8 @@ pub struct Device {
     defers: bool,
     /// At most `AGREEMENTS_MAX`; further messages are discarded.
     agreements: VecDeque<Agreement>,
+    /// When data last came by a session that should have been replaced.
+    overdue: Option<Instant>,
 }
 
 /// The time of day by the monotonic clock, and the timestamps that were made from it.
@@ -107,6 +109,7 @@ impl Device {
             key_log: false,
             defers: false,
             agreements: VecDeque::new(),
+            overdue: None,
         }
     }
 
@@ -408,6 +411,13 @@ impl Device {
         self.unknown.clear();
     }
 
+    /// Tells whether within the last second data came by a session that a handshake should have
+    /// replaced by now: its messages may be lost in a flood.
+    #[must_use]
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        self.overdue.is_some_and(|at| now < at + OVERDUE_HOLD)
+    }
+
     /// Lets the key agreements of handshake messages wait for [`Device::poll_agreement`], so that
     /// a thread of its own can compute them; at first they are computed at once.
     pub fn set_deferred_agreements(&mut self, deferred: bool) {
@@ -487,5 +497,7 @@ impl Clock {
 const AGREEMENTS_MAX: usize = 1_024;
 /// More than one input can cause: a caller that drains never meets it.
 const OUTPUTS_MAX: usize = 65_536;
+/// Data by a session that was overdue says so for so long.
+const OVERDUE_HOLD: Duration = Duration::from_secs(1);
 /// 100 MB of packets of 1,500 bytes, for all peers that do not answer.
 const STAGED_ALL_MAX: usize = 65_536;

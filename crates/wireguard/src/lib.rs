@@ -6,6 +6,7 @@
 //! Kernel Network Tunnel"); where that is silent it does what Linux does.
 
 mod agreement;
+mod allowance;
 mod allowed;
 mod constants;
 mod cookie;
@@ -34,6 +35,7 @@ mod unknown;
 mod tests;
 
 pub use agreement::Agreement;
+pub use allowance::Allowance;
 pub use allowed::Prefix;
 pub use constants::*;
 pub use details::{Details, SessionDetails};

@@ -10,7 +10,10 @@ use std::{
 
 use crate::{
     allowed::Prefix,
-    constants::{HEADER, KEEPALIVE_TIMEOUT, OVERHEAD, REKEY_TIMEOUT, STAGED_PACKETS_MAX, padded},
+    constants::{
+        HEADER, KEEPALIVE_TIMEOUT, OVERHEAD, REKEY_AFTER_TIME, REKEY_TIMEOUT, STAGED_PACKETS_MAX,
+        padded,
+    },
     cookie::Cookie,
     crypto::{MAC, Secret},
     discard::Discard,
@@ -176,6 +179,17 @@ impl Peer {
 
     pub(crate) fn current(&self) -> Option<&Session> {
         self.hot.as_ref()?.current.as_ref()
+    }
+
+    /// Tells whether the session should have a successor: whoever began it and sends data begins a
+    /// handshake at `REKEY_AFTER_TIME`.
+    pub(crate) fn is_overdue(&self, now: Instant) -> bool {
+        let since = REKEY_AFTER_TIME + REKEY_TIMEOUT;
+        self.hot.as_ref().is_some_and(|hot| {
+            hot.current.as_ref().is_some_and(|session| {
+                now >= session.created + since && (hot.pending.is_some() || !session.initiator)
+            })
+        })
     }
 
     /// Authenticated datagrams of any kind were sent.

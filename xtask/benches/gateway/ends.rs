@@ -189,6 +189,7 @@ impl End {
         let options = Options {
             mark: 0,
             buffer_bytes: 4 << 20,
+            singly: false,
         };
         Self {
             device,

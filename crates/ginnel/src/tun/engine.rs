@@ -88,7 +88,11 @@ impl Engine {
         let runs = offload.then(|| try_runs(name)).flatten();
         // Untried, what is refused is found out when it is sent.
         let sends_runs = offload && runs.is_none_or(|runs| runs.sent);
-        let receives_runs = runs.map(|runs| runs.joined);
+        let receives_runs = if offload {
+            runs.map(|runs| runs.joined)
+        } else {
+            Some(false)
+        };
         let (tunnel, wakeups) =
             Tunnel::new(name, lanes, queues, sends_runs, receives_runs, key_log)?;
         Ok(Self {

@@ -16,6 +16,7 @@ use os::{
     clock::{Clock, Effort},
     udp::{Batch, Datagram, Socket},
 };
+use wireguard::Discard;
 
 /// The thread's state.
 pub(crate) struct Handshakes {
@@ -74,6 +75,10 @@ impl Handshakes {
     }
 
     fn handle(&self, batch: &mut Batch) {
+        match batch.take_truncated() {
+            0 => {}
+            count => self.tunnel.turn_away(Discard::Length, count),
+        }
         let gate = self.tunnel.gate();
         let mut admitted = Vec::new();
         for datagram in batch.datagrams() {

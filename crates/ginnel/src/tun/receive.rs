@@ -114,6 +114,10 @@ impl Receiver {
                 Ok(true) => {
                     busy = self.pace.is_busy();
                     self.handle(&mut batch);
+                    match batch.take_truncated() {
+                        0 => {}
+                        count => self.tunnel.turn_away(Discard::Length, count),
+                    }
                 }
                 Ok(false) => {
                     let known = Arc::downgrade(&sockets);
@@ -181,13 +185,16 @@ impl Opener {
         if self.sessions.is_empty() {
             return;
         }
-        tunnel.note_data();
         for arrival in arrivals.iter_mut().flatten() {
             let ecn = arrival.ecn;
             for datagram in datagrams_mut(arrival) {
                 let entry = self.open(now, ecn, datagram);
                 self.entries.push(entry);
             }
+        }
+        let opened = |entry: &Entry| matches!(entry, Entry::Opened { .. });
+        if self.entries.iter().any(opened) {
+            tunnel.note_data();
         }
         tunnel.with(|state, now| self.note(state, now, arrivals));
         self.write(arrivals);
@@ -367,7 +374,8 @@ impl Opener {
                 Entry::Opened { .. } | Entry::Handled | Entry::Discarded { .. } => None,
             });
         let tunnel = &*self.tunnel;
-        if !tunnel.joins() {
+        // A lone packet has none to be joined to.
+        if !tunnel.joins() || self.entries.len() == 1 {
             packets.for_each(|packet| write_single(tunnel, packet));
             return;
         }

@@ -22,13 +22,13 @@ use node::capture::Capture;
 use os::{
     clock::{self, Clock, Effort},
     tun::{self, Offload, Tun},
+    udp::Runs,
 };
 use packet::ecn::Ecn;
-use wireguard::{Agreement, Device, Discard, Event, Gate, PeerId, Sealing};
+use wireguard::{Agreement, Allowance, Device, Discard, Event, Gate, PeerId, Sealing};
 use zeroize::Zeroizing;
 
 use super::{
-    allowance::Allowance,
     capture,
     configuration::{self, Changes},
     control::{Answer, refusal},
@@ -59,6 +59,8 @@ pub(crate) struct Tunnel {
     allowance: Mutex<Allowance>,
     /// Batches of data in both directions.
     data: AtomicU64,
+    /// A session waits for its successor.
+    overdue: AtomicBool,
     /// Ends the sleep of the control thread.
     alarm: UnixStream,
     /// Beyond it packets are not padded; the device has the same figure.
@@ -134,9 +136,13 @@ impl Tunnel {
         let (alarm, wakeups) = UnixStream::pair().context("make a pair of sockets")?;
         alarm.set_nonblocking(true)?;
         wakeups.set_nonblocking(true)?;
+        let runs = Runs {
+            sent: sends_runs,
+            joined: receives_runs.unwrap_or(true),
+        };
         let state = State {
             device,
-            wire: Wire::open(sends_runs, queues).context("UDP: bind a free port")?,
+            wire: Wire::open(runs, queues).context("UDP: bind a free port")?,
             clock,
             armed: None,
             discards: vec![0; Discard::ALL.len()],
@@ -157,6 +163,7 @@ impl Tunnel {
             turned_away: Discard::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
             allowance: Mutex::new(Allowance::new(u32::try_from(cores).unwrap_or(1))),
             data: AtomicU64::new(0),
+            overdue: AtomicBool::new(false),
             alarm,
             mtu: AtomicUsize::new(mtu),
             captures: AtomicBool::new(false),
@@ -203,6 +210,8 @@ impl Tunnel {
         let now = state.clock.now();
         let result = work(&mut state, now);
         state.drain_device(now);
+        let overdue = state.device.is_overdue(now);
+        self.overdue.store(overdue, Ordering::Relaxed);
         let due = state.device.poll_timeout();
         if due.is_some_and(|due| state.armed.is_none_or(|armed| due < armed)) {
             state.armed = due;
@@ -253,7 +262,8 @@ impl Tunnel {
     pub(crate) fn rest(&self, now: Instant, effort: &mut Effort) {
         let used = effort.since_last();
         let data = self.data.load(Ordering::Relaxed);
-        let pause = hold(&self.allowance).take(now, used, data);
+        let overdue = self.overdue.load(Ordering::Relaxed);
+        let pause = hold(&self.allowance).take(now, used, data, overdue);
         if let Some(pause) = pause {
             thread::sleep(pause);
         }
@@ -269,7 +279,7 @@ impl Tunnel {
         hold(&self.gate).clone()
     }
 
-    /// Counts datagrams that the gate refused.
+    /// Counts datagrams that came to nothing before the device saw them.
     pub(crate) fn turn_away(&self, discard: Discard, count: u64) {
         self.turned_away[discard.index()].fetch_add(count, Ordering::Relaxed);
     }

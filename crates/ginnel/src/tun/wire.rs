@@ -13,7 +13,7 @@ use std::{
 
 use os::{
     poll::{self, Interest},
-    udp::{Envelope, Options, Pair, SendError, Socket, Sources},
+    udp::{Envelope, Options, Pair, Runs, SendError, Socket, Sources},
 };
 
 use super::{outbound::Run, uapi::Errno};
@@ -42,8 +42,8 @@ pub(crate) struct Wire {
     /// Sockets that were exchanged and that nobody has waited for yet.
     former: Option<Closing>,
     fwmark: u32,
-    /// Runs may leave as one.
-    offload: bool,
+    /// What may pass as one.
+    runs: Runs,
     /// Our address that each peer last wrote to, from which answers go.
     pub(crate) sources: Sources,
     lost: BTreeMap<&'static str, u64>,
@@ -67,15 +67,15 @@ impl Sockets {
 
 impl Wire {
     /// Listens on a free port, with sockets for so many queues.
-    pub(crate) fn open(offload: bool, queues: NonZeroU8) -> io::Result<Self> {
-        let (sockets, closing) = bind(0, 0, offload, queues)?;
+    pub(crate) fn open(runs: Runs, queues: NonZeroU8) -> io::Result<Self> {
+        let (sockets, closing) = bind(0, 0, runs, queues)?;
         Ok(Self {
             sockets: Arc::new(sockets),
             queues,
             closing,
             former: None,
             fwmark: 0,
-            offload,
+            runs,
             sources: Sources::default(),
             lost: BTreeMap::new(),
         })
@@ -84,7 +84,9 @@ impl Wire {
     /// Listens on `port` instead; on failure everything stays as it was.
     pub(crate) fn listen(&mut self, port: u16) -> Result<(), Errno> {
         if port != self.port() {
-            let (sockets, closing) = bind(port, self.fwmark, self.offload, self.queues)?;
+            // What was refused once is not tried again.
+            self.runs.sent = self.sends_runs();
+            let (sockets, closing) = bind(port, self.fwmark, self.runs, self.queues)?;
             let former = std::mem::replace(&mut self.sockets, Arc::new(sockets));
             self.former = Some(Closing(std::mem::replace(&mut self.closing, closing)));
             // Their readers wake and find the new ones.
@@ -227,10 +229,14 @@ fn send_within(
 fn bind(
     port: u16,
     mark: u32,
-    offload: bool,
+    runs: Runs,
     queues: NonZeroU8,
 ) -> io::Result<(Sockets, mpsc::Receiver<Infallible>)> {
-    let options = |buffer_bytes| Options { mark, buffer_bytes };
+    let options = |buffer_bytes| Options {
+        mark,
+        buffer_bytes,
+        singly: !runs.joined,
+    };
     let data = Pair::bind(port, &options(BUFFER_BYTES))?;
     let beside = || {
         let further = (1..queues.get()).map(|_| data.bind_beside(&options(BUFFER_BYTES)));
@@ -252,7 +258,7 @@ fn bind(
         _closed: closed,
     };
     for socket in sockets.all() {
-        socket.set_segments(offload);
+        socket.set_segments(runs.sent);
         socket.set_blocking()?;
     }
     Ok((sockets, closing))
@@ -262,9 +268,9 @@ fn bind(
 const TRANSPORT_DATA: u8 = 4;
 /// As wireguard-go: enough for 40 ms at 1.4 Gb/s.
 const BUFFER_BYTES: usize = 7 << 20;
-/// About 500 messages, of which the kernel counts more than the payload; the rest of a flood is
-/// lost.
-const HANDSHAKE_BUFFER_BYTES: usize = 256 << 10;
+/// About 2,000 messages, of which the kernel counts more than the payload: what comes while the
+/// first hundred of a flood are still computed. The rest of a flood is lost.
+const HANDSHAKE_BUFFER_BYTES: usize = 1 << 20;
 /// A socket that has no room for so long is not going to have it.
 const WAITS_MAX: u32 = 3;
 const WAIT: Duration = Duration::from_millis(20);

@@ -34,6 +34,7 @@ impl Node {
             }
         }
         self.capture = Some(Box::new(capture));
+        self.choose_deferred_agreements();
         let orgs = self.map().into_iter().flat_map(|map| map.orgs.keys());
         self.name_nodes(orgs.copied().collect::<Vec<_>>());
         true
@@ -61,6 +62,7 @@ impl Node {
     pub fn end_capture(&mut self, now: Instant) -> Option<Box<Capture>> {
         let mut capture = self.capture.take()?;
         self.device.set_key_log(false);
+        self.choose_deferred_agreements();
         capture.finish(now);
         Some(capture)
     }

@@ -229,7 +229,8 @@ impl World {
         let seconds = self.now.saturating_duration_since(self.base).as_secs();
         let random = Box::new(Seeded(u64::from(host) << 32 | seconds));
         let wall = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds);
-        let node = Node::new(self.now, wall, random, &secret(host), attachment);
+        let mut node = Node::new(self.now, wall, random, &secret(host), attachment);
+        node.set_deferred_agreements(true);
         let host_state = Host {
             node,
             events: Vec::new(),
@@ -354,6 +355,14 @@ impl World {
 
     pub(crate) fn drain(&mut self, host: u8) {
         let now = self.now;
+        let node = self.node(host);
+        while let Some(mut agreement) = node.poll_agreement() {
+            agreement.compute();
+            while let Some(mut next) = node.handle_agreement(now, agreement) {
+                next.compute();
+                agreement = next;
+            }
+        }
         let mut buffer = std::mem::take(&mut self.buffer);
         while let Some(run) = self.node(host).poll_transmit_run(now, 65_000, &mut buffer) {
             for datagram in buffer[..run.length].chunks(run.segment) {

@@ -33,11 +33,11 @@ impl Control {
     pub(super) const EMPTY: Self = Self([0; ROOM]);
 }
 
-/// Asks the kernel for the local address and the ECN field of each datagram, and for joined
-/// datagrams, all of which have the same.
+/// Asks the kernel for the local address and the ECN field of each datagram, and if it is to `join`
+/// for joined datagrams, all of which have the same.
 ///
 /// Failure is harmless: an older kernel gives single datagrams.
-pub(super) fn request_all(socket: &socket2::Socket, v6: bool) {
+pub(super) fn request_all(socket: &socket2::Socket, v6: bool, join: bool) {
     let (level, option) = if v6 {
         (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)
     } else {
@@ -50,7 +50,9 @@ pub(super) fn request_all(socket: &socket2::Socket, v6: bool) {
         libc::IP_RECVTOS
     };
     set_option(socket, level, field, 1).ok();
-    set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1).ok();
+    if join {
+        set_option(socket, libc::SOL_UDP, libc::UDP_GRO, 1).ok();
+    }
 }
 
 /// Lets routers and this machine fragment what is too long for the path, or forbids it to both,

@@ -94,11 +94,10 @@ impl Batch {
         })
     }
 
-    /// Returns how many messages were lost so far because they, or what the kernel said about
-    /// them, did not fit.
-    #[must_use]
-    pub fn truncated(&self) -> u64 {
-        self.truncated
+    /// Returns how many messages were lost since the last call because they, or what the kernel
+    /// said about them, did not fit.
+    pub fn take_truncated(&mut self) -> u64 {
+        std::mem::take(&mut self.truncated)
     }
 }
 
@@ -139,34 +138,39 @@ impl Socket {
     /// has. Returns how many runs were read: fewer than [`Socket::RUNS_MAX`] means that the
     /// socket is empty.
     pub fn recv_batch(&self, batch: &mut Batch) -> io::Result<usize> {
-        self.receive(batch, MESSAGES, libc::MSG_DONTWAIT)
+        self.receive::<MESSAGES>(batch, libc::MSG_DONTWAIT)
     }
 
     /// Reads like [`Socket::recv_batch`] but waits for the first datagram, after
     /// [`Socket::set_blocking`]; returns at once when the socket is retired.
     pub fn wait_batch(&self, batch: &mut Batch) -> io::Result<usize> {
-        self.receive(batch, MESSAGES, libc::MSG_WAITFORONE)
+        self.receive::<MESSAGES>(batch, libc::MSG_WAITFORONE)
     }
 
     /// Reads like [`Socket::wait_batch`] but one run only, and does not look for another: for a
     /// socket that seldom has two.
     pub fn wait_run(&self, batch: &mut Batch) -> io::Result<usize> {
-        self.receive(batch, 1, libc::MSG_WAITFORONE)
+        self.receive::<1>(batch, 0)
     }
 
-    fn receive(&self, batch: &mut Batch, room: usize, flags: libc::c_int) -> io::Result<usize> {
+    /// Reads at most `ROOM` runs, for which it prepares no more than they need.
+    fn receive<const ROOM: usize>(
+        &self,
+        batch: &mut Batch,
+        flags: libc::c_int,
+    ) -> io::Result<usize> {
         batch.runs.clear();
         // SAFETY: all zeros is a valid value of these three types of plain data.
-        let mut addresses: [libc::sockaddr_storage; MESSAGES] = unsafe { std::mem::zeroed() };
+        let mut addresses: [libc::sockaddr_storage; ROOM] = unsafe { std::mem::zeroed() };
         // SAFETY: as above.
-        let mut vectors: [libc::iovec; MESSAGES] = unsafe { std::mem::zeroed() };
+        let mut vectors: [libc::iovec; ROOM] = unsafe { std::mem::zeroed() };
         // SAFETY: as above.
-        let mut headers: [libc::mmsghdr; MESSAGES] = unsafe { std::mem::zeroed() };
-        let mut controls = [Control::EMPTY; MESSAGES];
+        let mut headers: [libc::mmsghdr; ROOM] = unsafe { std::mem::zeroed() };
+        let mut controls = [Control::EMPTY; ROOM];
         let buffers = batch.payload.chunks_mut(BUFFER);
         let places = addresses.iter_mut().zip(&mut vectors).zip(&mut controls);
         for ((header, buffer), ((address, vector), control)) in
-            headers.iter_mut().zip(buffers).zip(places).take(room)
+            headers.iter_mut().zip(buffers).zip(places)
         {
             vector.iov_base = buffer.as_mut_ptr().cast();
             vector.iov_len = buffer.len();
@@ -178,12 +182,15 @@ impl Socket {
             header.msg_control = control.0.as_mut_ptr().cast();
             header.msg_controllen = control.0.len();
         }
-        let count = receive(self, &mut headers[..room], flags)?;
+        let count = match &mut headers[..] {
+            [header] => receive_one(self, header, flags)?,
+            headers => receive_several(self, headers, flags)?,
+        };
         for (header, address) in headers.iter().zip(&addresses).take(count) {
             // Without all control messages it is unknown where one datagram ends.
             let cut = header.msg_hdr.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
             batch.truncated += u64::from(cut);
-            // SAFETY: recvmmsg has filled this header, and `controls` still lives.
+            // SAFETY: the kernel has filled this header, and `controls` still lives.
             let beside = unsafe { control::parse(&header.msg_hdr) };
             let length = usize::try_from(header.msg_len).expect("32 bits fit");
             let source = socket_address(address).filter(|_| !cut);
@@ -197,7 +204,20 @@ impl Socket {
     pub const RUNS_MAX: usize = MESSAGES;
 }
 
-fn receive(
+/// Takes one by recvmsg(2), which costs less than recvmmsg(2) for one.
+fn receive_one(
+    socket: &Socket,
+    header: &mut libc::mmsghdr,
+    flags: libc::c_int,
+) -> io::Result<usize> {
+    // SAFETY: the header points to an address, a vector with its buffer, and a control buffer, all
+    // exclusively borrowed by the caller through the call.
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header.msg_hdr, flags) };
+    header.msg_len = u32::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    Ok(1)
+}
+
+fn receive_several(
     socket: &Socket,
     headers: &mut [libc::mmsghdr],
     flags: libc::c_int,

@@ -258,6 +258,9 @@ impl Device {
             Place::Next => self.confirm(now, place),
             Place::Current | Place::Previous => {}
         }
+        if data && self.table.peer(place).is_overdue(now) {
+            self.overdue = Some(now);
+        }
         let peer = self.table.peer_mut(place);
         let ends_soon = peer.current().is_some_and(|session| {
             session.initiator

@@ -168,3 +168,22 @@ fn a_queue_that_grows_asks_for_cookies_instead() {
     }
     assert_eq!(waiting, 100);
 }
+
+#[test]
+fn an_awaited_response_waits_in_a_queue_that_asks_strangers_for_cookies() {
+    let mut pair = deferring();
+    let message = initiation(&mut pair);
+    for _ in 0..100 {
+        pair.deliver(B, pair.addresses[A], message.clone());
+    }
+    let peer = pair.peers[B];
+    pair.devices[B].set_endpoint(peer, Some(pair.addresses[A]));
+    pair.devices[B].initiate(pair.now, peer);
+    let sent = pair.devices[B].poll_transmit().expect("an initiation");
+    pair.deliver(A, pair.addresses[B], sent.datagram);
+    pair.compute(A);
+    let response = pair.devices[A].poll_transmit().expect("a response");
+    pair.deliver(B, pair.addresses[A], response.datagram);
+    assert!(pair.devices[B].poll_transmit().is_none(), "no cookie");
+    assert_eq!(pair.devices[B].waiting_agreements(), 101);
+}

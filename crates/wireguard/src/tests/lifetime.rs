@@ -17,6 +17,26 @@ fn an_initiator_rekeys_when_it_sends_after_120_seconds() {
 }
 
 #[test]
+fn a_session_whose_successor_does_not_come_is_overdue_at_both_ends_until_it_comes() {
+    let mut pair = Pair::connected();
+    let overdue = |pair: &Pair| [A, B].map(|side| pair.devices[side].is_overdue(pair.now));
+    for (second, expected) in [(119, false), (126, true)] {
+        pair.now = base() + SECOND * second;
+        // Data passes, and nothing of a handshake.
+        for (from, to) in [(A, B), (B, A)] {
+            let datagram = pair.seal(from, 60);
+            assert!(pair.deliver(to, pair.addresses[from], datagram));
+        }
+        assert_eq!(overdue(&pair), [expected; 2], "{second}");
+    }
+    pair.drive();
+    pair.now += SECOND;
+    pair.send(A, 60);
+    pair.send(B, 60);
+    assert_eq!(overdue(&pair), [false; 2]);
+}
+
+#[test]
 fn an_initiator_that_only_receives_rekeys_once_before_the_session_ends() {
     let mut pair = Pair::connected();
     pair.deaf[A] = true;
