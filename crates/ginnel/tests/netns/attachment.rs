@@ -113,6 +113,11 @@ impl Network {
         }
     }
 
+    /// Returns the process of the server.
+    pub(crate) fn server(&self) -> u32 {
+        self.server.as_ref().expect("it runs").child.id()
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }

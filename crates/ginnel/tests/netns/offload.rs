@@ -18,16 +18,41 @@ const SHIM: &str = r#"
 #include <sys/socket.h>
 #include <sys/uio.h>
 
-/* A card without checksum offload: EIO for UDP_SEGMENT (net/ipv4/udp.c, `udp_send_skb`). */
-ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
+/* Why a message is refused; zero if it is not. */
+static int refusal(const struct msghdr *message) {
+    static unsigned count;
     const struct sockaddr_in *to = message->msg_name;
     struct cmsghdr *next = CMSG_FIRSTHDR(message);
-    if (getenv("REFUSE_RUNS") && to && (to->sin_addr.s_addr & 0xff) != 127)
+    if (!to || (to->sin_addr.s_addr & 0xff) == 127)
+        return 0;
+    /* A card without checksum offload: EIO for UDP_SEGMENT (net/ipv4/udp.c, `udp_send_skb`). */
+    if (getenv("REFUSE_RUNS"))
         for (; next; next = CMSG_NXTHDR((struct msghdr *)message, next))
             if (next->cmsg_level == 17 && next->cmsg_type == 103)
-                return errno = EIO, -1;
+                return EIO;
+    /* A queue of a card that is full now and then. */
+    if (getenv("NO_BUFFERS") && __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED) % 10 == 9)
+        return ENOBUFS;
+    return 0;
+}
+
+ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
+    int error = refusal(message);
+    if (error)
+        return errno = error, -1;
     ssize_t (*real)(int, const struct msghdr *, int) = dlsym(RTLD_NEXT, "sendmsg");
     return real(fd, message, flags);
+}
+
+int sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags) {
+    unsigned whole = 0;
+    int error = 0;
+    while (whole < count && !(error = refusal(&messages[whole].msg_hdr)))
+        whole++;
+    if (!whole && error)
+        return errno = error, -1;
+    int (*real)(int, struct mmsghdr *, unsigned, int) = dlsym(RTLD_NEXT, "sendmmsg");
+    return real(fd, messages, whole, flags);
 }
 
 /* A kernel that takes no joined packets: a virtio_net_hdr of 10 bytes that names a kind of GSO. */
@@ -64,12 +89,12 @@ fn status(tunnel: &Tunnel) -> String {
     text(&output)
 }
 
-/// Everything is carried although `variable` lets the shim refuse, and `line` is shown after.
-fn carries_on(variable: &str, before: &str, after: &str, v6: bool) {
-    let Some(world) = World::new() else { return };
+/// Two tunnels whose calls `variable` lets the shim refuse.
+fn refused(variable: &str, v6: bool) -> Option<(World, [Tunnel; 2])> {
+    let world = World::new()?;
     let directory = tempfile::tempdir().expect("a directory");
     if !build(directory.path()) {
-        return;
+        return None;
     }
     let start = |number: usize| {
         Tunnel::start_as(&world.spaces[number], Program::Ginnel, |command| {
@@ -77,10 +102,16 @@ fn carries_on(variable: &str, before: &str, after: &str, v6: bool) {
             command.env(variable, "1");
         })
     };
-    let [Some(one), Some(other)] = [start(0), start(1)] else {
+    let tunnels = [start(0)?, start(1)?];
+    world.join(tunnels.each_ref(), None, v6);
+    Some((world, tunnels))
+}
+
+/// Everything is carried although `variable` lets the shim refuse, and `line` is shown after.
+fn carries_on(variable: &str, before: &str, after: &str, v6: bool) {
+    let Some((world, [one, other])) = refused(variable, v6) else {
         return;
     };
-    world.join([&one, &other], None, v6);
     let [here, there] = &world.spaces;
     for tunnel in [&one, &other] {
         assert!(status(tunnel).contains(before), "{}", status(tunnel));
@@ -95,8 +126,28 @@ fn carries_on(variable: &str, before: &str, after: &str, v6: bool) {
             .all(|tunnel| status(tunnel).contains(after))
     });
     here.transfer(there, inner(1, true), 4_000_000);
+    // A socket for another port does not try again.
+    one.set(&["listen-port", "51999"]);
     let shown = status(&one);
+    assert!(shown.contains(after), "{shown}");
     assert!(!shown.contains("not sent"), "{shown}");
+}
+
+#[test]
+fn what_is_switched_off_is_not_used_and_shown_so() {
+    let Some(world) = World::new() else { return };
+    let Some(tunnel) = world.tunnel(0, Program::GinnelWithoutOffload) else {
+        return;
+    };
+    let shown = status(&tunnel);
+    for what in [
+        "TUN, large packets: off",
+        "TUN, written joined: no",
+        "UDP, sent in runs: no",
+        "UDP, received in runs: no",
+    ] {
+        assert!(shown.contains(what), "{what}: {shown}");
+    }
 }
 
 #[test]
@@ -114,7 +165,34 @@ fn joined_packets_that_the_kernel_refuses_are_written_singly_from_then_on() {
 }
 
 #[test]
+fn what_finds_no_buffers_is_lost_and_counted_and_nothing_after_it() {
+    let Some((world, [one, other])) = refused("NO_BUFFERS", false) else {
+        return;
+    };
+    let [here, there] = &world.spaces;
+    within(SHORT, "the tunnel carries", || {
+        here.ping(inner(1, false), 1) == 1
+    });
+    here.transfer(there, inner(1, false), 1_000_000);
+    for tunnel in [&one, &other] {
+        let shown = status(tunnel);
+        assert!(shown.contains("no buffers"), "{shown}");
+        assert!(shown.contains("UDP, sent in runs: yes"), "{shown}");
+    }
+}
+
+#[test]
 fn a_node_writes_singly_what_its_kernel_refuses_joined() {
+    a_node_carries_on("REFUSE_JOINED", "now written singly");
+}
+
+#[test]
+fn a_node_sends_singly_what_its_network_card_refuses_in_runs() {
+    a_node_carries_on("REFUSE_RUNS", "now sent singly");
+}
+
+/// Everything is carried although `variable` lets the shim refuse, and the node says `sign`.
+fn a_node_carries_on(variable: &str, sign: &str) {
     let Some(network) = Network::new() else {
         return;
     };
@@ -124,7 +202,7 @@ fn a_node_writes_singly_what_its_kernel_refuses_joined() {
     }
     let mut up = network.command(At::Alpha, &["up"]);
     up.env("LD_PRELOAD", directory.path().join("shim.so"));
-    up.env("REFUSE_JOINED", "1");
+    up.env(variable, "1");
     let alpha = network.spawn(&mut up, "ready on ginnel0");
     let _beta = network.start(At::Beta, &["up"], "ready on ginnel0");
     let [here, there] = [At::Beta, At::Alpha].map(|at| network.space(at));
@@ -132,7 +210,7 @@ fn a_node_writes_singly_what_its_kernel_refuses_joined() {
     within(SHORT, "the first ping", || here.ping(address, 1) == 1);
     within(LONG, "it is given up", || {
         here.transfer(there, address, 4_000_000);
-        alpha.said().contains("now written singly")
+        alpha.said().contains(sign)
     });
     here.transfer(there, address, 4_000_000);
 }

@@ -514,6 +514,15 @@ pub(crate) fn within(bound: Duration, what: &str, mut holds: impl FnMut() -> boo
     }
 }
 
+/// Says a measurement.
+#[expect(
+    clippy::print_stderr,
+    reason = "the test runner shows it with the test"
+)]
+pub(crate) fn note(text: &str) {
+    eprintln!("{text}");
+}
+
 /// Reads the clock.
 pub(crate) fn now() -> Instant {
     os::clock::Clock::start().now()

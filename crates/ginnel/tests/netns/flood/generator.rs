@@ -45,6 +45,7 @@ pub(crate) struct Sent {
     pub(crate) datagrams: u64,
     pub(crate) bytes: u64,
     pub(crate) bytes_back: u64,
+    pub(crate) time: Duration,
 }
 
 /// Sockets on many ports, and messages of many strangers.
@@ -52,6 +53,13 @@ pub(crate) struct Generator {
     sockets: Vec<UdpSocket>,
     to: SocketAddr,
     initiations: Vec<Vec<u8>>,
+}
+
+impl Sent {
+    /// Returns datagrams a second.
+    pub(crate) fn rate(&self) -> f64 {
+        f64::from(u32::try_from(self.datagrams).expect("a short flood")) / self.time.as_secs_f64()
+    }
 }
 
 impl Kind {
@@ -72,6 +80,7 @@ impl Generator {
             may_aim_at(to.ip()),
             "{to} is none of ours: nothing is sent there"
         );
+        os::process::raise_descriptor_limit().expect("as many as we may have");
         let sockets = space.enter(|| {
             let any = SocketAddr::from((outer(0, to.is_ipv6()), 0));
             let bind = || UdpSocket::bind(any).expect("a free port");
@@ -94,6 +103,7 @@ impl Generator {
         let mut sent = Sent::default();
         let start = now();
         let mut passed = [0_u64; 2];
+        let mut turns = 0;
         while !done.load(Ordering::Relaxed) {
             let time = now() - start;
             for (kind, rate, count) in
@@ -105,10 +115,13 @@ impl Generator {
                 (from..due).for_each(|number| self.send(kind, number, &mut sent));
                 passed[count] = due;
             }
-            self.collect(&mut sent);
+            // Each socket has its turn in time.
+            self.collect(self.sockets.iter().skip(turns % 10).step_by(10), &mut sent);
+            turns += 1;
             begun.store(sent.datagrams >= UNDER_WAY, Ordering::Relaxed);
             thread::sleep(TICK);
         }
+        sent.time = now() - start;
         sent
     }
 
@@ -120,14 +133,14 @@ impl Generator {
                 thread::sleep(TICK);
             }
             if number % BURST == 0 {
-                self.collect(&mut sent);
+                self.collect(self.sockets.iter(), &mut sent);
                 thread::sleep(TICK);
             }
         }
         let mut last = now();
         while now() - last < patience {
             let before = sent.bytes_back;
-            self.collect(&mut sent);
+            self.collect(self.sockets.iter(), &mut sent);
             if sent.bytes_back > before {
                 last = now();
             }
@@ -167,9 +180,9 @@ impl Generator {
         true
     }
 
-    fn collect(&self, sent: &mut Sent) {
+    fn collect<'s>(&self, sockets: impl Iterator<Item = &'s UdpSocket>, sent: &mut Sent) {
         let mut buffer = [0; 2_048];
-        for socket in &self.sockets {
+        for socket in sockets {
             while let Ok(length) = socket.recv(&mut buffer) {
                 sent.bytes_back += u64::try_from(length).expect("64 bits");
             }
@@ -219,7 +232,7 @@ fn nothing_is_aimed_at_others() {
     assert!(may_aim_at("127.0.0.1".parse().expect("an address")));
 }
 
-const PORTS: usize = 200;
+const PORTS: usize = 1_000;
 const STRANGERS: usize = 256;
 /// Datagrams of one kind sent in one go, at most.
 const BURST: u64 = 500;
