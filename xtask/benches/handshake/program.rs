@@ -207,7 +207,7 @@ const PORT: u16 = 51_820;
 const ACTIVE: u32 = 10_000;
 const ASKED: u32 = 1_000;
 const SPACING: Duration = Duration::from_millis(12);
-const PATIENCE: Duration = Duration::from_millis(500);
+const PATIENCE: Duration = Duration::from_millis(50);
 /// Peers in one request.
 const TOGETHER: u32 = 10_000;
 const IDLE: Duration = Duration::from_secs(10);

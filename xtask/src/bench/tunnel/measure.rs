@@ -23,6 +23,8 @@ pub(crate) enum Case {
     Udp1372,
     PingPong,
     PingPongLoaded,
+    /// Beside a stream of `PACED`, which every program can carry.
+    PingPongPaced,
 }
 
 /// What came out.
@@ -43,7 +45,7 @@ pub(super) struct Measured {
 }
 
 impl Case {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Tcp1,
         Self::Tcp1Reverse,
         Self::Tcp4,
@@ -52,6 +54,7 @@ impl Case {
         Self::Udp1372,
         Self::PingPong,
         Self::PingPongLoaded,
+        Self::PingPongPaced,
     ];
 
     pub(super) fn name(self) -> &'static str {
@@ -64,6 +67,7 @@ impl Case {
             Self::Udp1372 => "udp1372",
             Self::PingPong => "pingpong",
             Self::PingPongLoaded => "pingpong-loaded",
+            Self::PingPongPaced => "pingpong-paced",
         }
     }
 
@@ -75,13 +79,18 @@ impl Case {
             }
             Self::Udp64 | Self::Udp1372 => ["kpps passed", "kpackets per CPU-s", "kpps read"],
             Self::PingPong => ["µs p50", "k round trips per CPU-s", "µs p99"],
-            Self::PingPongLoaded => ["µs p50", "Gbit of the stream per CPU-s", "µs p99"],
+            Self::PingPongLoaded | Self::PingPongPaced => {
+                ["µs p50", "Gbit of the stream per CPU-s", "µs p99"]
+            }
         }
     }
 
     /// Whether less is better.
     pub(super) fn is_latency(self) -> bool {
-        matches!(self, Self::PingPong | Self::PingPongLoaded)
+        matches!(
+            self,
+            Self::PingPong | Self::PingPongLoaded | Self::PingPongPaced
+        )
     }
 
     pub(crate) fn parse(name: &str) -> Result<Self> {
@@ -120,8 +129,14 @@ pub(super) fn run(world: &World, case: Case, seconds: u32) -> Result<Measured> {
         Case::Udp64 => udp(seconds, "64")?,
         Case::Udp1372 => udp(seconds, "1372")?,
         Case::PingPong => pingpong(seconds)?,
-        Case::PingPongLoaded => {
-            let (median, high, stream) = loaded(seconds)?;
+        Case::PingPongLoaded | Case::PingPongPaced => {
+            let paced: &[&str] = &["-b", PACED];
+            let more = if case == Case::PingPongPaced {
+                paced
+            } else {
+                &[]
+            };
+            let (median, high, stream) = loaded(seconds, more)?;
             load = Some(stream.0);
             (median, stream.1, high)
         }
@@ -258,11 +273,14 @@ fn pingpong(seconds: u32) -> Result<(f64, f64, f64)> {
 
 /// Returns the median and the 99th percentile of round trips beside one TCP stream, and the Gb/s
 /// and gigabits of that.
-fn loaded(seconds: u32) -> Result<(f64, f64, (f64, f64))> {
-    let stream = thread::spawn(move || tcp(TARGET, seconds + 1, &[]));
+fn loaded(seconds: u32, more: &'static [&str]) -> Result<(f64, f64, (f64, f64))> {
+    let stream = thread::spawn(move || tcp(TARGET, seconds + 1, more));
     thread::sleep(Duration::from_millis(800));
     let (median, _, high) = pingpong(seconds)?;
     let stream = stream.join().ok().context("the stream failed")?;
     let (rate, gigabits, _) = stream.context("the stream beside")?;
     Ok((median, high, (rate, gigabits)))
 }
+
+/// What iperf3 takes for 0.25 Gb/s.
+const PACED: &str = "250M";
