@@ -14,8 +14,9 @@ use os::{
 use packet::{ip, udp};
 use wireguard::{Device, HEADER, OVERHEAD, PeerId, Prefix, Received, Seal, StaticSecret, padded};
 
-/// Length of every IP packet, as inside a tunnel over Ethernet.
-pub(crate) const PACKET: u16 = 1_420;
+/// Length of every IP packet: a gateway passes on up to 1,280 bytes to a peer that has not told it
+/// what its path carries, as these do not, and a kernel's ICMP errors have just these.
+pub(crate) const PACKET: u16 = 1_264;
 
 /// Packets on their way through the gateway, over all peers: less than any of its queues hold.
 const WINDOW: u32 = 512;

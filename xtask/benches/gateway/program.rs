@@ -24,8 +24,8 @@ use wireguard::StaticSecret;
 
 use crate::ends::{address, gateway_secret, prefix, secret};
 
-/// Where the gateway listens.
-pub(crate) const PORT: u16 = 51_820;
+/// Where the gateway listens: no port that the system gives to a socket of a peer.
+pub(crate) const PORT: u16 = 21_820;
 
 const INTERFACE: &str = "gbw0";
 
