@@ -38,6 +38,9 @@ pub enum Reason {
     QueueFull,
     /// The TUN interface did not take it: it is down or gone.
     InterfaceDown,
+    /// The network did not take a datagram, of data or of a handshake: there is no route or no
+    /// memory for it, or it is too long.
+    NotSent,
 }
 
 /// How often each reason occurred.
@@ -88,7 +91,7 @@ impl From<Reason> for Discard {
 
 impl Reason {
     /// All variants in order: `ALL[reason as usize] == reason`.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::NotIp,
         Self::NoPeer,
         Self::OtherOrg,
@@ -100,6 +103,7 @@ impl Reason {
         Self::NoRoom,
         Self::QueueFull,
         Self::InterfaceDown,
+        Self::NotSent,
     ];
 
     /// Returns its stable name.
@@ -117,6 +121,7 @@ impl Reason {
             Self::NoRoom => "no_room",
             Self::QueueFull => "queue_full",
             Self::InterfaceDown => "interface_down",
+            Self::NotSent => "not_sent",
         }
     }
 }

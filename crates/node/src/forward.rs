@@ -63,6 +63,7 @@ pub(crate) fn cause(reason: Reason) -> Option<Cause> {
         | Reason::NoAttachment
         | Reason::NoRoom
         | Reason::QueueFull
-        | Reason::InterfaceDown => None,
+        | Reason::InterfaceDown
+        | Reason::NotSent => None,
     }
 }

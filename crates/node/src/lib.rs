@@ -32,7 +32,7 @@ mod site;
 pub mod status;
 
 pub use discard::{Counters, Discard, Reason};
-pub use node::{Attachment, Event, Node, Outcome, Run};
+pub use node::{Attachment, Event, Node, On, Outcome, Path, Run, Way};
 pub use probe::Probe;
 pub use return_path::{Decision, Witness};
 pub use routed::{MACHINE_V4, SITE_MTU_V4};

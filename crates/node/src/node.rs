@@ -40,11 +40,13 @@ mod agreement;
 mod carrier;
 mod event;
 mod flow;
+mod parallel;
 mod path_mtu;
 mod probe;
 mod tap;
 
 use flow::Polled;
+pub use parallel::{On, Path, Way};
 
 /// Where packets come from that the node sends, and where those go that are for it.
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -516,47 +518,62 @@ impl Node {
                 return Outcome::Refused;
             }
         };
+        match self.receive(now, peer, ecn, datagram, length) {
+            Way::Ended => Outcome::Nothing,
+            Way::Interface(length) => Outcome::Packet(&mut datagram[HEADER..HEADER + length]),
+            Way::On(on) => self.pass_on(now, on, datagram),
+        }
+    }
+
+    /// Finds the way of a packet that `peer` has sealed: it lies behind the header in `datagram`,
+    /// whose outer header said `ecn`.
+    fn receive(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        ecn: Ecn,
+        datagram: &mut [u8],
+        length: usize,
+    ) -> Way {
         let packet = &mut datagram[HEADER..HEADER + length];
         if let Err(NotEct) = ecn::decapsulate(ecn, packet) {
             let discard = wireguard::Discard::NotEct;
             self.counters.add(discard, 1);
             self.tap_received(now, packet, Some(discard.into()));
-            return Outcome::Nothing;
+            return Way::Ended;
         }
         if self.is_gateway() {
-            return self.forward(now, peer, datagram, length);
+            return self.forward(now, peer, packet);
         }
-        let packet = &mut datagram[HEADER..HEADER + length];
         if self.take_path_mtu(now, packet) || self.take_carrier_probe(now, peer, packet) {
             self.tap_received(now, packet, None);
-            return Outcome::Nothing;
+            return Way::Ended;
         }
         self.fit_to_path(now, packet);
         let is_answer = self.answers_host(now, packet);
         if !self.admits(now, packet) {
             self.counters.add(Reason::Policy, 1);
             self.tap_received(now, packet, Some(Reason::Policy.into()));
-            return Outcome::Nothing;
+            return Way::Ended;
         }
         self.scratch.resize(packet.len().max(self.scratch.len()), 0);
         let arriving = !self.is_for_stack(now, packet, is_answer);
         let arriving = arriving.then(|| self.routed.arriving(packet, &mut self.scratch));
         if let Some(length) = arriving.flatten() {
             self.tap_received(now, packet, None);
-            let packet = &mut packet[..length];
-            packet.copy_from_slice(&self.scratch[..length]);
-            return Outcome::Packet(packet);
+            packet[..length].copy_from_slice(&self.scratch[..length]);
+            return Way::Interface(length);
         }
         let for_site = self.is_for_site(packet);
         match &self.attachment {
             Link::Tun(_) if !for_site => {
                 self.tap_received(now, packet, None);
-                Outcome::Packet(packet)
+                Way::Interface(packet.len())
             }
             Link::Tun(_) | Link::Netstack(_) | Link::None => {
                 let discard = self.deliver(now, packet);
                 self.tap_received(now, packet, discard);
-                Outcome::Nothing
+                Way::Ended
             }
         }
     }
@@ -859,9 +876,9 @@ impl Node {
         &self.counters
     }
 
-    /// Counts a datagram of the node's that the caller could not send on.
-    pub fn discard(&mut self, reason: Reason) {
-        self.discard_late(reason, 1);
+    /// Counts packets of the node's that the caller could not pass on.
+    pub fn discard(&mut self, reason: Reason, count: u64) {
+        self.discard_late(reason, count);
     }
 
     /// Anchors the time of day anew.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr, SocketAddrV4},
     task::Waker,
     time::Instant,
 };
@@ -13,10 +13,10 @@ use model::{
     key::PublicKey,
 };
 use netstack::{ConnectionId, EchoFailure, EchoId, Event, ListenerId, Stack, UdpId};
-use node::{Node, Outcome, Reason};
+use node::{Node, On, Outcome, Reason};
 use os::{
     tun::{self, VNET_HEADER},
-    udp::{Datagram, Socket},
+    udp::{Datagram, SendError, Socket},
 };
 use packet::{
     gso::{self, Segments},
@@ -53,6 +53,8 @@ pub(super) struct Core {
     pub(super) followers: broadcast::Sender<Told>,
     /// Until when the driver sleeps; `None` while it sleeps without end.
     armed: Option<Instant>,
+    /// The driver waits for room to send.
+    armed_for_room: bool,
     outbox: Outbox,
     /// Where a packet of the interface is read; empty until there was one.
     taken: Vec<u8>,
@@ -95,6 +97,7 @@ impl Core {
             echoes: BTreeMap::new(),
             probes: BTreeMap::new(),
             armed: None,
+            armed_for_room: false,
             outbox: Outbox::new(fixed),
             taken: Vec::new(),
             joiner: Joiner::default(),
@@ -154,26 +157,75 @@ impl Core {
             Outcome::Nothing => self.outbox.note_source(source, local, false),
             Outcome::Refused => {}
         }
-        let taken = match outcome {
-            // A gateway forwards.
+        match outcome {
             Outcome::Send {
                 destination,
                 ecn,
                 datagram,
-            } if self.outbox.copy(destination, ecn, datagram) => Ok(()),
-            Outcome::Send { .. } => Err(Reason::QueueFull),
+            } => {
+                if !self.outbox.copy(destination, ecn, datagram) {
+                    self.node.discard(Reason::QueueFull, 1);
+                }
+            }
             Outcome::Packet(packet) => {
                 if let Some(interface) = interface {
                     self.joiner.push(packet, interface);
                 }
-                Ok(())
             }
-            Outcome::Nothing | Outcome::Refused => Ok(()),
-        };
-        if let Err(reason) = taken {
-            self.node.discard(reason);
+            Outcome::Nothing | Outcome::Refused => {}
         }
         !refused
+    }
+
+    /// Takes a packet for the interface, that came out of the tunnel.
+    pub(super) fn take_packet(&mut self, packet: &[u8], interface: Option<&Interface>) {
+        if let Some(interface) = interface {
+            self.joiner.push(packet, interface);
+        }
+    }
+
+    /// Lets the node seal a packet for another peer; it lies behind the header in `datagram`.
+    pub(super) fn pass_on(&mut self, now: Instant, on: On, datagram: &mut [u8], sockets: &Sockets) {
+        if !self.outbox.has_room() && self.outbox.blocked.is_none() {
+            self.outbox.send(sockets);
+        }
+        if let Outcome::Send {
+            destination,
+            ecn,
+            datagram,
+        } = self.node.pass_on(now, on, datagram)
+            && !self.outbox.copy(destination, ecn, datagram)
+        {
+            self.node.discard(Reason::QueueFull, 1);
+        }
+    }
+
+    /// Does what is due by now: what has just come took its time.
+    pub(super) fn catch_up(&mut self, now: Instant) {
+        let due = self.node.poll_timeout();
+        if due.is_some_and(|deadline| deadline <= now) {
+            self.node.handle_timeout(now);
+        }
+    }
+
+    /// Remembers that a peer wrote to our address `local`.
+    pub(super) fn note_source(&mut self, peer: SocketAddr, local: Option<IpAddr>) {
+        self.outbox.note_source(peer, local, true);
+    }
+
+    /// Returns our address towards `peer`, if it must be a certain one.
+    pub(super) fn source(&self, peer: SocketAddr) -> Option<IpAddr> {
+        self.outbox.source(peer)
+    }
+
+    /// Forgets our address towards `peer`: it is no longer ours.
+    pub(super) fn forget_source(&mut self, peer: SocketAddr) {
+        self.outbox.forget_source(peer);
+    }
+
+    /// Counts datagrams that the network did not take.
+    pub(super) fn note_lost(&mut self, error: SendError, to: SocketAddr, datagrams: usize) {
+        self.outbox.note_lost(error, to, datagrams);
     }
 
     /// Takes packets from the interface, sealed in place, until there is none or no room; false
@@ -208,12 +260,12 @@ impl Core {
                 Err(malformed) => Err(malformed),
             };
             match self.outbox.room().get_mut(HEADER..HEADER + length) {
-                _ if whole.is_err() => self.node.discard(Reason::NotIp),
+                _ if whole.is_err() => self.node.discard(Reason::NotIp, 1),
                 Some(slot) => {
                     slot.copy_from_slice(packet);
                     self.handle_packet(now, length, interface);
                 }
-                None => self.node.discard(Reason::NoRoom),
+                None => self.node.discard(Reason::NoRoom, 1),
             }
         }
         self.taken = buffer;
@@ -235,7 +287,7 @@ impl Core {
             let length_max = segments.length_max();
             let room = self.outbox.room().get_mut(HEADER..HEADER + length_max);
             let Some(room) = room else {
-                self.node.discard(Reason::QueueFull);
+                self.node.discard(Reason::QueueFull, 1);
                 return;
             };
             let Some(length) = segments.next_into(room) else {
@@ -261,13 +313,14 @@ impl Core {
             Outcome::Nothing | Outcome::Refused => Ok(()),
         };
         if let Err(reason) = taken {
-            self.node.discard(reason);
+            self.node.discard(reason, 1);
         }
     }
 
     /// Returns until when the driver may sleep, and towards where it has to wait for room.
     pub(super) fn arm(&mut self) -> (Option<Instant>, Option<SocketAddr>) {
         self.armed = self.node.poll_timeout();
+        self.armed_for_room = self.outbox.blocked.is_some();
         (self.armed, self.outbox.blocked)
     }
 
@@ -284,16 +337,19 @@ impl Core {
         attachment: &Attachment,
     ) -> After {
         let mut after = After::default();
-        let was_blocked = self.outbox.blocked;
         self.flush(now, sockets);
+        match self.outbox.take_lost() {
+            0 => {}
+            lost => self.node.discard(Reason::NotSent, lost),
+        }
         if let Some(interface) = attachment.interface() {
             self.joiner.finish(interface);
             for reason in self.joiner.take_lost() {
-                self.node.discard(reason);
+                self.node.discard(reason, 1);
             }
             while let Some(packet) = self.node.poll_packet() {
                 if let Err(reason) = interface.write(&packet) {
-                    self.node.discard(reason);
+                    self.node.discard(reason, 1);
                 }
             }
         }
@@ -330,7 +386,7 @@ impl Core {
             .node
             .capture()
             .is_some_and(|capture| capture.has_blocks());
-        after.kick = earlier || (self.outbox.blocked.is_some() && was_blocked.is_none());
+        after.kick = earlier || (self.outbox.blocked.is_some() && !self.armed_for_room);
         after
     }
 

@@ -1,4 +1,4 @@
-//! The task that reads datagrams, keeps deadlines and waits for room to send.
+//! The task that takes packets of the interface, keeps deadlines and waits for room to send.
 
 use std::{
     future::pending,
@@ -7,35 +7,20 @@ use std::{
 };
 
 use node::Node;
-use os::udp::Batch;
 use tokio::time;
-use wireguard::Discard;
 
 use super::Shared;
-
-/// Batches that are read in one go before other tasks get their turn.
-const BATCHES_MAX: usize = 16;
 
 /// How far the time of day may run ahead of the monotonic clock before it means a suspend.
 const SUSPEND: Duration = Duration::from_secs(10);
 
 /// Drives until its task is aborted.
 pub(super) async fn drive(shared: Arc<Shared>) {
-    let mut batch = Batch::default();
     let mut daytime = Daytime::new(shared.turn().now);
     loop {
         let (deadline, blocked) = shared.turn().arm();
         tokio::select! {
             biased;
-            () = shared.sockets.readable() => {
-                if !read(&shared, &mut batch) {
-                    // A socket that only fails must not spin.
-                    time::sleep(Duration::from_millis(20)).await;
-                }
-                // Neither direction waits for the other to pause.
-                take_packets(&shared);
-                tokio::task::yield_now().await;
-            }
             () = shared.attachment.readable(), if blocked.is_none() => {
                 take_packets(&shared);
                 tokio::task::yield_now().await;
@@ -50,44 +35,6 @@ pub(super) async fn drive(shared: Arc<Shared>) {
             () = shared.kick.notified() => {}
         }
     }
-}
-
-/// Reads what has come, within a bound; false when the socket failed.
-fn read(shared: &Shared, batch: &mut Batch) -> bool {
-    let take = |batch: &mut Batch| {
-        let mut turn = shared.turn();
-        let now = turn.now;
-        let mut taken = false;
-        for datagram in batch.datagrams() {
-            let interface = shared.attachment.interface();
-            taken |= turn.handle_datagram(now, datagram, &shared.sockets, interface);
-        }
-        if taken {
-            shared.note_data();
-        }
-        match batch.take_truncated() {
-            0 => {}
-            count => turn.node.turn_away(Discard::Length, count),
-        }
-        if turn
-            .node
-            .poll_timeout()
-            .is_some_and(|deadline| deadline <= now)
-        {
-            turn.node.handle_timeout(now);
-        }
-    };
-    for _ in 0..BATCHES_MAX {
-        match shared.sockets.receive(batch, take) {
-            Ok(true) => {}
-            Ok(false) => return true,
-            Err(error) => {
-                tracing::debug!(%error, "receive");
-                return false;
-            }
-        }
-    }
-    true
 }
 
 /// Takes what programs of this machine have sent, as much as one outbox holds.

@@ -94,17 +94,11 @@ fn take(shared: &Shared, batch: &mut Batch) {
     let mut admitted = admitted.into_iter().peekable();
     loop {
         let mut turn = shared.turn();
-        let now = turn.now;
         for (discard, count) in std::mem::take(&mut refused) {
             turn.node.turn_away(discard, count);
         }
         for datagram in admitted.by_ref().take(TOGETHER) {
-            turn.handle_datagram(
-                now,
-                datagram,
-                &shared.sockets,
-                shared.attachment.interface(),
-            );
+            turn.take_datagram(datagram);
         }
         if admitted.peek().is_none() {
             return;

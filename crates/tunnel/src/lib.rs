@@ -6,7 +6,8 @@
 //!
 //! ```text
 //!   TcpStream, UdpSocket, ping  --lock-->  Core { Node, wakers }  --same turn-->  UDP (GSO)
-//!   driver task: UDP batch (GRO), TUN packets or deadline --lock--> Core --> UDP, TUN, wakers
+//!   driver task: TUN packets or deadline --lock--> Core --> UDP, TUN, wakers
+//!   lanes: UDP batch (GRO) --opened--lock--> Core --> stack, TUN; other peers --sealed--> UDP
 //!   handshakes: UDP of their own --mac1--lock--> Core; X25519 with the lock released
 //! ```
 //! Whoever changes the node sends what the change made, on its own thread and before it lets
@@ -22,6 +23,7 @@ mod failure;
 mod following;
 mod handshakes;
 mod interface;
+mod lane;
 mod listener;
 mod network;
 mod outbox;
@@ -35,7 +37,7 @@ mod udp;
 
 use std::{
     net::{IpAddr, SocketAddr},
-    num::NonZero,
+    num::{NonZero, NonZeroU8},
     ops::{Deref, DerefMut},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -45,9 +47,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use model::key::PublicKey;
+use model::{key::PublicKey, map::Role};
 use netstack::{EchoFailure, ListenerId};
 use node::Node;
+use os::udp::Datagram;
 use packet::icmp::Cause;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
@@ -75,7 +78,7 @@ pub use self::{
     stream::TcpStream,
     udp::UdpSocket,
 };
-use self::{core::Core, socket::Sockets};
+use self::{core::Core, lane::Lane, socket::Sockets};
 
 /// A tunnel. Clones share it; it ends with the last of them.
 #[derive(Clone)]
@@ -115,12 +118,14 @@ struct Shared {
     overdue: AtomicBool,
     /// Tells that some peer does not answer: its endpoint may have moved.
     doubt: Notify,
+    /// A capture runs.
+    is_captured: AtomicBool,
     /// Tells that a capture has something to take.
     captured: Notify,
 }
 
 /// The tasks that drive, which end with their owner.
-struct Driver([JoinHandle<()>; 3]);
+struct Driver(Vec<JoinHandle<()>>);
 
 /// Events that wait at most for whoever follows them.
 const EVENTS_MAX: usize = 1_024;
@@ -138,6 +143,9 @@ pub struct Probed {
     /// Why the request went no further; `None` when this is the reply to it.
     pub cause: Option<Cause>,
 }
+
+/// Queues of data at a gateway, however many cores there are.
+const QUEUES_MAX: u8 = 32;
 
 /// The hop limit of what the node's own stack sends.
 const HOP_LIMIT: u8 = 64;
@@ -158,10 +166,16 @@ impl Tunnel {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         node.set_deferred_agreements(true);
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        let queues = if forwards(&node) {
+            let queues = u8::try_from(cores).unwrap_or(QUEUES_MAX).min(QUEUES_MAX);
+            NonZeroU8::new(queues).unwrap_or(NonZeroU8::MIN)
+        } else {
+            NonZeroU8::MIN
+        };
         let fixed = listen.ip().is_unspecified() && listen.port() != 0;
         let shared = Arc::new(Shared {
             core: Mutex::new(Core::new(node, sender, fixed)),
-            sockets: Sockets::bind(listen, mark)?,
+            sockets: Sockets::bind(listen, mark, queues)?,
             attachment,
             resolver: Mutex::new(Arc::new(resolver)),
             kick: Notify::new(),
@@ -171,13 +185,17 @@ impl Tunnel {
             data: AtomicU64::new(0),
             overdue: AtomicBool::new(false),
             doubt: Notify::new(),
+            is_captured: AtomicBool::new(false),
             captured: Notify::new(),
         });
-        let tasks = [
+        let mut tasks = vec![
             tokio::spawn(driver::drive(Arc::clone(&shared))),
             tokio::spawn(handshakes::listen(Arc::clone(&shared))),
             tokio::spawn(handshakes::agree(Arc::clone(&shared))),
         ];
+        for queue in 0..shared.sockets.queues() {
+            tasks.push(tokio::spawn(Lane::new(&shared, queue).run()));
+        }
         let tunnel = Self {
             shared,
             _driver: Arc::new(Driver(tasks)),
@@ -374,6 +392,19 @@ impl DerefMut for Turn<'_> {
     }
 }
 
+impl Turn<'_> {
+    /// See [`Core::handle_datagram`].
+    fn take_datagram(&mut self, datagram: Datagram<'_>) -> bool {
+        let (now, shared) = (self.now, self.shared);
+        self.handle_datagram(
+            now,
+            datagram,
+            &shared.sockets,
+            shared.attachment.interface(),
+        )
+    }
+}
+
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let now = self.now;
@@ -381,6 +412,8 @@ impl Drop for Turn<'_> {
         let after = self.finish(now, &shared.sockets, &shared.attachment);
         let overdue = self.node.is_overdue(now);
         shared.overdue.store(overdue, Ordering::Relaxed);
+        let is_captured = self.node.is_captured();
+        shared.is_captured.store(is_captured, Ordering::Relaxed);
         // Whoever is woken wants the lock.
         self.core = None;
         if after.kick {
@@ -405,6 +438,12 @@ impl Drop for Driver {
     fn drop(&mut self) {
         self.0.iter().for_each(JoinHandle::abort);
     }
+}
+
+/// Tells whether a node forwards between peers, which pays to be done on several cores: all that
+/// another node receives comes by one session mostly.
+fn forwards(node: &Node) -> bool {
+    node.map().is_some_and(|map| map.own.role == Role::Gateway)
 }
 
 /// Says how a remote address is written with its port.

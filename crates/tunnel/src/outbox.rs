@@ -31,6 +31,8 @@ pub(super) struct Outbox {
     /// Our address that each peer last wrote to, from which answers go; `None` where routing
     /// always chooses.
     sources: Option<Sources>,
+    /// Datagrams that the network did not take, since [`Outbox::take_lost`].
+    lost: u64,
 }
 
 /// Where a datagram lies, and the place of its parcel.
@@ -76,6 +78,7 @@ impl Outbox {
             latest: BTreeMap::new(),
             blocked: None,
             sources: fixed.then(Sources::default),
+            lost: 0,
         }
     }
 
@@ -89,6 +92,23 @@ impl Outbox {
     /// Returns our address towards `peer`, if it must be a certain one.
     pub(super) fn source(&self, peer: SocketAddr) -> Option<IpAddr> {
         self.sources.as_ref()?.source(peer)
+    }
+
+    /// Forgets our address towards `peer`, which is no longer ours.
+    pub(super) fn forget_source(&mut self, peer: SocketAddr) {
+        if let Some(sources) = &mut self.sources {
+            sources.forget(peer);
+        }
+    }
+
+    /// Counts datagrams that were not sent.
+    pub(super) fn note_lost(&mut self, error: SendError, to: SocketAddr, datagrams: usize) {
+        self.lost += note_lost(error, to, datagrams);
+    }
+
+    /// Returns how many datagrams were lost since the last call.
+    pub(super) fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -199,7 +219,8 @@ impl Outbox {
         while let Some(first) = parcels.get(place) {
             let destination = first.envelope.to;
             let mut wholes = self.parcels[sent + place..].iter().map(|one| one.whole);
-            let given = if wholes.next() == Some(true) {
+            let probes = wholes.next() == Some(true);
+            let given = if probes {
                 sockets.send_whole(first)
             } else {
                 let end = wholes.position(|whole| whole);
@@ -207,11 +228,6 @@ impl Outbox {
             };
             place += match given {
                 Ok(sent) => sent,
-                Err(SendError::WouldBlock) => {
-                    self.blocked = Some(destination);
-                    self.sent += place;
-                    return;
-                }
                 Err(SendError::SourceGone) if first.envelope.from.is_some() => {
                     if let Some(sources) = &mut self.sources {
                         sources.forget(destination);
@@ -219,10 +235,16 @@ impl Outbox {
                     parcels[place].envelope.from = None;
                     0
                 }
-                // The network is away for now, or a datagram is too long for it: as good as lost
-                // on the way, and repaired as any loss is.
+                // A probe that is too long for the first link has told what it was to tell.
+                Err(_) if probes => 1,
+                Err(SendError::WouldBlock) => {
+                    self.blocked = Some(destination);
+                    self.sent += place;
+                    return;
+                }
                 Err(error) => {
-                    tracing::debug!(%error, %destination, "send");
+                    let count = first.datagrams.len();
+                    self.lost += note_lost(error, destination, count);
                     1
                 }
             };
@@ -237,6 +259,13 @@ impl Outbox {
         self.parcels.clear();
         self.latest.clear();
     }
+}
+
+/// Notes datagrams that are as good as lost on the way: the network is away for now, or they are
+/// too long for it. It is repaired as any loss is.
+fn note_lost(error: SendError, to: SocketAddr, datagrams: usize) -> u64 {
+    tracing::debug!(%error, %to, datagrams, "send");
+    u64::try_from(datagrams).unwrap_or(u64::MAX)
 }
 
 impl Parcel {
@@ -257,7 +286,7 @@ impl Parcel {
 
 #[cfg(test)]
 mod tests {
-    use std::net::UdpSocket;
+    use std::{net::UdpSocket, num::NonZeroU8};
 
     use super::*;
 
@@ -302,7 +331,7 @@ mod tests {
             .each_ref()
             .map(|receiver| receiver.local_addr().expect("bound"));
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let sockets = Sockets::bind(any, None).expect("a free port");
+        let sockets = Sockets::bind(any, None, NonZeroU8::MIN).expect("a free port");
         let mut outbox = Outbox::new(true);
         let datagram = |number: u8| vec![number; if number % 5 == 4 { 60 } else { 100 }];
         for number in 0..100 {
@@ -344,7 +373,8 @@ mod tests {
         let peer = UdpSocket::bind("127.0.0.1:0").expect("a free port");
         let patience = Some(std::time::Duration::from_secs(60));
         peer.set_read_timeout(patience).expect("not zero");
-        let sockets = Sockets::bind(([0, 0, 0, 0], 0).into(), None).expect("a free port");
+        let sockets =
+            Sockets::bind(([0, 0, 0, 0], 0).into(), None, NonZeroU8::MIN).expect("a free port");
         let [chosen, called] = [1, 2].map(|last| IpAddr::from([127, 0, 0, last]));
         let mut outbox = Outbox::new(true);
         let data = 4;
@@ -352,16 +382,14 @@ mod tests {
 
         let call = peer.send_to(&[data], (called, sockets.port()));
         assert_eq!(call.expect("it leaves"), 1);
-        sockets.readable().await;
+        sockets.readable(0).await;
         let mut calls = Vec::new();
-        let take = |batch: &mut udp::Batch| {
-            calls.extend(batch.datagrams().map(|one| (one.source, one.local)));
-        };
-        assert!(
-            sockets
-                .receive(&mut udp::Batch::default(), take)
-                .expect("it came")
-        );
+        let mut batch = udp::Batch::default();
+        for socket in sockets.arriving(0) {
+            if socket.receive(&mut batch).expect("it came") {
+                calls.extend(batch.datagrams().map(|one| (one.source, one.local)));
+            }
+        }
         let [(caller, local)] = calls[..] else {
             panic!("{calls:?}");
         };
@@ -388,7 +416,7 @@ mod tests {
         let receiver = UdpSocket::bind("127.0.0.1:0").expect("a free port");
         let destination = receiver.local_addr().expect("bound");
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let sockets = Sockets::bind(any, None).expect("a free port");
+        let sockets = Sockets::bind(any, None, NonZeroU8::MIN).expect("a free port");
         let mut outbox = Outbox::new(true);
         let wholes = [false, true, true, false, false, true];
         for (number, whole) in (0..).zip(wholes) {
@@ -415,6 +443,27 @@ mod tests {
             let length = receiver.recv(&mut buffer).expect("it was sent");
             assert_eq!(buffer[..length], [number; 100]);
         }
+    }
+
+    #[tokio::test]
+    async fn what_the_network_does_not_take_is_counted_and_holds_nothing_up() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        let here = receiver.local_addr().expect("bound");
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let sockets = Sockets::bind(any, None, NonZeroU8::MIN).expect("a free port");
+        // From the loopback's own address there is no way to others.
+        let elsewhere = SocketAddr::from(([192, 0, 2, 1], 9));
+        let mut outbox = Outbox::new(true);
+        for to in [elsewhere, here, elsewhere, elsewhere] {
+            assert!(outbox.copy(to, Ecn::NotEct, &[7; 100]));
+        }
+        outbox.send(&sockets);
+        while outbox.blocked.is_some() {
+            sockets.writable(outbox.blocked.take()).await;
+            outbox.send(&sockets);
+        }
+        assert_eq!(receiver.recv(&mut [0; 200]).expect("it was sent"), 100);
+        assert_eq!([outbox.take_lost(), outbox.take_lost()], [3, 0]);
     }
 
     #[test]

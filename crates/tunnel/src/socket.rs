@@ -1,5 +1,5 @@
-//! The UDP sockets under the tunnel, one for each family, read and written in runs, and those
-//! beside them by which handshake messages come.
+//! The UDP sockets under the tunnel, one for each family and queue, read and written in runs, and
+//! those beside them by which handshake messages come.
 
 use std::{io, net::SocketAddr, num::NonZeroU8};
 
@@ -11,8 +11,9 @@ use crate::Advised;
 
 /// The sockets of one port.
 pub(super) struct Sockets {
-    /// Everything is sent from these.
-    data: Registered,
+    /// Data arrives here, for each queue that of some sessions. All leaves from the first, so that
+    /// what is for one peer stays in order, whoever sealed it. There is at least one.
+    queues: Vec<Registered>,
     /// Handshake messages arrive here, so that a flood of them fills no queue of data; without
     /// these, on old kernels, all arrive together.
     handshakes: Option<Registered>,
@@ -20,9 +21,12 @@ pub(super) struct Sockets {
 
 /// The sockets of both families; one that the machine lacks has none.
 struct Registered {
-    v4: Option<AsyncFd<Socket>>,
-    v6: Option<AsyncFd<Socket>>,
+    v4: Option<Arriving>,
+    v6: Option<Arriving>,
 }
+
+/// A socket that the runtime watches.
+pub(super) struct Arriving(AsyncFd<Socket>);
 
 /// Bytes that the kernel may queue in each direction: 25 ms at 1 Gbit/s, a little more than the
 /// scheduler makes us wait.
@@ -35,9 +39,13 @@ const HANDSHAKE_BUFFER: usize = 1 << 20;
 const TRANSPORT_DATA: u8 = 4;
 
 impl Sockets {
-    /// Binds to `local`; `[::]` stands for all addresses of both families, and port zero for one
-    /// that the system chooses.
-    pub(super) fn bind(local: SocketAddr, mark: Option<u32>) -> anyhow::Result<Self> {
+    /// Binds to `local`, with so many queues of data; `[::]` stands for all addresses of both
+    /// families, and port zero for one that the system chooses. On old kernels there is one queue.
+    pub(super) fn bind(
+        local: SocketAddr,
+        mark: Option<u32>,
+        queues: NonZeroU8,
+    ) -> anyhow::Result<Self> {
         let options = Options {
             mark: mark.unwrap_or(0),
             buffer_bytes: BUFFER,
@@ -64,15 +72,23 @@ impl Sockets {
                               with ListenPort or --wireguard; FwMark needs root";
                 Advised::new(error, remedy)
             })?;
-        let handshakes = beside(&data, options.mark);
-        if let Err(error) = &handshakes {
-            tracing::debug!(%error, "handshakes and data arrive at one socket");
+        let beside = beside(&data, &options, queues);
+        if let Err(error) = &beside {
+            tracing::debug!(%error, "everything arrives at one socket");
         }
-        let handshakes = handshakes.ok().map(Registered::new).transpose();
+        let (further, handshakes) = beside.ok().unzip();
+        let queues = std::iter::once(data).chain(further.into_iter().flatten());
+        let queues = queues.map(Registered::new).collect::<io::Result<_>>();
+        let handshakes = handshakes.map(Registered::new).transpose();
         Ok(Self {
-            data: Registered::new(data).context("UDP: register the socket")?,
+            queues: queues.context("UDP: register the socket")?,
             handshakes: handshakes.context("UDP: register the socket")?,
         })
+    }
+
+    /// Returns how many queues of data there are.
+    pub(super) fn queues(&self) -> usize {
+        self.queues.len()
     }
 
     /// Tells whether handshake messages come by sockets of their own.
@@ -82,13 +98,18 @@ impl Sockets {
 
     /// Returns the port that was bound.
     pub(super) fn port(&self) -> u16 {
-        let socket = self.data.v4.as_ref().or(self.data.v6.as_ref());
-        socket.map_or(0, |socket| socket.get_ref().local_address().port())
+        let socket = self.queues[0].all().next();
+        socket.map_or(0, |socket| socket.0.get_ref().local_address().port())
     }
 
-    /// Waits until there is something to receive.
-    pub(super) async fn readable(&self) {
-        self.data.readable().await;
+    /// Waits until there is something to receive for a queue.
+    pub(super) async fn readable(&self, queue: usize) {
+        self.queues[queue].readable().await;
+    }
+
+    /// Returns the sockets at which something may have arrived for a queue.
+    pub(super) fn arriving(&self, queue: usize) -> impl Iterator<Item = &Arriving> {
+        self.queues[queue].all()
     }
 
     /// Waits until there is a handshake message to receive; for ever where all arrive together.
@@ -101,9 +122,10 @@ impl Sockets {
 
     /// Waits until there is room to send to `destination`.
     pub(super) async fn writable(&self, destination: Option<SocketAddr>) {
+        let Registered { v4, v6 } = &self.queues[0];
         match destination {
-            Some(SocketAddr::V4(_)) => ready(self.data.v4.as_ref(), Interest::WRITABLE).await,
-            Some(SocketAddr::V6(_)) => ready(self.data.v6.as_ref(), Interest::WRITABLE).await,
+            Some(SocketAddr::V4(_)) => ready(v4.as_ref(), Interest::WRITABLE).await,
+            Some(SocketAddr::V6(_)) => ready(v6.as_ref(), Interest::WRITABLE).await,
             None => std::future::pending().await,
         }
     }
@@ -119,43 +141,18 @@ impl Sockets {
             .iter()
             .position(|one| one.envelope.to.is_ipv4() != is_v4);
         let parcels = &parcels[..others.unwrap_or(parcels.len())];
-        self.send_by(is_v4, |socket| {
-            let sent_runs = socket.segments();
-            let sent = socket.send_parcels(parcels);
-            if sent_runs && !socket.segments() {
-                tracing::warn!("runs of datagrams are refused, now sent singly");
-            }
-            sent
-        })
-    }
-
-    /// Sends a parcel of one datagram that nobody may fragment; returns one, or why it is not sent.
-    pub(super) fn send_whole(&self, parcel: &Parcel<'_>) -> Result<usize, SendError> {
-        let Parcel {
-            envelope,
-            datagrams: [datagram],
-        } = parcel
-        else {
-            return self.send(&[*parcel]);
-        };
-        self.send_by(envelope.to.is_ipv4(), |socket| {
-            socket.send_whole(envelope, datagram).map(|()| 1)
-        })
-    }
-
-    fn send_by(
-        &self,
-        is_v4: bool,
-        send: impl FnOnce(&Socket) -> Result<usize, SendError>,
-    ) -> Result<usize, SendError> {
-        let Registered { v4, v6 } = &self.data;
+        let Registered { v4, v6 } = &self.queues[0];
         let Some(socket) = (if is_v4 { v4 } else { v6 }) else {
             return Err(SendError::Unreachable);
         };
         let mut outcome = Err(SendError::WouldBlock);
-        // Only a full queue is hidden here, so that the driver really waits for room.
-        let tried = socket.try_io(Interest::WRITABLE, |socket| {
-            outcome = send(socket);
+        // Only a full queue is hidden here, so that whoever waits for room really waits.
+        let tried = socket.0.try_io(Interest::WRITABLE, |socket| {
+            let sent_runs = socket.segments();
+            outcome = socket.send_parcels(parcels);
+            if sent_runs && !socket.segments() {
+                tracing::warn!("runs of datagrams are refused, now sent singly");
+            }
             match outcome {
                 Err(SendError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
                 Ok(_) | Err(_) => Ok(()),
@@ -164,38 +161,49 @@ impl Sockets {
         tried.map_err(|_| SendError::WouldBlock).and(outcome)
     }
 
-    /// Reads what has come into both families, one batch each, and hands every batch to `take`;
-    /// false when there was nothing.
-    pub(super) fn receive(
-        &self,
-        batch: &mut Batch,
-        take: impl FnMut(&mut Batch),
-    ) -> io::Result<bool> {
-        self.data.receive(batch, take)
+    /// Sends a parcel of one datagram that nobody may fragment, at once or not at all; returns one,
+    /// or why it is not sent. It leaves by a socket by which nobody else sends meanwhile, if there
+    /// is one.
+    pub(super) fn send_whole(&self, parcel: &Parcel<'_>) -> Result<usize, SendError> {
+        let Parcel {
+            envelope,
+            datagrams: [datagram],
+        } = parcel
+        else {
+            return self.send(&[*parcel]);
+        };
+        let Registered { v4, v6 } = self.handshakes.as_ref().unwrap_or(&self.queues[0]);
+        let socket = if envelope.to.is_ipv4() { v4 } else { v6 };
+        let Some(socket) = socket else {
+            return Err(SendError::Unreachable);
+        };
+        let sent = socket.0.get_ref().send_whole(envelope, datagram);
+        sent.map(|()| 1)
     }
 
-    /// Does the same with handshake messages.
+    /// Reads the handshake messages that have come, one batch of each family, and hands every batch
+    /// to `take`; false when there was nothing.
     pub(super) fn receive_handshakes(
         &self,
         batch: &mut Batch,
-        take: impl FnMut(&mut Batch),
+        mut take: impl FnMut(&mut Batch),
     ) -> io::Result<bool> {
-        match &self.handshakes {
-            Some(sockets) => sockets.receive(batch, take),
-            None => Ok(false),
+        let mut any = false;
+        for socket in self.handshakes.iter().flat_map(Registered::all) {
+            if socket.receive(batch)? {
+                any = true;
+                take(batch);
+            }
         }
+        Ok(any)
     }
 }
 
 impl Registered {
-    #[expect(
-        deprecated,
-        reason = "the socket owns its descriptor, which is what the successor asks"
-    )]
     fn new(pair: Pair) -> io::Result<Self> {
         Ok(Self {
-            v4: pair.v4.map(AsyncFd::new).transpose()?,
-            v6: pair.v6.map(AsyncFd::new).transpose()?,
+            v4: pair.v4.map(Arriving::new).transpose()?,
+            v6: pair.v6.map(Arriving::new).transpose()?,
         })
     }
 
@@ -206,38 +214,56 @@ impl Registered {
         }
     }
 
-    fn receive(&self, batch: &mut Batch, mut take: impl FnMut(&mut Batch)) -> io::Result<bool> {
-        let mut any = false;
-        for socket in [&self.v4, &self.v6].into_iter().flatten() {
-            match socket.try_io(Interest::READABLE, |socket| socket.recv_batch(batch)) {
-                Ok(_) => {
-                    any = true;
-                    take(batch);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(any)
+    fn all(&self) -> impl Iterator<Item = &Arriving> {
+        self.v4.iter().chain(&self.v6)
     }
 }
 
-/// Binds sockets beside `data` at which everything arrives that is no data.
-fn beside(data: &Pair, mark: u32) -> io::Result<Pair> {
-    let options = Options {
-        mark,
-        buffer_bytes: HANDSHAKE_BUFFER,
-        singly: false,
-    };
-    let handshakes = data.bind_beside(&options)?;
-    data.steer(TRANSPORT_DATA, NonZeroU8::MIN)?;
-    Ok(handshakes)
+impl Arriving {
+    #[expect(
+        deprecated,
+        reason = "the socket owns its descriptor, which is what the successor asks"
+    )]
+    fn new(socket: Socket) -> io::Result<Self> {
+        AsyncFd::new(socket).map(Self)
+    }
+
+    /// Reads a batch of what has come; false when there was nothing.
+    pub(super) fn receive(&self, batch: &mut Batch) -> io::Result<bool> {
+        let mut any = false;
+        let tried = self.0.try_io(Interest::READABLE, |socket| {
+            let runs = socket.recv_batch(batch)?;
+            any = true;
+            // It is empty, so the runtime has to wait for more, and nobody has to ask in vain.
+            if runs < Socket::RUNS_MAX {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Ok(())
+        });
+        match tried {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            Ok(()) | Err(_) => Ok(any),
+        }
+    }
 }
 
-async fn ready(socket: Option<&AsyncFd<Socket>>, interest: Interest) {
+/// Binds the sockets of further queues beside `data`, and those at which everything arrives that is
+/// no data.
+fn beside(data: &Pair, options: &Options, queues: NonZeroU8) -> io::Result<(Vec<Pair>, Pair)> {
+    let further = (1..queues.get()).map(|_| data.bind_beside(options));
+    let further = further.collect::<io::Result<_>>()?;
+    let handshakes = data.bind_beside(&Options {
+        buffer_bytes: HANDSHAKE_BUFFER,
+        ..*options
+    })?;
+    data.steer(TRANSPORT_DATA, queues)?;
+    Ok((further, handshakes))
+}
+
+async fn ready(socket: Option<&Arriving>, interest: Interest) {
     let waited = match socket {
         // An error is found again by the call that follows.
-        Some(socket) => socket.ready(interest).await.map(drop),
+        Some(socket) => socket.0.ready(interest).await.map(drop),
         None => std::future::pending().await,
     };
     drop(waited);

@@ -137,6 +137,12 @@ impl Device {
         self.mtu = mtu;
     }
 
+    /// Returns the MTU of the tunnel, see [`Device::set_mtu`].
+    #[must_use]
+    pub fn mtu(&self) -> usize {
+        self.mtu
+    }
+
     /// Sets or removes the private key.
     ///
     /// Another key than before ends every session and handshake; a peer with our own public key is
@@ -375,6 +381,12 @@ impl Device {
     #[must_use]
     pub fn status(&self, peer: PeerId) -> Option<PeerStatus<'_>> {
         self.table.place(peer).map(|place| self.status_at(place))
+    }
+
+    /// Returns where a peer is.
+    #[must_use]
+    pub fn endpoint(&self, peer: PeerId) -> Option<SocketAddr> {
+        self.table.peer(self.table.place(peer)?).endpoint
     }
 
     /// Tells everything about one peer, for whoever looks for a fault.

@@ -74,6 +74,20 @@ pub(crate) fn put(message: &mut [u8], offset: usize, bytes: &[u8]) {
     message[offset..offset + bytes.len()].copy_from_slice(bytes);
 }
 
+/// Returns the receiver index and the counter of transport data (whitepaper 5.4.6); `None` for
+/// everything else.
+#[must_use]
+pub fn transport_data(datagram: &[u8]) -> Option<(u32, u64)> {
+    let (header, _) = datagram.split_first_chunk::<HEADER>()?;
+    let is_data = header.starts_with(&TRANSPORT_TYPE) && datagram.len() >= KEEPALIVE;
+    is_data.then(|| {
+        (
+            index(header, RECEIVER),
+            u64::from_le_bytes(*field(header, COUNTER)),
+        )
+    })
+}
+
 /// Writes the header of transport data.
 pub(crate) fn emit_transport_header(slot: &mut [u8], receiver: u32, counter: u64) {
     put(slot, 0, &TRANSPORT_TYPE);

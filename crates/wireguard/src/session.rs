@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
@@ -41,6 +41,13 @@ pub struct Opening {
     window: Mutex<ReplayWindow>,
     expires: Instant,
     retired: AtomicBool,
+}
+
+/// Opens datagrams of one session one after the other, with the replay window taken once for all
+/// of them; nobody else opens by this half meanwhile.
+pub struct Opener<'o> {
+    key: &'o LessSafeKey,
+    window: MutexGuard<'o, ReplayWindow>,
 }
 
 /// Nonces of one session that nobody else will use, in order.
@@ -141,31 +148,49 @@ impl Nonces<'_> {
 }
 
 impl Opening {
-    /// Opens the part of a datagram behind its header, in place.
+    /// Begins to open datagrams; fails when the session is retired or too old.
+    pub fn begin(&self, now: Instant) -> Result<Opener<'_>, Discard> {
+        if now >= self.expires || self.retired.load(Ordering::Relaxed) {
+            return Err(Discard::SessionExpired);
+        }
+        // A poisoned window is still a window: `accept` does not panic half-way.
+        let window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Opener {
+            key: &self.key,
+            window,
+        })
+    }
+
+    /// Opens one datagram, see [`Opener::open`].
     pub fn open<'d>(
         &self,
         now: Instant,
         counter: u64,
         sealed: &'d mut [u8],
     ) -> Result<Opened<'d>, Discard> {
-        let ended = now >= self.expires || self.retired.load(Ordering::Relaxed);
-        if ended || counter >= REJECT_AFTER_MESSAGES {
-            return Err(Discard::SessionExpired);
-        }
-        let text = crypto::open(&self.key, counter, &[], sealed).ok_or(Discard::Tag)?;
-        // A poisoned window is still a window: `accept` does not panic half-way.
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
-        let newest = window.accept(counter).map_err(|refused| match refused {
-            Refused::Duplicate => Discard::Duplicate,
-            Refused::TooOld => Discard::TooOld,
-        })?;
-        Ok(Opened { text, newest })
+        self.begin(now)?.open(counter, sealed)
     }
 
     /// Returns our index, which stands in every datagram for this half.
     #[must_use]
     pub fn index(&self) -> u32 {
         self.index
+    }
+}
+
+impl Opener<'_> {
+    /// Opens the part of a datagram behind its header, in place.
+    pub fn open<'d>(&mut self, counter: u64, sealed: &'d mut [u8]) -> Result<Opened<'d>, Discard> {
+        if counter >= REJECT_AFTER_MESSAGES {
+            return Err(Discard::SessionExpired);
+        }
+        let text = crypto::open(self.key, counter, &[], sealed).ok_or(Discard::Tag)?;
+        let accepted = self.window.accept(counter);
+        let newest = accepted.map_err(|refused| match refused {
+            Refused::Duplicate => Discard::Duplicate,
+            Refused::TooOld => Discard::TooOld,
+        })?;
+        Ok(Opened { text, newest })
     }
 }
 

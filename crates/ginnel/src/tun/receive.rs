@@ -24,7 +24,7 @@ use packet::{
     gro::{Leaving, Train},
     ip, vnet,
 };
-use wireguard::{Discard, HEADER, KEEPALIVE, OVERHEAD, Opening, PeerId};
+use wireguard::{Discard, HEADER, KEEPALIVE, Opening, PeerId, transport_data};
 
 use super::{
     tap::{Copies, Verdict},
@@ -185,13 +185,7 @@ impl Opener {
         if self.sessions.is_empty() {
             return;
         }
-        for arrival in arrivals.iter_mut().flatten() {
-            let ecn = arrival.ecn;
-            for datagram in datagrams_mut(arrival) {
-                let entry = self.open(now, ecn, datagram);
-                self.entries.push(entry);
-            }
-        }
+        self.open(now, arrivals);
         let opened = |entry: &Entry| matches!(entry, Entry::Opened { .. });
         if self.entries.iter().any(opened) {
             tunnel.note_data();
@@ -210,7 +204,7 @@ impl Opener {
         let mut all = arrivals.iter().flatten();
         let is_its = |arrival: &Arrival<'_>| {
             let mut datagrams = arrival.bytes.chunks(arrival.segment);
-            let of = |datagram: &[u8]| transport(datagram).is_some_and(|(of, _)| of == *index);
+            let of = |datagram: &[u8]| transport_data(datagram).is_some_and(|(of, _)| of == *index);
             !arrival.bytes.is_empty() && datagrams.all(of)
         };
         let opening = if all.all(is_its) {
@@ -239,7 +233,7 @@ impl Opener {
                 state.count(Discard::Length, 1);
             }
             for datagram in datagrams_mut(arrival) {
-                match transport(datagram) {
+                match transport_data(datagram) {
                     Some((index, _)) => {
                         if self.session(index).is_none() {
                             let found = state.device.opening(index);
@@ -261,27 +255,39 @@ impl Opener {
         self.sessions.iter().rposition(is_it)
     }
 
-    fn open(&self, now: Instant, ecn: Ecn, datagram: &mut [u8]) -> Entry {
-        let Some((index, counter)) = transport(datagram) else {
-            return Entry::Handled;
-        };
-        let session = self.session(index).expect("found by `find_sessions`");
-        let Some((_, opening)) = &self.sessions[session].found else {
-            return Entry::unopened(Discard::UnknownIndex);
-        };
-        let opened = match opening.open(now, counter, &mut datagram[HEADER..]) {
-            Ok(opened) => opened,
-            Err(discard) => return Entry::unopened(discard),
-        };
-        let addresses = match ecn::decapsulate(ecn, opened.text) {
-            Ok(()) => ip::addresses(opened.text).map_err(|_| Discard::NotIp),
-            Err(NotEct) => Err(Discard::NotEct),
-        };
-        Entry::Opened {
-            session,
-            newest: opened.newest,
-            source: addresses.map(|addresses| addresses.source),
-            length: addresses.map_or(0, |addresses| addresses.length),
+    /// Opens each datagram; neighbours of one session take its replay window once.
+    fn open(&mut self, now: Instant, arrivals: &mut [Option<Arrival<'_>>]) {
+        let mut taken: Option<(usize, Result<wireguard::Opener<'_>, Discard>)> = None;
+        for arrival in arrivals.iter_mut().flatten() {
+            let ecn = arrival.ecn;
+            for datagram in datagrams_mut(arrival) {
+                let Some((index, counter)) = transport_data(datagram) else {
+                    self.entries.push(Entry::Handled);
+                    continue;
+                };
+                let is_it = |session: &Session| session.index == index;
+                let known = taken.as_ref().map(|(session, _)| *session);
+                let known = known.filter(|session| is_it(&self.sessions[*session]));
+                let session = known.or_else(|| self.sessions.iter().rposition(is_it));
+                let session = session.expect("found by `find_sessions`");
+                if known.is_none() {
+                    // The former is given back first.
+                    taken = None;
+                }
+                let (_, opener) = taken.get_or_insert_with(|| {
+                    let found = self.sessions[session].found.as_ref();
+                    let opener = match found {
+                        Some((_, opening)) => opening.begin(now),
+                        None => Err(Discard::UnknownIndex),
+                    };
+                    (session, opener)
+                });
+                let entry = match opener {
+                    Ok(opener) => open(opener, session, counter, ecn, datagram),
+                    Err(discard) => Entry::unopened(*discard),
+                };
+                self.entries.push(entry);
+            }
         }
     }
 
@@ -445,6 +451,30 @@ impl Report {
     }
 }
 
+/// Opens a datagram, of which `transport_data` has told the counter.
+fn open(
+    opener: &mut wireguard::Opener<'_>,
+    session: usize,
+    counter: u64,
+    ecn: Ecn,
+    datagram: &mut [u8],
+) -> Entry {
+    let opened = match opener.open(counter, &mut datagram[HEADER..]) {
+        Ok(opened) => opened,
+        Err(discard) => return Entry::unopened(discard),
+    };
+    let addresses = match ecn::decapsulate(ecn, opened.text) {
+        Ok(()) => ip::addresses(opened.text).map_err(|_| Discard::NotIp),
+        Err(NotEct) => Err(Discard::NotEct),
+    };
+    Entry::Opened {
+        session,
+        newest: opened.newest,
+        source: addresses.map(|addresses| addresses.source),
+        length: addresses.map_or(0, |addresses| addresses.length),
+    }
+}
+
 fn write_leaving(tunnel: &Tunnel, leaving: &Leaving<'_, '_>) {
     match leaving {
         Leaving::Single(packet) => write_single(tunnel, packet),
@@ -492,16 +522,6 @@ fn write_single(tunnel: &Tunnel, packet: &[u8]) {
 
 fn datagrams_mut<'d>(arrival: &'d mut Arrival<'_>) -> impl Iterator<Item = &'d mut [u8]> {
     arrival.bytes.chunks_mut(arrival.segment)
-}
-
-/// Returns receiver index and counter of transport data (whitepaper 5.4.6).
-fn transport(datagram: &[u8]) -> Option<(u32, u64)> {
-    let (header, _) = datagram.split_first_chunk::<HEADER>()?;
-    let (kind, rest) = header.split_first_chunk::<4>()?;
-    let (index, counter) = rest.split_first_chunk::<4>()?;
-    let counter = counter.first_chunk::<8>()?;
-    (*kind == [4, 0, 0, 0] && datagram.len() >= OVERHEAD)
-        .then(|| (u32::from_le_bytes(*index), u64::from_le_bytes(*counter)))
 }
 
 /// Datagrams that are opened before any is written: what one full run has.

@@ -471,7 +471,7 @@ impl Tunnel {
 impl State {
     /// Returns how to seal for `peer` and where to send; `None` when the device must see to it.
     pub(crate) fn path(&self, now: Instant, peer: PeerId) -> Option<Path> {
-        let endpoint = self.device.status(peer)?.endpoint?;
+        let endpoint = self.device.endpoint(peer)?;
         Some(Path {
             sealing: self.device.sealing(now, peer)?,
             endpoint,

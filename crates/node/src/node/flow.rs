@@ -10,7 +10,7 @@ use netstack::Transmit;
 use packet::{ecn::Ecn, flow::Part, icmp::Cause, ip, pcapng::Direction};
 use wireguard::{HEADER, OVERHEAD, PeerId, Seal, padded};
 
-use super::{Link, Node, Outcome, QUEUE_MAX, Run, Source, path_mtu};
+use super::{Link, Node, On, Outcome, QUEUE_MAX, Run, Source, Way, path_mtu};
 use crate::{
     discard::{Discard, Reason},
     forward::{self, Verdict},
@@ -128,19 +128,13 @@ impl Node {
         Some(length)
     }
 
-    /// Passes on a packet that `from` sealed: it lies behind the header in `datagram`.
-    pub(super) fn forward<'a>(
-        &'a mut self,
-        now: Instant,
-        from: PeerId,
-        datagram: &'a mut [u8],
-        length: usize,
-    ) -> Outcome<'a> {
-        let packet = &mut datagram[HEADER..HEADER + length];
+    /// Finds the way of a packet that `from` sealed.
+    pub(super) fn forward(&mut self, now: Instant, from: PeerId, packet: &mut [u8]) -> Way {
+        let length = packet.len();
         let Ok(addresses) = ip::addresses(packet) else {
             self.counters.add(Reason::NotIp, 1);
             self.tap_received(now, packet, Some(Reason::NotIp.into()));
-            return Outcome::Nothing;
+            return Way::Ended;
         };
         let hop_limit = packet[HOP_LIMIT_V6];
         let verdict = match forward::decide(&self.orgs, &self.device, addresses, hop_limit) {
@@ -160,13 +154,13 @@ impl Node {
                     self.deliver(now, packet)
                 };
                 self.tap_received(now, packet, discard);
-                return Outcome::Nothing;
+                return Way::Ended;
             }
             Verdict::Refused(reason) => {
                 self.counters.add(reason, 1);
                 self.tap_received(now, packet, Some(reason.into()));
                 self.refuse(now, from, forward::cause(reason), packet);
-                return Outcome::Nothing;
+                return Way::Ended;
             }
         };
         let limit = path_mtu::limit(&self.source, &self.device, &self.path_mtu, peer);
@@ -174,26 +168,29 @@ impl Node {
             self.counters.add(Reason::TooBig, 1);
             self.tap_received(now, packet, Some(Reason::TooBig.into()));
             self.refuse(now, from, Some(too_big(limit)), packet);
-            return Outcome::Nothing;
+            return Way::Ended;
         }
         self.tap_received(now, packet, None);
         packet[HOP_LIMIT_V6] = hop_limit - 1;
         self.fit_to_tunnels(from, peer, packet);
-        self.pass_on(now, from, peer, datagram, length)
+        Way::On(On {
+            from,
+            to: peer,
+            ecn: Ecn::of_packet(packet),
+            length,
+        })
     }
 
-    /// Seals the packet behind the header in `datagram` for `peer`.
-    fn pass_on<'a>(
-        &'a mut self,
-        now: Instant,
-        from: PeerId,
-        peer: PeerId,
-        datagram: &'a mut [u8],
-        length: usize,
-    ) -> Outcome<'a> {
-        let packet = &datagram[HEADER..HEADER + length];
-        let ecn = Ecn::of_packet(packet);
-        self.hold_sent(packet);
+    /// Seals a packet on its way, which lies behind the header in `datagram`. The outcome lies in
+    /// `datagram`, or in the node where that is too short.
+    pub fn pass_on<'a>(&'a mut self, now: Instant, on: On, datagram: &'a mut [u8]) -> Outcome<'a> {
+        let On {
+            from,
+            to,
+            ecn,
+            length,
+        } = on;
+        self.hold_sent(&datagram[HEADER..HEADER + length]);
         let room = OVERHEAD + padded(length);
         // A peer need not pad beyond its MTU, so a full packet may leave no room for our padding.
         let copied = datagram.len() < room;
@@ -205,7 +202,7 @@ impl Node {
         } else {
             &mut *datagram
         };
-        match self.device.seal_to(now, peer, slot, length) {
+        match self.device.seal_to(now, to, slot, length) {
             Seal::Sealed {
                 endpoint: destination,
                 length,

@@ -141,7 +141,8 @@ fn of_node(reason: Reason) -> Provocation {
         Reason::NoAttachment => Story(gateway_without_a_stack),
         Reason::NoRoom => Story(slot_without_room),
         Reason::QueueFull => Story(packets_that_nobody_takes),
-        Reason::InterfaceDown => Story(interface_that_is_gone),
+        Reason::InterfaceDown => Story(|| not_taken(Reason::InterfaceDown)),
+        Reason::NotSent => Story(|| not_taken(Reason::NotSent)),
     }
 }
 
@@ -506,11 +507,11 @@ fn packets_that_nobody_takes() -> Scene {
     scene
 }
 
-/// The caller tells that its interface did not take what came out of the tunnel.
-fn interface_that_is_gone() -> Scene {
+/// The caller tells that nobody took what came out of the node.
+fn not_taken(reason: Reason) -> Scene {
     let mut scene = Scene::plain(Attachment::Tun);
     scene.shake();
     scene.packet(&to(ip_of(NODE), 64));
-    scene.node.discard(Reason::InterfaceDown);
+    scene.node.discard(reason, 1);
     scene
 }

@@ -8,6 +8,7 @@ mod failover;
 mod isolation;
 mod map_change;
 mod names;
+mod parallel;
 mod path_mtu;
 mod plain;
 mod policy;

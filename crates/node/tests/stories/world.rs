@@ -17,6 +17,8 @@ use node::{Attachment, Event, Node, Outcome};
 use packet::{ecn::Ecn, ip};
 use wireguard::{HEADER, Random, StaticSecret};
 
+use super::parallel;
+
 pub(crate) const LATENCY: Duration = Duration::from_millis(10);
 pub(crate) const GATEWAY: u8 = 200;
 
@@ -38,6 +40,8 @@ pub(crate) struct World {
     /// Whether longer ones pass in several.
     pub(crate) fragments: bool,
     buffer: Vec<u8>,
+    /// The next datagram is opened and sealed outside of its node.
+    apart: bool,
 }
 
 /// A node and what came out of it.
@@ -207,6 +211,7 @@ impl World {
             cut: Vec::new(),
             carries: usize::MAX,
             narrow: BTreeMap::new(),
+            apart: false,
             fragments: true,
             buffer: vec![0; Node::DATAGRAM_MAX],
         }
@@ -335,10 +340,14 @@ impl World {
         let Some(host) = self.hosts.get_mut(&to) else {
             return;
         };
-        match host
-            .node
-            .handle_datagram(now, endpoint(from), ecn, &mut datagram)
-        {
+        let source = endpoint(from);
+        self.apart = !self.apart;
+        let outcome = if self.apart && !host.node.is_captured() {
+            parallel::handle_datagram(&mut host.node, now, source, ecn, &mut datagram)
+        } else {
+            host.node.handle_datagram(now, source, ecn, &mut datagram)
+        };
+        match outcome {
             Outcome::Nothing | Outcome::Refused => {}
             Outcome::Packet(packet) => host.packets.push(packet.to_vec()),
             Outcome::Send {

@@ -95,6 +95,16 @@ impl Device {
         self.route(source) == Some(peer)
     }
 
+    /// Reports a datagram that a thread could not open with the half of `index`; an unknown one is
+    /// nobody's.
+    pub fn note_refused(&mut self, index: u32, discard: Discard) {
+        if discard != Discard::UnknownIndex
+            && let Some(place) = self.table.by_index(index)
+        {
+            self.refuse(place, discard);
+        }
+    }
+
     /// Reports datagrams that a thread has sealed with [`Device::sealing`]: `bytes` in all, `data`
     /// unless all were keepalives.
     pub fn note_sealed(
