@@ -24,22 +24,23 @@ fn events_tell_handshakes_changes_of_the_map_and_discards() {
     // A machine that joins changes the map.
     world.join("shed");
     events.until("map_applied");
-    // Initiations of a wrong length are discarded, and told together.
+    // Initiations of a wrong length, and nothing at all, are discarded, and told together.
     let status = world.json("laptop", &["status"]);
     let junk = UdpSocket::bind("127.0.0.1:0").expect("a free port");
     let port = udp_port(&status["pid"]);
     for _ in 0..5 {
-        junk.send_to(b"\x01\0\0\0 too short", ("127.0.0.1", port))
-            .expect("loopback");
+        for bytes in [&b"\x01\0\0\0 too short"[..], b""] {
+            junk.send_to(bytes, ("127.0.0.1", port)).expect("loopback");
+        }
     }
     let mut counted = 0;
-    while counted < 5 {
+    while counted < 10 {
         let line = events.until("wireguard.length");
         let discarded: serde_json::Value = serde_json::from_str(&line).expect("JSON");
         assert_eq!(discarded["event"], "discarded");
         counted += discarded["count"].as_u64().expect("a number");
     }
-    assert_eq!(counted, 5);
+    assert_eq!(counted, 10);
     events.signal("INT");
     assert_eq!(events.ended().code, Some(0));
 }
