@@ -34,6 +34,8 @@ use super::{Shared, Turn};
 pub(super) struct Lane {
     shared: Arc<Shared>,
     queue: usize,
+    /// Datagrams that are opened before any goes on.
+    together: usize,
     /// Found without the node; it keeps no key, and a half that is retired opens nothing. At most
     /// [`KNOWN_MAX`].
     known: HashMap<u32, (PeerId, Weak<Opening>)>,
@@ -82,10 +84,12 @@ struct Group {
 }
 
 impl Lane {
-    pub(super) fn new(shared: &Arc<Shared>, queue: usize) -> Self {
+    /// A lane of a node that `forwards` does so run by run.
+    pub(super) fn new(shared: &Arc<Shared>, queue: usize, forwards: bool) -> Self {
         Self {
             shared: Arc::clone(shared),
             queue,
+            together: if forwards { RUN } else { usize::MAX },
             known: HashMap::new(),
             sessions: Vec::new(),
             entries: Vec::new(),
@@ -132,8 +136,8 @@ impl Lane {
         true
     }
 
-    /// Takes long runs by themselves, so that what was opened is sealed while it is in cache, and
-    /// nobody waits for long for the node.
+    /// Takes long runs that are forwarded by themselves, so that what was opened is sealed while it
+    /// is in cache. What is for the node itself comes to it all at once: it answers each time.
     async fn handle(&mut self, batch: &mut Batch) {
         match batch.take_truncated() {
             0 => {}
@@ -147,7 +151,7 @@ impl Lane {
             let end = rest.iter().position(|arrival| {
                 let count = |run: &Arrival<'_>| run.bytes.len() / run.segment;
                 datagrams += arrival.as_ref().map_or(0, count);
-                datagrams >= TOGETHER
+                datagrams >= self.together
             });
             let (now, later) = rest.split_at_mut(end.map_or(rest.len(), |end| end + 1));
             rest = later;
@@ -591,8 +595,8 @@ fn datagrams_mut<'a>(arrival: &'a mut Arrival<'_>) -> impl Iterator<Item = &'a m
 
 /// Batches that are read in one go before other tasks get their turn.
 const BATCHES_MAX: usize = 16;
-/// Datagrams that are opened before any is sealed: what one full run has.
-const TOGETHER: usize = 32;
+/// What one full run has.
+const RUN: usize = 32;
 /// Sessions that are found without the node.
 const KNOWN_MAX: usize = 4_096;
 /// After an error of the socket that may last.

@@ -166,7 +166,8 @@ impl Tunnel {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         node.set_deferred_agreements(true);
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        let queues = if forwards(&node) {
+        let forwards = forwards(&node);
+        let queues = if forwards {
             let queues = u8::try_from(cores).unwrap_or(QUEUES_MAX).min(QUEUES_MAX);
             NonZeroU8::new(queues).unwrap_or(NonZeroU8::MIN)
         } else {
@@ -194,7 +195,7 @@ impl Tunnel {
             tokio::spawn(handshakes::agree(Arc::clone(&shared))),
         ];
         for queue in 0..shared.sockets.queues() {
-            tasks.push(tokio::spawn(Lane::new(&shared, queue).run()));
+            tasks.push(tokio::spawn(Lane::new(&shared, queue, forwards).run()));
         }
         let tunnel = Self {
             shared,
