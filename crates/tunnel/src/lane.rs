@@ -595,7 +595,7 @@ fn datagrams_mut<'a>(arrival: &'a mut Arrival<'_>) -> impl Iterator<Item = &'a m
 
 /// Batches that are read in one go before other tasks get their turn.
 const BATCHES_MAX: usize = 16;
-/// What one full run has.
+/// Datagrams in one full run.
 const RUN: usize = 32;
 /// Sessions that are found without the node.
 const KNOWN_MAX: usize = 4_096;

@@ -21,12 +21,12 @@ pub(super) struct Sockets {
 
 /// The sockets of both families; one that the machine lacks has none.
 struct Registered {
-    v4: Option<Arriving>,
-    v6: Option<Arriving>,
+    v4: Option<Watched>,
+    v6: Option<Watched>,
 }
 
 /// A socket that the runtime watches.
-pub(super) struct Arriving(AsyncFd<Socket>);
+pub(super) struct Watched(AsyncFd<Socket>);
 
 /// Bytes that the kernel may queue in each direction: 25 ms at 1 Gbit/s, a little more than the
 /// scheduler makes us wait.
@@ -108,7 +108,7 @@ impl Sockets {
     }
 
     /// Returns the sockets at which something may have arrived for a queue.
-    pub(super) fn arriving(&self, queue: usize) -> impl Iterator<Item = &Arriving> {
+    pub(super) fn arriving(&self, queue: usize) -> impl Iterator<Item = &Watched> {
         self.queues[queue].all()
     }
 
@@ -202,8 +202,8 @@ impl Sockets {
 impl Registered {
     fn new(pair: Pair) -> io::Result<Self> {
         Ok(Self {
-            v4: pair.v4.map(Arriving::new).transpose()?,
-            v6: pair.v6.map(Arriving::new).transpose()?,
+            v4: pair.v4.map(Watched::new).transpose()?,
+            v6: pair.v6.map(Watched::new).transpose()?,
         })
     }
 
@@ -214,12 +214,12 @@ impl Registered {
         }
     }
 
-    fn all(&self) -> impl Iterator<Item = &Arriving> {
+    fn all(&self) -> impl Iterator<Item = &Watched> {
         self.v4.iter().chain(&self.v6)
     }
 }
 
-impl Arriving {
+impl Watched {
     #[expect(
         deprecated,
         reason = "the socket owns its descriptor, which is what the successor asks"
@@ -260,7 +260,7 @@ fn beside(data: &Pair, options: &Options, queues: NonZeroU8) -> io::Result<(Vec<
     Ok((further, handshakes))
 }
 
-async fn ready(socket: Option<&Arriving>, interest: Interest) {
+async fn ready(socket: Option<&Watched>, interest: Interest) {
     let waited = match socket {
         // An error is found again by the call that follows.
         Some(socket) => socket.0.ready(interest).await.map(drop),
