@@ -3,6 +3,7 @@
 //! Prints lines `PROGRAM TAB CASE TAB VALUE TAB UNIT`; `--program NAME=PATH` adds a program,
 //! `--core` leaves the state machine to be measured alone.
 
+mod active;
 mod machine;
 mod peers;
 mod program;

@@ -16,6 +16,7 @@ use std::{
 use wireguard::PublicKey;
 
 use crate::{
+    active::{self, Active},
     peers::{RESPONDER, idle_key, initiation, inner, now, secret},
     print,
     usage::{cpu, resident},
@@ -81,7 +82,11 @@ fn many(name: &str, path: &str, count: u32) {
     let id = program.child.id();
     let case = |what: &str| format!("{what}, {count} peers");
     let before = (cpu(id), resident(&id.to_string()), now());
-    if !program.load((0..count).map(|number| (idle_key(number), number))) {
+    let key = |number| match number < ASKED {
+        true => secret(number).public_key(),
+        false => idle_key(number),
+    };
+    if !program.load((0..count).map(|number| (key(number), number))) {
         print(name, &case("refuses to load"), 1.0, "");
         return;
     }
@@ -108,6 +113,24 @@ fn many(name: &str, path: &str, count: u32) {
     print(name, &case("wg show: time"), wall.as_secs_f64(), "s");
     let used = cpu(id) - before;
     print(name, &case("wg show: CPU"), used.as_secs_f64(), "s");
+    if name == "ginnel" {
+        set_up_interface();
+        for active in [1, ASKED] {
+            Active::shake_hands(active, PORT).echo(name, &count.to_string(), id);
+        }
+    }
+}
+
+/// Gives the interface an address in one prefix with those of peers.
+fn set_up_interface() {
+    let address = format!("{}/64", active::ADDRESS);
+    for line in [
+        vec!["address", "add", &address, "dev", INTERFACE, "nodad"],
+        vec!["link", "set", INTERFACE, "up"],
+    ] {
+        let done = Command::new("ip").args(line).status();
+        assert!(done.expect("iproute2 is installed").success());
+    }
 }
 
 impl Running {
