@@ -41,7 +41,7 @@ pub(crate) use self::{
     capture::Asked, contact::Contact, key::NodeKey, led::Led, return_path::Sites, source::Source,
 };
 use self::{kept::Kept, publish::Publisher, site::Way};
-use crate::{api::Client, authority::Pinned, enrolment::State, remedy::advise};
+use crate::{api::Client, authority::Pinned, enrolment::State, offload, remedy::advise};
 use tunnel::{self, Endpoints, Membership, Resolver, Tunnel, Wanted};
 
 /// MTU inside the network: what an ordinary path carries; of another one senders are told.
@@ -99,7 +99,8 @@ impl Enrolled {
         }
         let resolver = resolver(&map);
         let known = kept::endpoints(&state)?;
-        let (tunnel, events) = Tunnel::start(node, attachment, resolver, listen, None)?;
+        let offload = offload::max()?;
+        let (tunnel, events) = Tunnel::start(node, attachment, resolver, listen, None, offload)?;
         tunnel.restore(&known);
         let mut publisher = Publisher::new();
         publisher.listen(&tunnel);

@@ -27,6 +27,7 @@ mod login;
 mod logout;
 mod manual;
 mod metrics;
+mod offload;
 mod peer;
 mod ping;
 mod proxy;

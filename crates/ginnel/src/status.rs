@@ -15,7 +15,7 @@ use crate::{
         protocol::{Answer, Capturing, Control, Request, Status},
     },
     cli::Global,
-    terminal,
+    offload, terminal,
 };
 
 /// Show the tunnel and what runs through it
@@ -121,6 +121,9 @@ fn text(status: &Status) -> String {
         ),
         format!("connections  {}", status.connections),
     ];
+    for line in status.offload.iter().flat_map(offload::lines) {
+        lines.push(format!("offload      {line}"));
+    }
     let addresses: Vec<_> = status
         .node
         .addresses

@@ -6,9 +6,7 @@ mod control;
 mod engine;
 mod handshakes;
 mod keylog;
-mod lane;
 mod metrics;
-mod outbound;
 mod receive;
 mod tap;
 mod transmit;
@@ -35,7 +33,7 @@ use anyhow::Context as _;
 use os::{
     privilege::{self, Capability, DropError},
     process,
-    tun::{OpenError, Options, Tun},
+    tun::{OffloadMax, OpenError, Options, Tun},
     unix::{self, ListenError, SocketFile},
 };
 
@@ -45,7 +43,7 @@ use self::{
     engine::{Ended, Engine},
     keylog::Writer,
 };
-use crate::{metrics::listener, remedy::Advise as _};
+use crate::{metrics::listener, offload, remedy::Advise as _};
 
 /// Make a WireGuard network interface without the kernel module
 ///
@@ -96,7 +94,8 @@ Environment, as for wireguard-go: WG_TUN_FD and WG_UAPI_FD (open descriptors to 
 WG_PROCESS_FOREGROUND=1 (as -f), WG_TUN_NAME_FILE (where to write the interface's name),
 LOG_LEVEL (in the background: keep the log on stderr). GINNEL_TUN_USER=NAME is as --user, for
 wg-quick. GINNEL_OFFLOAD=off moves every packet by
-itself, for kernels and network cards whose segmentation is broken.";
+itself, for kernels and network cards whose segmentation is broken; tcp and checksums let
+the interface pass only so much as one.";
 
 /// Makes of `ginnel NAME` what it means when `wg-quick` runs it: `ginnel tun NAME`.
 ///
@@ -130,7 +129,7 @@ fn names_an_interface(
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (tun, is_ours) = match inherited("WG_TUN_FD")? {
         Some(descriptor) => {
-            let tun = Tun::adopt(descriptor).context("TUN: use WG_TUN_FD")?;
+            let tun = Tun::adopt(descriptor, offload::max()?).context("TUN: use WG_TUN_FD")?;
             (tun, env::var_os(OURS).is_some())
         }
         None => (open_tun(&args.name, args.queues > 1)?, true),
@@ -165,7 +164,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let metrics = args.metrics.bind()?;
     let control = Control::new(listener, file);
     let queues = NonZeroU8::new(args.queues).context("at least one queue")?;
-    let engine = Engine::new(&name, lanes, queues, control, offload(), key_log)?;
+    let runs = offload::max()? > OffloadMax::Off;
+    let engine = Engine::new(&name, lanes, queues, control, runs, key_log)?;
     // Before there are other threads, and after all that takes more.
     drop_privileges(args.user.as_deref())?;
     if let Some(listener) = metrics {
@@ -181,17 +181,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tells whether large packets may pass the TUN and the sockets.
-fn offload() -> bool {
-    env::var_os("GINNEL_OFFLOAD").is_none_or(|value| value != "off")
-}
-
 /// Makes the interface with several queues. One that exists is taken if it was made for as many
 /// threads, one or several, and of those for one nobody holds it.
 fn open_tun(name: &str, multi_queue: bool) -> anyhow::Result<Tun> {
+    let offload = offload::max()?;
     let new = Options {
         name,
-        offload: offload(),
+        offload,
         multi_queue: true,
         exclusive: true,
     };

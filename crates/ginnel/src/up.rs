@@ -8,7 +8,7 @@ use crate::{
     agent::{self, Profile},
     cli::Global,
     enrolment::State,
-    metrics, terminal,
+    metrics, offload, terminal,
 };
 use tunnel::{INTERFACE, Tunnel, Wanted};
 
@@ -57,7 +57,11 @@ Examples:
   ginnel up --metrics 127.0.0.1:9586
   ginnel up --tun --interface office0
   ginnel up --user --ssh                        then: ginnel ssh root@NODE
-  ginnel --config wg0.conf up";
+  ginnel --config wg0.conf up
+
+Environment: GINNEL_OFFLOAD=off moves every packet by itself, for kernels and network cards
+whose segmentation is broken; tcp and checksums let the interface pass only so much as one.
+`ginnel status` shows what passes.";
 
 /// Runs the command.
 pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
@@ -65,6 +69,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> Result<ExitCode> {
         name: args.interface,
         required: args.tun,
         except_lan: args.except_lan,
+        offload: offload::max()?,
     });
     let profile = Profile::of(global)?;
     let name = match &global.config {

@@ -59,6 +59,24 @@ pub struct Status {
     pub problems: Vec<Problem>,
 }
 
+/// What passes as one at a node, so that it costs less.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Offload {
+    /// Packets that the interface passes larger than its MTU: "TCP and UDP", "TCP", "checksums
+    /// only" or "off"; `None` in user mode.
+    #[serde(default)]
+    pub tun: Option<String>,
+    /// Whether packets that follow each other are written to the interface as one; `None` in user
+    /// mode.
+    #[serde(default)]
+    pub joined: Option<bool>,
+    /// Whether several datagrams are sent as one.
+    pub runs_sent: bool,
+    /// Whether several datagrams are received as one; `None` where that could not be tried.
+    #[serde(default)]
+    pub runs_received: Option<bool>,
+}
+
 /// A site with several nodes, one of which carries it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Carried {

@@ -231,6 +231,10 @@ impl Node {
     /// The longest datagram over UDP (RFC 768 over IPv4): buffers of this length suit every call.
     pub const DATAGRAM_MAX: usize = 65_507;
 
+    /// Bytes by which a packet of the interface may grow: IPv4 of a site becomes IPv6, perhaps with
+    /// a packet inside, two headers of 20 bytes and two of fragments; and padding.
+    pub const PACKET_GROWTH: u8 = 64;
+
     /// The largest MTU whose packets fit one datagram after padding and sealing.
     pub const MTU_MAX: usize = (Self::DATAGRAM_MAX - OVERHEAD) / 16 * 16;
 
@@ -588,21 +592,8 @@ impl Node {
         slot: &'a mut [u8],
         length: usize,
     ) -> Outcome<'a> {
-        if self.take_probed(now, &slot[HEADER..HEADER + length]) {
-            return Outcome::Nothing;
-        }
-        let ecn = Ecn::of_packet(&slot[HEADER..HEADER + length]);
-        let length = self.departing(slot, length).unwrap_or(length);
-        match self.send(now, slot, length) {
-            Some((destination, length)) => {
-                let datagram = &slot[..length];
-                self.tap_sent(now, destination, datagram, length);
-                Outcome::Send {
-                    destination,
-                    ecn,
-                    datagram,
-                }
-            }
+        match self.route_packet(now, slot, length) {
+            Some(on) => self.pass_on(now, on, slot),
             None => Outcome::Nothing,
         }
     }

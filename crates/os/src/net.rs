@@ -430,14 +430,14 @@ fn into_io(error: rtnetlink::Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tun::{OpenError, Options, Tun};
+    use crate::tun::{OffloadMax, OpenError, Options, Tun};
 
     #[tokio::test]
     async fn an_interface_is_configured_listed_and_cleared() {
         let name = format!("gn{}", std::process::id());
         let options = Options {
             name: &name,
-            offload: false,
+            offload: OffloadMax::Off,
             multi_queue: false,
             exclusive: false,
         };

@@ -1,35 +1,53 @@
 //! A TUN interface (Linux, networking/tuntap): IP packets in and out of the kernel.
 
+mod super_packets;
+
 use std::{
-    fs::{File, OpenOptions},
+    ffi::OsString,
+    fmt,
+    fs::{self, File, OpenOptions},
     io::{self, IoSlice, Read as _, Write as _},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
-        unix::fs::OpenOptionsExt as _,
+        unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
     },
+    path::Path,
 };
 
 use thiserror::Error;
 
 use crate::link;
 
+pub use self::super_packets::SuperPackets;
+
 /// Bytes of the virtio_net_hdr before each packet when [`Tun::offload`] has it.
 pub const VNET_HEADER: usize = 10;
-
-/// The largest packet that is read or written, with its virtio_net_hdr.
-pub const PACKET_MAX: usize = VNET_HEADER + 65_535;
 
 /// What to ask for.
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
     /// The interface's name, at most [`link::NAME_MAX`] bytes; a `%d` in it is numbered.
     pub name: &'a str,
-    /// Try to move segmentation and checksums of large packets to the other side.
-    pub offload: bool,
+    /// The most that is to be moved to the other side of segmentation and checksums.
+    pub offload: OffloadMax,
     /// Further queues may be opened under the same name.
     pub multi_queue: bool,
     /// The interface is made now; one that exists is in use.
     pub exclusive: bool,
+}
+
+/// The most that is asked of the kernel; it may have less.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub enum OffloadMax {
+    /// Each packet passes by itself, as it goes on the wire.
+    Off,
+    /// Checksums may be partial.
+    Checksums,
+    /// TCP segments may be large.
+    Tcp,
+    /// TCP segments and runs of UDP datagrams may be large.
+    #[default]
+    All,
 }
 
 /// Which packets larger than the MTU, or without checksum, pass through the TUN.
@@ -78,13 +96,29 @@ impl Tun {
         if options.name.contains(char::is_whitespace) || [".", ".."].contains(&options.name) {
             return Err(OpenError::BadName);
         }
+        let existed = link::index(options.name).is_some();
+        let tun = Self::open_queue(options)?;
+        if !existed {
+            // Else any user could have a queue of it (drivers/net/tun.c, `tun_not_capable`).
+            tun.set_owner(ROOT)?;
+            if tun.is_shared()? {
+                return Err(OpenError::InUse);
+            }
+        } else if options.multi_queue && !tun.is_persistent()? {
+            // It lives by the queues of somebody else.
+            return Err(OpenError::InUse);
+        }
+        Ok(tun)
+    }
+
+    fn open_queue(options: &Options<'_>) -> Result<Self, OpenError> {
         let request = link::request(options.name).map_err(|_| OpenError::BadName)?;
         let file = open_node()?;
-        let offload = if options.offload {
-            attach(&file, request, options, true)?;
-            negotiate(&file)
+        let header = options.offload > OffloadMax::Off;
+        attach(&file, request, options, header)?;
+        let offload = if header {
+            negotiate(&file, options.offload)
         } else {
-            attach(&file, request, options, false)?;
             Offload::default()
         };
         Ok(Self {
@@ -94,8 +128,9 @@ impl Tun {
         })
     }
 
-    /// Takes over an open TUN, for instance from the process that made it.
-    pub fn adopt(descriptor: OwnedFd) -> io::Result<Self> {
+    /// Takes over an open TUN, for instance from the process that made it, and lets no more pass as
+    /// one than `max`.
+    pub fn adopt(descriptor: OwnedFd, max: OffloadMax) -> io::Result<Self> {
         let file = File::from(descriptor);
         let mut request = link_request();
         interface(&file, &mut request)?;
@@ -111,7 +146,7 @@ impl Tun {
         let offload = if flags & libc::IFF_VNET_HDR == 0 {
             Offload::default()
         } else {
-            negotiate(&file)
+            negotiate(&file, max)
         };
         Ok(Self {
             file,
@@ -122,9 +157,9 @@ impl Tun {
 
     /// Opens one more queue of the same interface, with the same offloads.
     pub fn another_queue(&self) -> Result<Self, OpenError> {
-        Self::open(&Options {
+        Self::open_queue(&Options {
             name: &self.name()?,
-            offload: self.offload.vnet_header,
+            offload: self.offload.max(),
             multi_queue: true,
             exclusive: false,
         })
@@ -149,6 +184,54 @@ impl Tun {
         self.offload
     }
 
+    /// Lets only this user, and who may configure the network, open queues of the interface.
+    fn set_owner(&self, user: libc::uid_t) -> io::Result<()> {
+        // SAFETY: TUNSETOWNER takes a number.
+        let answer = unsafe {
+            libc::ioctl(
+                self.as_raw_fd(),
+                libc::TUNSETOWNER,
+                libc::c_ulong::from(user),
+            )
+        };
+        if answer < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Tells whether somebody else has opened a queue before the interface had its owner, as far as
+    /// the system shows it.
+    fn is_shared(&self) -> io::Result<bool> {
+        let name = self.name()?;
+        let directory = Path::new("/sys/class/net").join(&name);
+        let index = fs::read_to_string(directory.join("ifindex")).unwrap_or_default();
+        // It may show the interfaces of another namespace.
+        if index.trim().parse().ok() != link::index(&name) {
+            return Ok(false);
+        }
+        let Ok(queues) = fs::read_dir(directory.join("queues")) else {
+            return Ok(false);
+        };
+        let names = queues.flatten().map(|entry| entry.file_name());
+        let sends = |name: &OsString| name.as_bytes().starts_with(b"tx-");
+        Ok(names.filter(sends).count() > 1)
+    }
+
+    /// Tells whether the interface outlives its queues.
+    fn is_persistent(&self) -> io::Result<bool> {
+        let mut request = link_request();
+        interface(&self.file, &mut request)?;
+        // SAFETY: TUNGETIFF has written this member of the union.
+        let flags = i32::from(unsafe { request.ifr_ifru.ifru_flags });
+        Ok(flags & libc::IFF_PERSIST != 0)
+    }
+
+    /// Asks the kernel to let this pass all queues from now on; [`Tun::offload`] stays.
+    fn set_offload(&self, offload: OffloadMax) -> io::Result<()> {
+        set_offload(&self.file, offload)
+    }
+
     /// Returns the MTU in bytes; `NotFound` while the interface is in another namespace.
     pub fn mtu(&self) -> io::Result<usize> {
         let name = self.name()?;
@@ -170,8 +253,8 @@ impl Tun {
     }
 
     /// Reads one packet; `WouldBlock` when there is none, an error for good when the interface is
-    /// gone. `packet` must have room for [`PACKET_MAX`] with offloads, else for the MTU: what does
-    /// not fit is lost.
+    /// gone. `packet` must have room for 65,535 bytes and [`VNET_HEADER`] with offloads, else for
+    /// the MTU: what does not fit is lost.
     pub fn read(&self, packet: &mut [u8]) -> io::Result<usize> {
         (&self.file).read(packet)
     }
@@ -268,32 +351,56 @@ fn attach(
     })
 }
 
-/// Asks for each offload that this kernel may have, the most first.
-fn negotiate(file: &File) -> Offload {
-    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
-    let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
-    let offers = [
-        (tcp | udp, true, true),
-        (tcp, true, false),
-        (0, false, false),
-    ];
-    for (features, tcp, udp) in offers {
-        if set_offload(file, features).is_ok() {
-            return Offload {
-                vnet_header: true,
-                tcp,
-                udp,
-            };
+impl Offload {
+    /// Returns what to ask for to get the same.
+    #[must_use]
+    pub fn max(self) -> OffloadMax {
+        match (self.vnet_header, self.tcp, self.udp) {
+            (false, _, _) => OffloadMax::Off,
+            (true, false, _) => OffloadMax::Checksums,
+            (true, true, false) => OffloadMax::Tcp,
+            (true, true, true) => OffloadMax::All,
         }
-    }
-    Offload {
-        vnet_header: true,
-        ..Offload::default()
     }
 }
 
-fn set_offload(file: &File, features: libc::c_uint) -> io::Result<()> {
-    let features = libc::c_ulong::from(features);
+impl fmt::Display for Offload {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self.max() {
+            OffloadMax::Off => "off",
+            OffloadMax::Checksums => "checksums only",
+            OffloadMax::Tcp => "TCP",
+            OffloadMax::All => "TCP and UDP",
+        })
+    }
+}
+
+/// Asks for each offload that this kernel may have, the most first.
+fn negotiate(file: &File, max: OffloadMax) -> Offload {
+    let offers = [OffloadMax::All, OffloadMax::Tcp, OffloadMax::Checksums];
+    let mut offers = offers.into_iter().filter(|offer| *offer <= max);
+    let taken = offers.find(|offer| set_offload(file, *offer).is_ok());
+    let taken = taken.unwrap_or_else(|| {
+        // What was asked for before stays otherwise; without this the kernel has none anyway.
+        set_offload(file, OffloadMax::Off).ok();
+        OffloadMax::Off
+    });
+    Offload {
+        vnet_header: true,
+        tcp: taken >= OffloadMax::Tcp,
+        udp: taken >= OffloadMax::All,
+    }
+}
+
+fn set_offload(file: &File, offload: OffloadMax) -> io::Result<()> {
+    let sums = libc::TUN_F_CSUM;
+    let tcp = sums | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    let features = libc::c_ulong::from(match offload {
+        OffloadMax::Off => 0,
+        OffloadMax::Checksums => sums,
+        OffloadMax::Tcp => tcp,
+        OffloadMax::All => tcp | libc::TUN_F_USO4 | libc::TUN_F_USO6,
+    });
     // SAFETY: TUNSETOFFLOAD takes a number.
     let answer = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, features) };
     if answer < 0 {
@@ -329,6 +436,7 @@ fn set_nonblocking(file: &File) -> io::Result<()> {
 }
 
 const NODE: &str = "/dev/net/tun";
+const ROOT: libc::uid_t = 0;
 
 #[cfg(test)]
 mod tests {
@@ -337,7 +445,7 @@ mod tests {
     fn options(name: &str) -> Options<'_> {
         Options {
             name,
-            offload: true,
+            offload: OffloadMax::All,
             multi_queue: false,
             exclusive: false,
         }
@@ -373,7 +481,8 @@ mod tests {
             Tun::open(&options("lo")).unwrap_err(),
             OpenError::InUse
         ));
-        let adopted = Tun::adopt(tun.into_descriptor()).unwrap();
+        let adopted = Tun::adopt(tun.into_descriptor(), OffloadMax::Checksums).unwrap();
+        assert_eq!(adopted.offload().max(), OffloadMax::Checksums);
         assert!(adopted.offload().vnet_header);
         assert!(!adopted.is_multi_queue());
         drop(adopted);

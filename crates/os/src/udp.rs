@@ -20,7 +20,7 @@ use socket2::{Domain, Protocol, Type};
 
 pub(crate) use control::set_option;
 pub use probe::{Runs, probe};
-pub use receive::{Arrival, Batch, Datagram};
+pub use receive::{Arrival, Batch, Datagram, Portions};
 pub use send::{Envelope, Parcel, SendError};
 pub use source::Sources;
 

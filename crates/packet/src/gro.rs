@@ -1,7 +1,8 @@
 //! Coalescing of received TCP and UDP packets into super-packets (GRO).
 //!
-//! A [`Run`] grows while packets of one flow follow each other exactly; what it yields goes to a
-//! TUN device with `IFF_VNET_HDR` as one write. Splitting it again gives the same packets.
+//! A [`Train`] grows while packets of one flow follow each other exactly; what leaves it goes to a
+//! TUN device with `IFF_VNET_HDR` as one write. Splitting that again gives the same packets. A
+//! [`Run`] does the same with copies, by which fuzz targets and the tests of the stack judge.
 
 use std::net::IpAddr;
 

@@ -13,6 +13,7 @@ pub mod icmp;
 pub mod ip;
 pub mod pcap_filter;
 pub mod pcapng;
+pub mod spread;
 pub mod tcp;
 pub mod translate;
 pub mod udp;

@@ -14,23 +14,11 @@ use model::{
 };
 use netstack::{ConnectionId, EchoFailure, EchoId, Event, ListenerId, Stack, UdpId};
 use node::{Node, On, Outcome, Reason};
-use os::{
-    tun::{self, VNET_HEADER},
-    udp::{Datagram, SendError, Socket},
-};
-use packet::{
-    gso::{self, Segments},
-    vnet::Given,
-};
+use os::udp::{Datagram, SendError, Socket};
 use tokio::sync::{broadcast, mpsc, oneshot};
-use wireguard::HEADER;
 
 use super::{
-    Attachment, KnownEndpoint, Probed,
-    following::FOLLOWED_MAX,
-    interface::{Interface, Joiner},
-    outbox::Outbox,
-    socket::Sockets,
+    Attachment, KnownEndpoint, Probed, following::FOLLOWED_MAX, outbox::Outbox, socket::Sockets,
 };
 
 /// Everything behind the lock.
@@ -56,9 +44,6 @@ pub(super) struct Core {
     /// The driver waits for room to send.
     armed_for_room: bool,
     outbox: Outbox,
-    /// Where a packet of the interface is read; empty until there was one.
-    taken: Vec<u8>,
-    joiner: Joiner,
 }
 
 /// The tasks that wait for one connection.
@@ -66,6 +51,17 @@ pub(super) struct Core {
 pub(super) struct Waiting {
     pub(super) read: Option<Waker>,
     pub(super) write: Option<Waker>,
+}
+
+/// What became of a datagram.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Taken {
+    /// The tunnel refused it.
+    Refused,
+    /// It is done with.
+    Ended,
+    /// It holds a packet for the interface: so many bytes behind the header.
+    Packet(usize),
 }
 
 /// What has to happen after the lock is released.
@@ -99,8 +95,6 @@ impl Core {
             armed: None,
             armed_for_room: false,
             outbox: Outbox::new(fixed),
-            taken: Vec::new(),
-            joiner: Joiner::default(),
         }
     }
 
@@ -130,17 +124,14 @@ impl Core {
             .expect("the node of a tunnel has an attachment")
     }
 
-    /// Takes a datagram from the network; false when the tunnel refused it.
+    /// Takes a datagram from the network.
     pub(super) fn handle_datagram(
         &mut self,
         now: Instant,
         datagram: Datagram<'_>,
         sockets: &Sockets,
-        interface: Option<&Interface>,
-    ) -> bool {
-        if !self.outbox.has_room() && self.outbox.blocked.is_none() {
-            self.outbox.send(sockets);
-        }
+    ) -> Taken {
+        self.make_room(sockets);
         let Datagram {
             source,
             local,
@@ -148,7 +139,11 @@ impl Core {
             bytes,
         } = datagram;
         let outcome = self.node.handle_datagram(now, source, ecn, bytes);
-        let refused = matches!(outcome, Outcome::Refused);
+        let taken = match &outcome {
+            Outcome::Refused => Taken::Refused,
+            Outcome::Nothing | Outcome::Send { .. } => Taken::Ended,
+            Outcome::Packet(packet) => Taken::Packet(packet.len()),
+        };
         match outcome {
             Outcome::Send { .. } | Outcome::Packet(_) => {
                 self.outbox.note_source(source, local, true);
@@ -157,45 +152,43 @@ impl Core {
             Outcome::Nothing => self.outbox.note_source(source, local, false),
             Outcome::Refused => {}
         }
-        match outcome {
-            Outcome::Send {
-                destination,
-                ecn,
-                datagram,
-            } => {
-                if !self.outbox.copy(destination, ecn, datagram) {
-                    self.node.discard(Reason::QueueFull, 1);
-                }
-            }
-            Outcome::Packet(packet) => {
-                if let Some(interface) = interface {
-                    self.joiner.push(packet, interface);
-                }
-            }
-            Outcome::Nothing | Outcome::Refused => {}
-        }
-        !refused
-    }
-
-    /// Takes a packet for the interface, that came out of the tunnel.
-    pub(super) fn take_packet(&mut self, packet: &[u8], interface: Option<&Interface>) {
-        if let Some(interface) = interface {
-            self.joiner.push(packet, interface);
-        }
+        let lost = !copied(&mut self.outbox, &outcome);
+        self.note_full(lost);
+        taken
     }
 
     /// Lets the node seal a packet for another peer; it lies behind the header in `datagram`.
     pub(super) fn pass_on(&mut self, now: Instant, on: On, datagram: &mut [u8], sockets: &Sockets) {
+        self.make_room(sockets);
+        let outcome = self.node.pass_on(now, on, datagram);
+        let lost = !copied(&mut self.outbox, &outcome);
+        self.note_full(lost);
+    }
+
+    /// Lets the node find the way of a packet of the interface and seal it; it lies behind the
+    /// header in `slot`.
+    pub(super) fn handle_packet(
+        &mut self,
+        now: Instant,
+        slot: &mut [u8],
+        length: usize,
+        sockets: &Sockets,
+    ) {
+        self.make_room(sockets);
+        let outcome = self.node.handle_packet(now, slot, length);
+        let lost = !copied(&mut self.outbox, &outcome);
+        self.note_full(lost);
+    }
+
+    fn make_room(&mut self, sockets: &Sockets) {
         if !self.outbox.has_room() && self.outbox.blocked.is_none() {
             self.outbox.send(sockets);
         }
-        if let Outcome::Send {
-            destination,
-            ecn,
-            datagram,
-        } = self.node.pass_on(now, on, datagram)
-            && !self.outbox.copy(destination, ecn, datagram)
-        {
+    }
+
+    /// Counts a datagram that found no room, as behind any full queue.
+    fn note_full(&mut self, lost: bool) {
+        if lost {
             self.node.discard(Reason::QueueFull, 1);
         }
     }
@@ -228,100 +221,16 @@ impl Core {
         self.outbox.note_lost(error, to, datagrams);
     }
 
-    /// Takes packets from the interface, sealed in place, until there is none or no room; false
-    /// when there was none.
-    pub(super) fn handle_packets(
-        &mut self,
-        now: Instant,
-        sockets: &Sockets,
-        interface: &Interface,
-    ) -> bool {
-        let mut any = false;
-        let mut buffer = std::mem::take(&mut self.taken);
-        buffer.resize(tun::PACKET_MAX, 0);
-        while self.outbox.blocked.is_none() && self.outbox.has_room() {
-            let Some((length, given)) = interface.read(&mut buffer) else {
-                break;
-            };
-            any = true;
-            let packet = &mut buffer[VNET_HEADER..][..length];
-            let whole = match given {
-                Ok(Given::Whole) => Ok(()),
-                Ok(Given::Unsummed { start, offset }) => {
-                    gso::complete_checksum(packet, start, offset)
-                }
-                Ok(Given::Super { kind, size }) => match gso::split(packet, kind, size) {
-                    Ok(segments) => {
-                        self.handle_segments(now, segments, sockets, interface);
-                        continue;
-                    }
-                    Err(malformed) => Err(malformed),
-                },
-                Err(malformed) => Err(malformed),
-            };
-            match self.outbox.room().get_mut(HEADER..HEADER + length) {
-                _ if whole.is_err() => self.node.discard(Reason::NotIp, 1),
-                Some(slot) => {
-                    slot.copy_from_slice(packet);
-                    self.handle_packet(now, length, interface);
-                }
-                None => self.node.discard(Reason::NoRoom, 1),
-            }
-        }
-        self.taken = buffer;
-        any
-    }
-
-    /// Takes the parts of a super-packet; what finds no room is lost, as behind any full queue.
-    fn handle_segments(
-        &mut self,
-        now: Instant,
-        mut segments: Segments<'_>,
-        sockets: &Sockets,
-        interface: &Interface,
-    ) {
-        loop {
-            if !self.outbox.has_room() && self.outbox.blocked.is_none() {
-                self.outbox.send(sockets);
-            }
-            let length_max = segments.length_max();
-            let room = self.outbox.room().get_mut(HEADER..HEADER + length_max);
-            let Some(room) = room else {
-                self.node.discard(Reason::QueueFull, 1);
-                return;
-            };
-            let Some(length) = segments.next_into(room) else {
-                return;
-            };
-            self.handle_packet(now, length, interface);
-        }
-    }
-
-    /// Takes the packet that was written behind the room of a header in the outbox.
-    fn handle_packet(&mut self, now: Instant, length: usize, interface: &Interface) {
-        let taken = match self.node.handle_packet(now, self.outbox.room(), length) {
-            Outcome::Send {
-                destination,
-                ecn,
-                datagram,
-            } => {
-                let length = datagram.len();
-                self.outbox.push(destination, ecn, length);
-                Ok(())
-            }
-            Outcome::Packet(packet) => interface.write(packet),
-            Outcome::Nothing | Outcome::Refused => Ok(()),
-        };
-        if let Err(reason) = taken {
-            self.node.discard(reason, 1);
-        }
-    }
-
     /// Returns until when the driver may sleep, and towards where it has to wait for room.
     pub(super) fn arm(&mut self) -> (Option<Instant>, Option<SocketAddr>) {
         self.armed = self.node.poll_timeout();
         self.armed_for_room = self.outbox.blocked.is_some();
         (self.armed, self.outbox.blocked)
+    }
+
+    /// Returns towards where there is no room to send, so that what the node made has to wait.
+    pub(super) fn blocked(&self) -> Option<SocketAddr> {
+        self.outbox.blocked
     }
 
     /// Tells that the sockets may have room again.
@@ -343,14 +252,9 @@ impl Core {
             lost => self.node.discard(Reason::NotSent, lost),
         }
         if let Some(interface) = attachment.interface() {
-            self.joiner.finish(interface);
-            for reason in self.joiner.take_lost() {
-                self.node.discard(reason, 1);
-            }
             while let Some(packet) = self.node.poll_packet() {
-                if let Err(reason) = interface.write(&packet) {
-                    self.node.discard(reason, 1);
-                }
+                let lost = interface.write(std::iter::once(&packet[..]));
+                lost.count(&mut self.node);
             }
         }
         while let Some(event) = self.node.poll_event(now) {
@@ -535,5 +439,17 @@ impl Core {
             }
             self.outbox.send(sockets);
         }
+    }
+}
+
+/// Copies what is to be sent to `outbox`; false when there is no room for it.
+fn copied(outbox: &mut Outbox, outcome: &Outcome<'_>) -> bool {
+    match *outcome {
+        Outcome::Send {
+            destination,
+            ecn,
+            datagram,
+        } => outbox.copy(destination, ecn, datagram),
+        Outcome::Packet(_) | Outcome::Nothing | Outcome::Refused => true,
     }
 }

@@ -1,4 +1,4 @@
-//! The task that takes packets of the interface, keeps deadlines and waits for room to send.
+//! The task that keeps deadlines and waits for room to send.
 
 use std::{
     future::pending,
@@ -21,10 +21,6 @@ pub(super) async fn drive(shared: Arc<Shared>) {
         let (deadline, blocked) = shared.turn().arm();
         tokio::select! {
             biased;
-            () = shared.attachment.readable(), if blocked.is_none() => {
-                take_packets(&shared);
-                tokio::task::yield_now().await;
-            }
             () = shared.sockets.writable(blocked) => shared.turn().unblock(),
             () = sleep_until(deadline) => {
                 let mut turn = shared.turn();
@@ -33,17 +29,6 @@ pub(super) async fn drive(shared: Arc<Shared>) {
                 turn.node.handle_timeout(now);
             }
             () = shared.kick.notified() => {}
-        }
-    }
-}
-
-/// Takes what programs of this machine have sent, as much as one outbox holds.
-fn take_packets(shared: &Shared) {
-    if let Some(interface) = shared.attachment.interface() {
-        let mut turn = shared.turn();
-        let now = turn.now;
-        if turn.handle_packets(now, &shared.sockets, interface) {
-            shared.note_data();
         }
     }
 }

@@ -1,12 +1,11 @@
 //! The TUN interface through which all programs of this machine reach the network.
 
 mod fallback;
-mod joiner;
 mod network;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{self, IoSlice},
+    io,
     net::{Ipv4Addr, Ipv6Addr, UdpSocket},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -14,19 +13,19 @@ use std::{
 
 use anyhow::Context as _;
 use model::{address::OrgPrefix, site::Ipv4Prefix};
-use node::Reason;
+use node::{Node, Reason};
 use os::{
     link::{self, Watch},
     reactor::Watched,
-    tun::{self, OpenError, Tun, VNET_HEADER},
+    tun::{self, Offload, OffloadMax, OpenError, SuperPackets, Tun, VNET_HEADER},
 };
 use packet::{
-    gso,
+    gso, spread,
     vnet::{self, Given},
 };
 use tokio::{sync::watch, time};
+use wireguard::HEADER;
 
-pub(super) use self::joiner::Joiner;
 pub use self::{fallback::remove_left_routes, network::routes_are_free};
 use crate::{Advised, advised::advise};
 
@@ -47,6 +46,8 @@ pub struct Wanted {
     pub required: bool,
     /// A site's prefix is routed even if a narrower route of this machine keeps a part of it.
     pub except_lan: bool,
+    /// The most that may pass it as one.
+    pub offload: OffloadMax,
 }
 
 /// An address of the node and the prefix of its organisation.
@@ -62,12 +63,21 @@ pub struct Membership {
 /// unreachable routes behind its own ones stay until [`Interface::release`].
 pub struct Interface {
     name: String,
-    tun: Watched<Tun>,
+    /// At least one; the kernel chooses by the flow of a packet which of them has it.
+    queues: Vec<Watched<Tun>>,
+    super_packets: SuperPackets,
     memberships: Vec<Membership>,
     except_lan: bool,
     sites: Mutex<Sites>,
     /// Turns true when the interface was deleted.
     gone: watch::Sender<bool>,
+}
+
+/// How many packets the interface did not take, because its queue is full or it is down.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Lost {
+    queue_full: u64,
+    interface_down: u64,
 }
 
 /// The IPv4 addresses of sites, as far as they are routed into the interface.
@@ -88,6 +98,10 @@ struct Sites {
 /// The name of the interface when nobody chooses another.
 pub const NAME: &str = "ginnel0";
 
+/// Queues of the interface, each with a task: who sends little waits for one batch of those who
+/// send much and have another.
+const QUEUES: usize = 8;
+
 /// The MTU at the beginning: the largest that nodes look for. What a path carries less than that
 /// senders are told (`node/path_mtu.rs`).
 const MTU: usize = wireguard::MTU_DEFAULT;
@@ -107,13 +121,7 @@ impl Attachment {
         let Some(wanted) = wanted else {
             return Ok(Self::Stack);
         };
-        let options = tun::Options {
-            name: &wanted.name,
-            offload: true,
-            multi_queue: false,
-            exclusive: false,
-        };
-        let tun = match Tun::open(&options) {
+        let tun = match open(wanted) {
             Err(error @ (OpenError::Denied | OpenError::NoDevice)) if !wanted.required => {
                 tracing::info!("user mode: {error}");
                 return Ok(Self::Stack);
@@ -124,7 +132,8 @@ impl Attachment {
         made.with_context(|| format!("TUN: set the MTU of `{}`", wanted.name))?;
         let interface = Interface {
             name: wanted.name.clone(),
-            tun: Watched::new(tun).context("TUN: register the interface")?,
+            super_packets: SuperPackets::new(tun.offload()),
+            queues: queues(tun)?,
             memberships,
             except_lan: wanted.except_lan,
             sites: Mutex::default(),
@@ -145,12 +154,10 @@ impl Attachment {
         }
     }
 
-    /// Waits until programs of this machine have sent something.
-    pub(super) async fn readable(&self) {
-        match self {
-            Self::Stack => std::future::pending().await,
-            Self::Interface(interface) => interface.readable().await,
-        }
+    /// Returns how many queues the interface has.
+    pub(super) fn queues(&self) -> usize {
+        self.interface()
+            .map_or(0, |interface| interface.queues.len())
     }
 }
 
@@ -160,52 +167,79 @@ impl Interface {
         &self.name
     }
 
+    /// Tells which packets may pass as one, and whether ginnel joins those that it writes.
+    pub(super) fn offload(&self) -> (Offload, bool) {
+        (
+            self.super_packets.offload(),
+            self.super_packets.are_joined(),
+        )
+    }
+
     /// Says what is in the way of the IPv4 addresses of sites that are not routed here.
     pub(super) fn conflicts(&self) -> Vec<String> {
         self.sites().conflicts.values().cloned().collect()
     }
 
-    /// Reads a packet, if there is one, to [`VNET_HEADER`] and behind it in `buffer`, which has
-    /// [`tun::PACKET_MAX`] bytes. Returns its length and what the system says about it.
-    pub(super) fn read(&self, buffer: &mut [u8]) -> Option<(usize, Result<Given, gso::Malformed>)> {
-        let has_header = self.tun.get().offload().vnet_header;
-        let start = if has_header { 0 } else { VNET_HEADER };
-        match self.tun.try_read(|tun| tun.read(&mut buffer[start..])) {
+    /// Reads a packet of a queue, if there is one, to behind the header of a datagram in `slot`,
+    /// which has room for any. Returns its length and what the system says about it. Fails unless
+    /// the interface is gone, which [`Interface::ended`] tells.
+    pub(super) fn read(
+        &self,
+        queue: usize,
+        slot: &mut [u8],
+    ) -> io::Result<Option<(usize, Result<Given, gso::Malformed>)>> {
+        let tun = &self.queues[queue];
+        let front = if tun.get().offload().vnet_header {
+            VNET_HEADER
+        } else {
+            0
+        };
+        match tun.try_read(|tun| tun.read(&mut slot[HEADER - front..])) {
             Ok(length) => {
-                let length = (start + length).saturating_sub(VNET_HEADER);
-                let given = match buffer.first_chunk() {
-                    Some(header) if has_header => vnet::parse(header),
+                let given = match slot[..HEADER].last_chunk() {
+                    Some(header) if front > 0 => vnet::parse(header),
                     _ => Ok(Given::Whole),
                 };
-                Some((length, given))
+                Ok(Some((length.saturating_sub(front), given)))
             }
-            Err(error) => {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) if tun::is_gone(&error) => {
                 self.notice(&error);
-                None
+                Ok(None)
             }
+            Err(error) => Err(error),
         }
     }
 
-    /// Gives a packet to the programs of this machine, or tells why it is lost.
-    pub(super) fn write(&self, packet: &[u8]) -> Result<(), Reason> {
-        let tun = self.tun.get();
-        let written = if tun.offload().vnet_header {
-            let header = [0; VNET_HEADER];
-            tun.write_vectored(&[IoSlice::new(&header), IoSlice::new(packet)])
-        } else {
-            tun.write(packet)
-        };
-        written.map_err(|error| self.reason(&error))
+    /// Counts a packet of a queue that said to be a super-packet and is none.
+    pub(super) fn note_malformed(&self, queue: usize) {
+        if self.super_packets.note_malformed(self.queues[queue].get()) {
+            let name = &self.name;
+            tracing::warn!("{name}: TUN gives super-packets that are none, now asked for no more");
+        }
     }
 
-    /// Tells why a packet is lost that could not be written.
-    fn reason(&self, error: &io::Error) -> Reason {
-        self.notice(error);
-        if error.kind() == io::ErrorKind::WouldBlock {
-            Reason::QueueFull
-        } else {
-            Reason::InterfaceDown
+    /// Gives packets to the programs of this machine, in their order, and tells what it did not
+    /// take.
+    pub(super) fn write<'p>(&self, packets: impl Iterator<Item = &'p [u8]>) -> Lost {
+        let mut lost = Lost::default();
+        let queue_of = |packet: &[u8]| self.queues[spread::place(packet, self.queues.len())].get();
+        let given_up = self
+            .super_packets
+            .write(packets, queue_of, |error, packets| {
+                self.notice(error);
+                let packets = u64::try_from(packets).unwrap_or(u64::MAX);
+                if error.kind() == io::ErrorKind::WouldBlock {
+                    lost.queue_full += packets;
+                } else {
+                    lost.interface_down += packets;
+                }
+            });
+        if let Some(error) = given_up {
+            let name = &self.name;
+            tracing::warn!("{name}: TUN refuses joined packets ({error}), now written singly");
         }
+        lost
     }
 
     /// Lives as long as the interface works, and says why it does not any more.
@@ -245,11 +279,11 @@ impl Interface {
     /// Sees what has become of the interface. Taken down, or with a smaller MTU than IPv6 allows,
     /// it loses its addresses and routes; it gets them back when it can have them.
     async fn look(&self, usable: &mut bool, mtu: &mut usize) -> anyhow::Result<()> {
-        if self.tun.get().name().is_err() {
+        if self.queues[0].get().name().is_err() {
             self.gone.send_replace(true);
             return Ok(());
         }
-        let now = self.tun.get().mtu()?;
+        let now = self.queues[0].get().mtu()?;
         if std::mem::replace(mtu, now) != now {
             tracing::info!(mtu = now, "{}: the MTU was changed", self.name);
         }
@@ -351,8 +385,9 @@ impl Interface {
         Ok(())
     }
 
-    async fn readable(&self) {
-        let ready = self.tun.readable().await;
+    /// Waits until programs of this machine have sent something by a queue.
+    pub(super) async fn readable(&self, queue: usize) {
+        let ready = self.queues[queue].readable().await;
         if ready.is_err() || *self.gone.borrow() {
             // Whoever awaits `ended` hears of it.
             std::future::pending::<()>().await;
@@ -366,6 +401,53 @@ impl Interface {
             tracing::trace!(%error, "{}", self.name);
         }
     }
+}
+
+impl Lost {
+    /// Tells whether there is something to count.
+    pub(super) fn any(&self) -> bool {
+        self.queue_full > 0 || self.interface_down > 0
+    }
+
+    /// Counts the packets.
+    pub(super) fn count(&self, node: &mut Node) {
+        node.discard(Reason::QueueFull, self.queue_full);
+        node.discard(Reason::InterfaceDown, self.interface_down);
+    }
+}
+
+/// Makes the interface with several queues. One that exists is taken if it was made for one, and
+/// nobody holds it.
+fn open(wanted: &Wanted) -> Result<Tun, OpenError> {
+    let new = tun::Options {
+        name: &wanted.name,
+        offload: wanted.offload,
+        multi_queue: true,
+        exclusive: true,
+    };
+    match Tun::open(&new) {
+        Err(OpenError::InUse) => Tun::open(&tun::Options {
+            multi_queue: false,
+            exclusive: false,
+            ..new
+        }),
+        opened => opened,
+    }
+}
+
+/// Opens all queues of the interface, of which `first` is one.
+fn queues(first: Tun) -> anyhow::Result<Vec<Watched<Tun>>> {
+    let mut queues = vec![first];
+    if queues[0].is_multi_queue() {
+        for number in 1..QUEUES {
+            let another = queues[0].another_queue();
+            let another = another.with_context(|| format!("TUN: open queue {}", number + 1));
+            queues.push(another?);
+        }
+    }
+    let queues = queues.into_iter().map(Watched::new);
+    let queues: io::Result<_> = queues.collect();
+    queues.context("TUN: register the interface")
 }
 
 fn explain(error: OpenError, name: &str) -> anyhow::Result<Tun> {

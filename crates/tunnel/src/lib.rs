@@ -6,8 +6,9 @@
 //!
 //! ```text
 //!   TcpStream, UdpSocket, ping  --lock-->  Core { Node, wakers }  --same turn-->  UDP (GSO)
-//!   driver task: TUN packets or deadline --lock--> Core --> UDP, TUN, wakers
-//!   lanes: UDP batch (GRO) --opened--lock--> Core --> stack, TUN; other peers --sealed--> UDP
+//!   driver task: deadline --lock--> Core --> UDP, TUN, wakers
+//!   lanes: UDP batch (GRO) --opened--lock--> Core --> stack; TUN; other peers --sealed--> UDP
+//!   uplinks: TUN batch (GSO) --lock--> Core; --sealed--> UDP (GSO)
 //!   handshakes: UDP of their own --mac1--lock--> Core; X25519 with the lock released
 //! ```
 //! Whoever changes the node sends what the change made, on its own thread and before it lets
@@ -26,6 +27,7 @@ mod interface;
 mod lane;
 mod listener;
 mod network;
+mod onward;
 mod outbox;
 mod record;
 mod resolver;
@@ -34,6 +36,7 @@ mod socket;
 mod stream;
 mod system;
 mod udp;
+mod uplink;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -47,10 +50,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use model::{key::PublicKey, map::Role};
+use model::{key::PublicKey, map::Role, status::Offload};
 use netstack::{EchoFailure, ListenerId};
-use node::Node;
-use os::udp::Datagram;
+use node::{Node, On};
+use os::{tun::OffloadMax, udp::Datagram};
 use packet::icmp::Cause;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
@@ -78,7 +81,12 @@ pub use self::{
     stream::TcpStream,
     udp::UdpSocket,
 };
-use self::{core::Core, lane::Lane, socket::Sockets};
+use self::{
+    core::{Core, Taken},
+    lane::Lane,
+    socket::Sockets,
+    uplink::Uplink,
+};
 
 /// A tunnel. Clones share it; it ends with the last of them.
 #[derive(Clone)]
@@ -155,13 +163,15 @@ impl Tunnel {
     /// runtime.
     ///
     /// The receiver yields what is not for sockets: endpoints to resolve, handshakes, accepted
-    /// connections of published ports. An event that finds [`EVENTS_MAX`] others is dropped.
+    /// connections of published ports. No more passes as one than `offload` says, and what does not
+    /// work here passes by itself. An event that finds [`EVENTS_MAX`] others is dropped.
     pub fn start(
         mut node: Node,
         attachment: Attachment,
         resolver: Resolver,
         listen: SocketAddr,
         mark: Option<u32>,
+        offload: OffloadMax,
     ) -> anyhow::Result<(Self, mpsc::Receiver<node::Event>)> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         node.set_deferred_agreements(true);
@@ -176,7 +186,7 @@ impl Tunnel {
         let fixed = listen.ip().is_unspecified() && listen.port() != 0;
         let shared = Arc::new(Shared {
             core: Mutex::new(Core::new(node, sender, fixed)),
-            sockets: Sockets::bind(listen, mark, queues)?,
+            sockets: Sockets::bind(listen, mark, queues, offload > OffloadMax::Off)?,
             attachment,
             resolver: Mutex::new(Arc::new(resolver)),
             kick: Notify::new(),
@@ -196,6 +206,9 @@ impl Tunnel {
         ];
         for queue in 0..shared.sockets.queues() {
             tasks.push(tokio::spawn(Lane::new(&shared, queue, forwards).run()));
+        }
+        for queue in 0..shared.attachment.queues() {
+            tasks.push(tokio::spawn(Uplink::new(&shared, queue).run()));
         }
         let tunnel = Self {
             shared,
@@ -303,6 +316,18 @@ impl Tunnel {
         self.shared.attachment.interface().map(|i| i.name())
     }
 
+    /// Tells what passes as one, so that it costs less.
+    pub fn offload(&self) -> Offload {
+        let interface = self.shared.attachment.interface();
+        let interface = interface.map(Interface::offload);
+        Offload {
+            tun: interface.map(|(offload, _)| offload.to_string()),
+            joined: interface.map(|(_, joins)| joins),
+            runs_sent: self.shared.sockets.sends_runs(),
+            runs_received: self.shared.sockets.receives_runs(),
+        }
+    }
+
     /// Lets the machine route the IPv4 addresses of other sites as the node's map wants it, once
     /// it is known where peers are, so that no route takes their way. Call it again whenever the
     /// map or an endpoint has changed. Without an interface there is nothing to do.
@@ -363,6 +388,17 @@ impl Shared {
         }
     }
 
+    /// Writes packets to the interface; what it does not take is counted.
+    fn write<'p>(&self, packets: impl Iterator<Item = &'p [u8]>) {
+        let Some(interface) = self.attachment.interface() else {
+            return;
+        };
+        let lost = interface.write(packets);
+        if lost.any() {
+            lost.count(&mut self.turn().node);
+        }
+    }
+
     /// Returns what tells forged handshake messages without the lock, unless somebody wants to see
     /// them.
     fn gate(&self) -> Option<Gate> {
@@ -395,14 +431,21 @@ impl DerefMut for Turn<'_> {
 
 impl Turn<'_> {
     /// See [`Core::handle_datagram`].
-    fn take_datagram(&mut self, datagram: Datagram<'_>) -> bool {
+    fn take_datagram(&mut self, datagram: Datagram<'_>) -> Taken {
         let (now, shared) = (self.now, self.shared);
-        self.handle_datagram(
-            now,
-            datagram,
-            &shared.sockets,
-            shared.attachment.interface(),
-        )
+        self.handle_datagram(now, datagram, &shared.sockets)
+    }
+
+    /// See [`Core::handle_packet`].
+    fn handle_packet(&mut self, slot: &mut [u8], length: usize) {
+        let (now, shared) = (self.now, self.shared);
+        Core::handle_packet(self, now, slot, length, &shared.sockets);
+    }
+
+    /// See [`Core::pass_on`].
+    fn pass_on(&mut self, on: On, datagram: &mut [u8]) {
+        let (now, shared) = (self.now, self.shared);
+        Core::pass_on(self, now, on, datagram, &shared.sockets);
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 
 use model::config::Config;
 use node::{Event, Node};
+use os::tun::OffloadMax;
 use tokio::sync::mpsc;
 
 use super::{Attachment, Endpoints, Resolver, Tunnel, advised::advise};
@@ -39,6 +40,15 @@ impl Network {
     ///
     /// The configuration has no address, or the UDP port cannot be bound.
     pub fn open(config: &Config) -> anyhow::Result<Self> {
+        Self::open_with(config, OffloadMax::All)
+    }
+
+    /// Does the same, and lets no more pass as one than `offload` says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Network::open`].
+    pub fn open_with(config: &Config, offload: OffloadMax) -> anyhow::Result<Self> {
         let interface = &config.interface;
         if interface.addresses.is_empty() {
             return Err(advise(
@@ -65,7 +75,8 @@ impl Network {
         let port = interface.listen_port.map_or(0, u16::from);
         let listen = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         let mark = interface.fw_mark;
-        let (tunnel, events) = Tunnel::start(node, Attachment::Stack, resolver, listen, mark)?;
+        let inside = Attachment::Stack;
+        let (tunnel, events) = Tunnel::start(node, inside, resolver, listen, mark, offload)?;
         Ok(Self { tunnel, events })
     }
 

@@ -141,7 +141,7 @@ impl Outbox {
     }
 
     /// Takes the datagram of `length` bytes that was written to `room`.
-    pub(super) fn push(&mut self, destination: SocketAddr, ecn: Ecn, length: usize) {
+    fn push(&mut self, destination: SocketAddr, ecn: Ecn, length: usize) {
         self.push_one(destination, ecn, length, false);
     }
 
@@ -331,7 +331,7 @@ mod tests {
             .each_ref()
             .map(|receiver| receiver.local_addr().expect("bound"));
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let sockets = Sockets::bind(any, None, NonZeroU8::MIN).expect("a free port");
+        let sockets = Sockets::bind(any, None, NonZeroU8::MIN, true).expect("a free port");
         let mut outbox = Outbox::new(true);
         let datagram = |number: u8| vec![number; if number % 5 == 4 { 60 } else { 100 }];
         for number in 0..100 {
@@ -373,8 +373,8 @@ mod tests {
         let peer = UdpSocket::bind("127.0.0.1:0").expect("a free port");
         let patience = Some(std::time::Duration::from_secs(60));
         peer.set_read_timeout(patience).expect("not zero");
-        let sockets =
-            Sockets::bind(([0, 0, 0, 0], 0).into(), None, NonZeroU8::MIN).expect("a free port");
+        let sockets = Sockets::bind(([0, 0, 0, 0], 0).into(), None, NonZeroU8::MIN, true)
+            .expect("a free port");
         let [chosen, called] = [1, 2].map(|last| IpAddr::from([127, 0, 0, last]));
         let mut outbox = Outbox::new(true);
         let data = 4;
@@ -416,7 +416,7 @@ mod tests {
         let receiver = UdpSocket::bind("127.0.0.1:0").expect("a free port");
         let destination = receiver.local_addr().expect("bound");
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let sockets = Sockets::bind(any, None, NonZeroU8::MIN).expect("a free port");
+        let sockets = Sockets::bind(any, None, NonZeroU8::MIN, true).expect("a free port");
         let mut outbox = Outbox::new(true);
         let wholes = [false, true, true, false, false, true];
         for (number, whole) in (0..).zip(wholes) {
@@ -450,7 +450,7 @@ mod tests {
         let receiver = UdpSocket::bind("127.0.0.1:0").expect("a free port");
         let here = receiver.local_addr().expect("bound");
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let sockets = Sockets::bind(any, None, NonZeroU8::MIN).expect("a free port");
+        let sockets = Sockets::bind(any, None, NonZeroU8::MIN, true).expect("a free port");
         // From the loopback's own address there is no way to others.
         let elsewhere = SocketAddr::from(([192, 0, 2, 1], 9));
         let mut outbox = Outbox::new(true);

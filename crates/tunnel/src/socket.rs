@@ -4,7 +4,7 @@
 use std::{io, net::SocketAddr, num::NonZeroU8};
 
 use anyhow::Context as _;
-use os::udp::{Batch, Options, Pair, Parcel, SendError, Socket};
+use os::udp::{self, Batch, Options, Pair, Parcel, Runs, SendError, Socket};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::Advised;
@@ -17,6 +17,8 @@ pub(super) struct Sockets {
     /// Handshake messages arrive here, so that a flood of them fills no queue of data; without
     /// these, on old kernels, all arrive together.
     handshakes: Option<Registered>,
+    /// Whether datagrams arrive in runs; `None` where that could not be tried.
+    receives_runs: Option<bool>,
 }
 
 /// The sockets of both families; one that the machine lacks has none.
@@ -31,25 +33,35 @@ pub(super) struct Watched(AsyncFd<Socket>);
 /// Bytes that the kernel may queue in each direction: 25 ms at 1 Gbit/s, a little more than the
 /// scheduler makes us wait.
 const BUFFER: usize = 4 << 20;
-/// About 2,000 handshake messages, of which the kernel counts more than the payload: so many peers
-/// may answer at once after a restart, and so many come while the first hundred of a flood are
-/// still computed. The rest of a flood is lost.
-const HANDSHAKE_BUFFER: usize = 1 << 20;
+/// About 10,000 handshake messages, of which the kernel counts more than the payload: so many peers
+/// may answer at once after a restart, and so many of a flood come while its first hundred are
+/// still computed. The rest is lost.
+const HANDSHAKE_BUFFER: usize = 4 << 20;
+const NO_RUNS: Runs = Runs {
+    sent: false,
+    joined: false,
+};
 /// The message type that all datagrams but those of a handshake begin with (whitepaper 5.4.6).
 const TRANSPORT_DATA: u8 = 4;
 
 impl Sockets {
     /// Binds to `local`, with so many queues of data; `[::]` stands for all addresses of both
     /// families, and port zero for one that the system chooses. On old kernels there is one queue.
+    /// Several datagrams pass as one if that is wanted with `runs`, and works.
     pub(super) fn bind(
         local: SocketAddr,
         mark: Option<u32>,
         queues: NonZeroU8,
+        runs: bool,
     ) -> anyhow::Result<Self> {
+        let tried = if runs { try_runs() } else { Some(NO_RUNS) };
+        // Untried, what is refused is found out when it is sent.
+        let sends_runs = tried.is_none_or(|runs| runs.sent);
+        let receives_runs = tried.map(|runs| runs.joined);
         let options = Options {
             mark: mark.unwrap_or(0),
             buffer_bytes: BUFFER,
-            singly: false,
+            singly: receives_runs == Some(false),
         };
         let bound = if local.is_ipv6() && local.ip().is_unspecified() {
             Pair::bind(local.port(), &options)
@@ -78,12 +90,26 @@ impl Sockets {
         }
         let (further, handshakes) = beside.ok().unzip();
         let queues = std::iter::once(data).chain(further.into_iter().flatten());
+        let queues = queues.inspect(|pair| {
+            pair.sockets().for_each(|one| one.set_segments(sends_runs));
+        });
         let queues = queues.map(Registered::new).collect::<io::Result<_>>();
         let handshakes = handshakes.map(Registered::new).transpose();
         Ok(Self {
             queues: queues.context("UDP: register the socket")?,
             handshakes: handshakes.context("UDP: register the socket")?,
+            receives_runs,
         })
+    }
+
+    /// Tells whether several datagrams are sent as one; until the kernel or a card refuses that.
+    pub(super) fn sends_runs(&self) -> bool {
+        self.queues[0].all().all(|one| one.0.get_ref().segments())
+    }
+
+    /// Tells whether several datagrams are received as one; `None` where that could not be tried.
+    pub(super) fn receives_runs(&self) -> Option<bool> {
+        self.receives_runs
     }
 
     /// Returns how many queues of data there are.
@@ -243,6 +269,21 @@ impl Watched {
         match tried {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
             Ok(()) | Err(_) => Ok(any),
+        }
+    }
+}
+
+/// Tries what the sockets are going to do.
+fn try_runs() -> Option<Runs> {
+    match udp::probe() {
+        Ok(runs) => {
+            tracing::debug!(sent = runs.sent, received = runs.joined, "UDP: runs");
+            Some(runs)
+        }
+        // A namespace without loopback.
+        Err(error) => {
+            tracing::debug!(%error, "UDP: runs were not tried");
+            None
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A session: a sealing half and an opening half, which threads may share (whitepaper 5.4.6).
 
 use std::{
+    ops::Deref,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -50,9 +51,10 @@ pub struct Opener<'o> {
     window: MutexGuard<'o, ReplayWindow>,
 }
 
-/// Nonces of one session that nobody else will use, in order.
-pub struct Nonces<'a> {
-    sealing: &'a Sealing,
+/// Nonces of one session that nobody else will use, in order; they may be used although the session
+/// has ended meanwhile.
+pub struct Nonces<S = Arc<Sealing>> {
+    sealing: S,
     next: u64,
     end: u64,
 }
@@ -76,8 +78,17 @@ pub(crate) struct Session {
 
 impl Sealing {
     /// Takes `count` nonces at once; `None` when the session is retired, too old or used up.
-    pub fn reserve(&self, now: Instant, count: u64) -> Option<Nonces<'_>> {
-        if now >= self.expires || self.retired.load(Ordering::Relaxed) {
+    pub fn reserve(self: &Arc<Self>, now: Instant, count: u64) -> Option<Nonces> {
+        Self::reserve_from(Arc::clone(self), now, count)
+    }
+
+    /// Does the same for whoever uses them while it has the session.
+    pub(crate) fn reserve_from<S: Deref<Target = Self>>(
+        sealing: S,
+        now: Instant,
+        count: u64,
+    ) -> Option<Nonces<S>> {
+        if now >= sealing.expires || sealing.retired.load(Ordering::Relaxed) {
             return None;
         }
         // A nonce must never repeat under one key, so the limit stands before the increment.
@@ -85,12 +96,12 @@ impl Sealing {
             let end = next.checked_add(count)?;
             (end <= REJECT_AFTER_MESSAGES).then_some(end)
         };
-        let next = self
+        let next = sealing
             .counter
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
             .ok()?;
         Some(Nonces {
-            sealing: self,
+            sealing,
             next,
             end: next + count,
         })
@@ -121,7 +132,7 @@ impl Sealing {
     }
 }
 
-impl Nonces<'_> {
+impl<S: Deref<Target = Sealing>> Nonces<S> {
     /// Seals in place and returns the length of the datagram; `None` when all nonces are used.
     ///
     /// `slot` is `[16 bytes of room | packet of length bytes | room]`; the packet is padded to 16

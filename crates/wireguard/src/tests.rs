@@ -4,6 +4,7 @@ mod agreement;
 mod exhaustion;
 mod flood;
 mod forgery;
+mod inbound;
 mod keepalive;
 mod lifetime;
 mod load;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use os::tun::{Options, Tun};
+use os::tun::{OffloadMax, Options, Tun};
 
 use crate::{plan, relay};
 
@@ -50,7 +50,7 @@ fn end(text: &str) -> Result<File> {
     let (namespace, interface) = text.split_once('=').context("give NAMESPACE=INTERFACE")?;
     let tun = Tun::open(&Options {
         name: interface,
-        offload: false,
+        offload: OffloadMax::Off,
         multi_queue: false,
         exclusive: false,
     });

@@ -20,7 +20,7 @@ use nix::{
 };
 use os::{
     clock::Clock,
-    tun::{Options, Tun},
+    tun::{OffloadMax, Options, Tun},
 };
 
 use crate::{MTU, ours};
@@ -54,7 +54,11 @@ impl Host {
         let host = Self { namespace, address };
         let tun = Tun::open(&Options {
             name: &interface,
-            offload: large,
+            offload: if large {
+                OffloadMax::All
+            } else {
+                OffloadMax::Off
+            },
             multi_queue: false,
             exclusive: false,
         })

@@ -5,7 +5,10 @@ use tunnel::Network;
 use wireguard::StaticSecret;
 
 use super::profile::Opened;
-use crate::enrolled::{Asked, Led, Sites};
+use crate::{
+    enrolled::{Asked, Led, Sites},
+    offload,
+};
 
 /// Returns the public half of the configuration's key.
 pub(super) fn public_key(config: &Config) -> PublicKey {
@@ -15,7 +18,7 @@ pub(super) fn public_key(config: &Config) -> PublicKey {
 
 /// Opens the tunnel.
 pub(super) fn open(config: &Config) -> anyhow::Result<Opened> {
-    let network = Network::open(config)?;
+    let network = Network::open_with(config, offload::max()?)?;
     Ok(Opened {
         tunnel: network.tunnel().clone(),
         key: None,

@@ -341,6 +341,9 @@ pub(crate) struct Status {
     /// Name of the network interface; `None` in user mode.
     #[serde(default)]
     pub(crate) interface: Option<String>,
+    /// What passes as one; `None` from an older agent.
+    #[serde(default)]
+    pub(crate) offload: Option<model::status::Offload>,
     /// Seconds since it started.
     pub(crate) uptime_seconds: u64,
     /// Whether it takes no more requests.

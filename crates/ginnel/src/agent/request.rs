@@ -396,6 +396,7 @@ pub(super) fn status(agent: &Agent) -> Status {
         pid: std::process::id(),
         profile: agent.profile.clone(),
         interface: agent.tunnel.interface().map(str::to_owned),
+        offload: Some(agent.tunnel.offload()),
         uptime_seconds: now.saturating_duration_since(agent.started).as_secs(),
         draining: agent.mode() != Mode::Serving,
         connections: agent.connections().saturating_sub(1),

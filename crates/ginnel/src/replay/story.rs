@@ -14,8 +14,8 @@ use std::{
 
 use packet::ip;
 use wireguard::{
-    Device, Discard, Event, HEADER, INITIATION, KEEPALIVE, KEY, PeerId, PresharedKey, PublicKey,
-    RESPONSE, Random, Received, Sealing, StaticSecret,
+    Device, Discard, Event, HEADER, Heard, INITIATION, KEEPALIVE, KEY, PeerId, PresharedKey,
+    PublicKey, RESPONSE, Random, Received, Sealing, StaticSecret,
 };
 use zeroize::Zeroizing;
 
@@ -284,12 +284,9 @@ impl Replay {
             Ok(opened) => opened,
             Err(discard) => return Verdict::Discarded(discard),
         };
-        let data = !opened.text.is_empty();
+        let heard = Heard::one(index, bytes, opened.newest);
         let verdict = content(opened.text);
-        let newest = opened.newest;
-        let now = self.now;
-        self.device
-            .note_opened(now, source, index, 1, bytes, newest, data);
+        self.device.note_opened(self.now, source, &heard);
         verdict
     }
 

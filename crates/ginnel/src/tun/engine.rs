@@ -32,7 +32,7 @@ use super::{
     keylog::Writer,
     receive::Receiver,
     transmit::Transmitter,
-    tunnel::{Tunnel, Wakeups, Watchdog, describe},
+    tunnel::{Tunnel, Wakeups, Watchdog},
 };
 use crate::metrics::listener::{self, Listener};
 
@@ -83,7 +83,7 @@ impl Engine {
             tracing::debug!("TUN: set queue length: {error}");
         }
         if let Some(first) = lanes.first() {
-            tracing::info!("{name}: TUN offload: {}", describe(first.offload()));
+            tracing::info!("{name}: TUN offload: {}", first.offload());
         }
         let runs = offload.then(|| try_runs(name)).flatten();
         // Untried, what is refused is found out when it is sent.

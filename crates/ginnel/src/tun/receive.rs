@@ -6,25 +6,22 @@
 //! ```
 
 use std::{
-    array,
-    io::{self, IoSlice},
-    net::{IpAddr, SocketAddr},
-    sync::{Arc, Weak},
+    io,
+    net::IpAddr,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use os::{
     clock::{Clock, Pace},
-    tun::VNET_HEADER,
     udp::{self, Arrival, Socket},
 };
 use packet::{
     ecn::{self, Ecn, NotEct},
-    gro::{Leaving, Train},
-    ip, vnet,
+    ip,
 };
-use wireguard::{Discard, HEADER, KEEPALIVE, Opening, PeerId, transport_data};
+use wireguard::{Discard, HEADER, Heard, KEEPALIVE, Sessions, transport_data};
 
 use super::{
     tap::{Copies, Verdict},
@@ -45,18 +42,10 @@ pub(crate) struct Receiver {
 /// Opens what arrived together.
 struct Opener {
     tunnel: Arc<Tunnel>,
-    /// Found without the device; it keeps no key, and a half that is retired opens nothing.
-    latest: Option<(u32, PeerId, Weak<Opening>)>,
-    /// Those that the datagrams name; emptied after each batch, so that no key outlives its peer.
-    sessions: Vec<Session>,
+    sessions: Sessions,
     /// One for each datagram.
     entries: Vec<Entry>,
     copies: Copies,
-}
-
-struct Session {
-    index: u32,
-    found: Option<(PeerId, Arc<Opening>)>,
 }
 
 /// What became of a datagram.
@@ -79,12 +68,6 @@ enum Entry {
     },
 }
 
-impl Entry {
-    fn unopened(discard: Discard) -> Self {
-        Self::Discarded { discard, length: 0 }
-    }
-}
-
 impl Receiver {
     pub(crate) fn new(tunnel: &Arc<Tunnel>, queue: u8, v6: bool) -> Self {
         Self {
@@ -94,8 +77,7 @@ impl Receiver {
             pace: Pace::start(),
             opener: Opener {
                 tunnel: Arc::clone(tunnel),
-                latest: None,
-                sessions: Vec::new(),
+                sessions: Sessions::default(),
                 entries: Vec::new(),
                 copies: Copies::default(),
             },
@@ -155,22 +137,9 @@ impl Receiver {
 
     /// Handles long runs by themselves, so that what was opened is written while it is in cache.
     fn handle(&mut self, batch: &mut udp::Batch) {
-        let mut arrivals = batch.arrivals();
-        let mut all: [Option<Arrival<'_>>; Socket::RUNS_MAX] = array::from_fn(|_| arrivals.next());
-        let mut rest = &mut all[..];
-        while !rest.is_empty() {
-            let mut datagrams = 0;
-            let end = rest.iter().position(|arrival| {
-                datagrams += arrival
-                    .as_ref()
-                    .map_or(0, |run| run.bytes.len() / run.segment);
-                datagrams >= TOGETHER
-            });
-            let (now, later) = rest.split_at_mut(end.map_or(rest.len(), |end| end + 1));
-            rest = later;
-            if now.iter().any(Option::is_some) {
-                self.opener.handle(self.clock.now(), now);
-            }
+        let mut portions = batch.portions();
+        while let Some(arrivals) = portions.next(TOGETHER) {
+            self.opener.handle(self.clock.now(), arrivals);
         }
     }
 }
@@ -179,45 +148,32 @@ impl Opener {
     fn handle(&mut self, now: Instant, arrivals: &mut [Option<Arrival<'_>>]) {
         let tunnel = Arc::clone(&self.tunnel);
         self.copies.fill(tunnel.taps_datagrams(), arrivals);
-        if !self.recall_session(arrivals) {
+        if !self.recall_sessions(arrivals) {
             tunnel.with(|state, now| self.find_sessions(state, now, arrivals));
-        }
-        if self.sessions.is_empty() {
-            return;
         }
         self.open(now, arrivals);
         let opened = |entry: &Entry| matches!(entry, Entry::Opened { .. });
         if self.entries.iter().any(opened) {
             tunnel.note_data();
         }
-        tunnel.with(|state, now| self.note(state, now, arrivals));
-        self.write(arrivals);
+        let handled = |entry: &Entry| matches!(entry, Entry::Handled);
+        if !self.entries.iter().all(handled) {
+            tunnel.with(|state, now| self.note(state, now, arrivals));
+            self.write(arrivals);
+        }
         self.sessions.clear();
         self.entries.clear();
     }
 
-    /// Takes the session of the last batch if all datagrams are of it; otherwise changes nothing.
-    fn recall_session(&mut self, arrivals: &[Option<Arrival<'_>>]) -> bool {
-        let Some((index, peer, opening)) = &self.latest else {
-            return false;
-        };
-        let mut all = arrivals.iter().flatten();
-        let is_its = |arrival: &Arrival<'_>| {
-            let mut datagrams = arrival.bytes.chunks(arrival.segment);
-            let of = |datagram: &[u8]| transport_data(datagram).is_some_and(|(of, _)| of == *index);
-            !arrival.bytes.is_empty() && datagrams.all(of)
-        };
-        let opening = if all.all(is_its) {
-            opening.upgrade()
-        } else {
-            None
-        };
-        let Some(opening) = opening else { return false };
-        self.sessions.push(Session {
-            index: *index,
-            found: Some((*peer, opening)),
-        });
-        true
+    /// Finds the session of each datagram without the device; false when it must be asked.
+    fn recall_sessions(&mut self, arrivals: &[Option<Arrival<'_>>]) -> bool {
+        arrivals.iter().flatten().all(|arrival| {
+            let mut datagrams = arrival.datagrams();
+            !arrival.bytes.is_empty()
+                && datagrams.all(|datagram| {
+                    transport_data(datagram).is_some_and(|(index, _)| self.sessions.recall(index))
+                })
+        })
     }
 
     /// Finds the session of each datagram, and gives to the device what is not transport data.
@@ -232,61 +188,34 @@ impl Opener {
             if arrival.bytes.is_empty() {
                 state.count(Discard::Length, 1);
             }
-            for datagram in datagrams_mut(arrival) {
+            for datagram in arrival.datagrams_mut() {
                 match transport_data(datagram) {
-                    Some((index, _)) => {
-                        if self.session(index).is_none() {
-                            let found = state.device.opening(index);
-                            if let Some((peer, opening)) = &found {
-                                self.latest = Some((index, *peer, Arc::downgrade(opening)));
-                            }
-                            self.sessions.push(Session { index, found });
-                        }
-                    }
+                    Some((index, _)) if self.sessions.recall(index) => {}
+                    Some((index, _)) => self.sessions.learn(index, state.device.opening(index)),
                     None => state.handle_message(now, (source, local), datagram),
                 }
             }
         }
     }
 
-    fn session(&self, index: u32) -> Option<usize> {
-        let is_it = |session: &Session| session.index == index;
-        // Neighbours mostly are of one session.
-        self.sessions.iter().rposition(is_it)
-    }
-
-    /// Opens each datagram; neighbours of one session take its replay window once.
     fn open(&mut self, now: Instant, arrivals: &mut [Option<Arrival<'_>>]) {
-        let mut taken: Option<(usize, Result<wireguard::Opener<'_>, Discard>)> = None;
+        let mut openers = self.sessions.openers(now);
         for arrival in arrivals.iter_mut().flatten() {
             let ecn = arrival.ecn;
-            for datagram in datagrams_mut(arrival) {
-                let Some((index, counter)) = transport_data(datagram) else {
-                    self.entries.push(Entry::Handled);
-                    continue;
-                };
-                let is_it = |session: &Session| session.index == index;
-                let known = taken.as_ref().map(|(session, _)| *session);
-                let known = known.filter(|session| is_it(&self.sessions[*session]));
-                let session = known.or_else(|| self.sessions.iter().rposition(is_it));
-                let session = session.expect("found by `find_sessions`");
-                if known.is_none() {
-                    // The former is given back first.
-                    taken = None;
-                }
-                let (_, opener) = taken.get_or_insert_with(|| {
-                    let found = self.sessions[session].found.as_ref();
-                    let opener = match found {
-                        Some((_, opening)) => opening.begin(now),
-                        None => Err(Discard::UnknownIndex),
-                    };
-                    (session, opener)
+            for datagram in arrival.datagrams_mut() {
+                self.entries.push(match openers.open(datagram) {
+                    None => Entry::Handled,
+                    Some((session, Ok(opened))) => {
+                        let (source, length) = content(ecn, opened.text);
+                        Entry::Opened {
+                            session,
+                            newest: opened.newest,
+                            source,
+                            length,
+                        }
+                    }
+                    Some((_, Err(discard))) => Entry::Discarded { discard, length: 0 },
                 });
-                let entry = match opener {
-                    Ok(opener) => open(opener, session, counter, ecn, datagram),
-                    Err(discard) => Entry::unopened(*discard),
-                };
-                self.entries.push(entry);
             }
         }
     }
@@ -295,9 +224,9 @@ impl Opener {
     fn note(&mut self, state: &mut State, now: Instant, arrivals: &[Option<Arrival<'_>>]) {
         let mut entries = self.entries.iter_mut();
         for arrival in arrivals.iter().flatten() {
-            let mut report = Report::new(arrival.source);
+            let mut heard: Option<Heard> = None;
             let mut allowed = None;
-            for (datagram, entry) in arrival.bytes.chunks(arrival.segment).zip(&mut entries) {
+            for (datagram, entry) in arrival.datagrams().zip(&mut entries) {
                 let &mut Entry::Opened {
                     session,
                     newest,
@@ -307,14 +236,19 @@ impl Opener {
                 else {
                     continue;
                 };
-                let session = &self.sessions[session];
-                let Some((peer, _)) = session.found else {
+                let Some((index, peer)) = self.sessions.get(session) else {
                     continue;
                 };
-                let data = datagram.len() > KEEPALIVE;
-                report.add(state, now, session.index, datagram.len(), newest, data);
+                let next = Heard::one(index, datagram.len(), newest);
+                let former = match &mut heard {
+                    Some(heard) => heard.join(next),
+                    None => heard.replace(next),
+                };
+                if let Some(former) = former {
+                    state.device.note_opened(now, arrival.source, &former);
+                }
                 match source {
-                    _ if !data => {}
+                    _ if datagram.len() <= KEEPALIVE => {}
                     Err(discard) => *entry = Entry::Discarded { discard, length },
                     Ok(source) if allowed == Some((peer, source)) => {}
                     Ok(source) if state.device.allows(peer, source) => {
@@ -326,7 +260,8 @@ impl Opener {
                     }
                 }
             }
-            if report.flush(state, now) {
+            if let Some(heard) = heard {
+                state.device.note_opened(now, arrival.source, &heard);
                 state.wire.sources.note(arrival.source, arrival.local, true);
             }
         }
@@ -346,7 +281,7 @@ impl Opener {
         arrivals: &'a [Option<Arrival<'_>>],
     ) -> impl Iterator<Item = Result<Verdict<'a>, usize>> {
         let datagrams = arrivals.iter().flatten().flat_map(|arrival| {
-            let datagrams = arrival.bytes.chunks(arrival.segment);
+            let datagrams = arrival.datagrams();
             datagrams.map(|datagram| (arrival.source, datagram))
         });
         let entries = datagrams.zip(&self.entries);
@@ -370,7 +305,7 @@ impl Opener {
         let datagrams = arrivals
             .iter()
             .flatten()
-            .flat_map(|arrival| arrival.bytes.chunks(arrival.segment));
+            .flat_map(|arrival| arrival.datagrams());
         let packets = datagrams
             .zip(&self.entries)
             .filter_map(|(datagram, entry)| match entry {
@@ -379,149 +314,18 @@ impl Opener {
                 }
                 Entry::Opened { .. } | Entry::Handled | Entry::Discarded { .. } => None,
             });
-        let tunnel = &*self.tunnel;
-        // A lone packet has none to be joined to.
-        if !tunnel.joins() || self.entries.len() == 1 {
-            packets.for_each(|packet| write_single(tunnel, packet));
-            return;
-        }
-        let mut train = Train::new(tunnel.tun().offload().udp);
-        for packet in packets {
-            train.push(packet, |leaving| write_leaving(tunnel, &leaving));
-        }
-        train.finish(|leaving| write_leaving(tunnel, &leaving));
+        self.tunnel.write(packets);
     }
 }
 
-/// What the device must know about neighbours of one session.
-struct Report {
-    source: SocketAddr,
-    index: Option<u32>,
-    datagrams: usize,
-    bytes: usize,
-    newest: bool,
-    data: bool,
-    any: bool,
-}
-
-impl Report {
-    fn new(source: SocketAddr) -> Self {
-        Self {
-            source,
-            index: None,
-            datagrams: 0,
-            bytes: 0,
-            newest: false,
-            data: false,
-            any: false,
-        }
-    }
-
-    fn add(
-        &mut self,
-        state: &mut State,
-        now: Instant,
-        index: u32,
-        bytes: usize,
-        newest: bool,
-        data: bool,
-    ) {
-        if self.index != Some(index) {
-            self.flush(state, now);
-            self.index = Some(index);
-        }
-        self.datagrams += 1;
-        self.bytes += bytes;
-        self.newest |= newest;
-        self.data |= data;
-    }
-
-    /// Tells the device; true when there ever was something to tell.
-    fn flush(&mut self, state: &mut State, now: Instant) -> bool {
-        if let Some(index) = self.index.take() {
-            let (datagrams, bytes) = (self.datagrams, self.bytes);
-            let (newest, data) = (self.newest, self.data);
-            let device = &mut state.device;
-            device.note_opened(now, self.source, index, datagrams, bytes, newest, data);
-            (self.datagrams, self.bytes) = (0, 0);
-            (self.newest, self.data) = (false, false);
-            self.any = true;
-        }
-        self.any
-    }
-}
-
-/// Opens a datagram, of which `transport_data` has told the counter.
-fn open(
-    opener: &mut wireguard::Opener<'_>,
-    session: usize,
-    counter: u64,
-    ecn: Ecn,
-    datagram: &mut [u8],
-) -> Entry {
-    let opened = match opener.open(counter, &mut datagram[HEADER..]) {
-        Ok(opened) => opened,
-        Err(discard) => return Entry::unopened(discard),
-    };
-    let addresses = match ecn::decapsulate(ecn, opened.text) {
-        Ok(()) => ip::addresses(opened.text).map_err(|_| Discard::NotIp),
+/// Tells who sent the packet in an opened datagram, and how long it is.
+fn content(ecn: Ecn, text: &mut [u8]) -> (Result<IpAddr, Discard>, usize) {
+    let addresses = match ecn::decapsulate(ecn, text) {
+        Ok(()) => ip::addresses(text).map_err(|_| Discard::NotIp),
         Err(NotEct) => Err(Discard::NotEct),
     };
-    Entry::Opened {
-        session,
-        newest: opened.newest,
-        source: addresses.map(|addresses| addresses.source),
-        length: addresses.map_or(0, |addresses| addresses.length),
-    }
-}
-
-fn write_leaving(tunnel: &Tunnel, leaving: &Leaving<'_, '_>) {
-    match leaving {
-        Leaving::Single(packet) => write_single(tunnel, packet),
-        Leaving::Super {
-            offload,
-            head,
-            packets,
-        } => {
-            // The head alone is cut off, and says nothing about its flow.
-            let tun = tunnel.lane_of(packets[0]);
-            let header = vnet::emit(offload, head[0] >> 4 == 6);
-            let mut pieces = [IoSlice::new(&[]); Train::PACKETS_MAX + 2];
-            pieces[0] = IoSlice::new(&header);
-            pieces[1] = IoSlice::new(head);
-            for (piece, packet) in pieces[2..].iter_mut().zip(*packets) {
-                *piece = IoSlice::new(&packet[head.len()..]);
-            }
-            if let Err(error) = tun.write_vectored(&pieces[..2 + packets.len()]) {
-                if error.kind() == io::ErrorKind::InvalidInput {
-                    tunnel.note_super_refused(&error);
-                    packets
-                        .iter()
-                        .for_each(|packet| write_single(tunnel, packet));
-                } else {
-                    tunnel.note_tun_error(&error);
-                }
-            }
-        }
-    }
-}
-
-fn write_single(tunnel: &Tunnel, packet: &[u8]) {
-    let tun = tunnel.lane_of(packet);
-    let written = if tun.offload().vnet_header {
-        let header = [0; VNET_HEADER];
-        let pieces = [IoSlice::new(&header), IoSlice::new(packet)];
-        tun.write_vectored(&pieces)
-    } else {
-        tun.write(packet)
-    };
-    if let Err(error) = written {
-        tunnel.note_tun_error(&error);
-    }
-}
-
-fn datagrams_mut<'d>(arrival: &'d mut Arrival<'_>) -> impl Iterator<Item = &'d mut [u8]> {
-    arrival.bytes.chunks_mut(arrival.segment)
+    let length = addresses.map_or(0, |addresses| addresses.length);
+    (addresses.map(|addresses| addresses.source), length)
 }
 
 /// Datagrams that are opened before any is written: what one full run has.

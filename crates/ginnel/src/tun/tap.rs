@@ -16,8 +16,8 @@ use packet::pcapng::Direction;
 use wireguard::{PeerId, Received};
 
 use super::{
-    outbound::Run,
     tunnel::{State, Tunnel},
+    wire::Run,
 };
 
 impl Tunnel {
@@ -41,13 +41,13 @@ impl Tunnel {
     }
 
     /// Tells that a packet which was shown as received was not taken by the TUN.
-    pub(super) fn tap_not_taken(&self) {
+    pub(super) fn tap_not_taken(&self, packets: u64) {
         if !self.captures.load(Ordering::Relaxed) {
             return;
         }
         self.with(|state, _| {
             if let Some(capture) = &mut state.capture {
-                capture.discarded(Reason::InterfaceDown.into(), 1);
+                capture.discarded(Reason::InterfaceDown.into(), packets);
             }
         });
     }

@@ -21,12 +21,11 @@ use packet::{
     ip,
     vnet::{self, Given},
 };
-use wireguard::{Discard, HEADER, PeerId, Seal};
+use wireguard::{Discard, HEADER, Nonces, PeerId, Seal, Slots};
 
 use super::{
-    outbound::{Batch, PACKET_MAX, Run},
     tunnel::{Path, State, Tunnel, Watchdog},
-    wire::{self, Sockets},
+    wire::{self, Run, Sockets},
 };
 
 /// The thread's state.
@@ -37,9 +36,9 @@ pub(crate) struct Transmitter {
     readers: Readers,
     /// Bytes that the TUN puts before each packet.
     front: usize,
-    packets: Batch,
+    packets: Slots,
     /// The parts of a super-packet.
-    parts: Batch,
+    parts: Slots,
     pace: Pace,
     sealer: Sealer,
 }
@@ -58,6 +57,8 @@ struct Group {
     peer: PeerId,
     ecn: Ecn,
     path: Path,
+    /// One for each packet, once all are found.
+    nonces: Option<Nonces>,
     packets: Range<usize>,
 }
 
@@ -73,8 +74,8 @@ impl Transmitter {
             queue,
             readers: Readers::new(lanes.iter().map(|lane| lane.as_fd()))?,
             front,
-            packets: Batch::default(),
-            parts: Batch::default(),
+            packets: Slots::default(),
+            parts: Slots::default(),
             pace: Pace::start(),
             sealer: Sealer {
                 tunnel: Arc::clone(tunnel),
@@ -118,7 +119,7 @@ impl Transmitter {
         };
         let busy = self.pace.is_busy();
         loop {
-            if !self.take(length) || !busy || self.packets.is_full() {
+            if !self.take(lane, length) || !busy || self.packets.is_full() {
                 break;
             }
             match self.read(lane) {
@@ -135,13 +136,13 @@ impl Transmitter {
     /// Reads a packet into the next slot.
     fn read(&mut self, lane: usize) -> io::Result<usize> {
         let start = HEADER - self.front;
-        let room = &mut self.packets.slot()[start..HEADER + PACKET_MAX];
+        let room = &mut self.packets.slot()[start..HEADER + Slots::PACKET_MAX];
         let length = self.tunnel.lanes(self.queue)[lane].read(room)?;
         Ok(length.saturating_sub(self.front))
     }
 
     /// Takes the packet in the slot into the batch; false after a super-packet, which is sent.
-    fn take(&mut self, length: usize) -> bool {
+    fn take(&mut self, lane: usize, length: usize) -> bool {
         let slot = self.packets.slot();
         let given = match slot[..HEADER].last_chunk() {
             Some(header) if self.front > 0 => vnet::parse(header),
@@ -155,12 +156,18 @@ impl Transmitter {
                 // What was read before goes first; the slot stays where it is meanwhile.
                 self.sealer.send(&mut self.packets);
                 if self.split(kind, size, length).is_err() {
+                    self.tunnel
+                        .note_malformed(&self.tunnel.lanes(self.queue)[lane]);
                     self.refuse(length);
                 }
                 self.packets.clear();
                 return false;
             }
-            Err(malformed) => Err(malformed),
+            Err(malformed) => {
+                self.tunnel
+                    .note_malformed(&self.tunnel.lanes(self.queue)[lane]);
+                Err(malformed)
+            }
         };
         match taken {
             Ok(()) => self.packets.push(length, self.sealer.mtu),
@@ -199,21 +206,21 @@ impl Transmitter {
 impl Sealer {
     /// Seals all packets of the batch and sends them in their order; the batch is to be cleared
     /// then.
-    fn send(&mut self, batch: &mut Batch) {
+    fn send(&mut self, batch: &mut Slots) {
         if batch.is_empty() {
             return;
         }
         let tunnel = Arc::clone(&self.tunnel);
         tunnel.note_data();
-        let now = tunnel.with(|state, now| {
+        tunnel.with(|state, now| {
             self.route(state, now, batch);
-            now
+            self.reserve(state, now, batch);
         });
-        let groups = std::mem::take(&mut self.groups);
+        let mut groups = std::mem::take(&mut self.groups);
         let sockets = self.sockets.take();
-        for group in &groups {
+        for group in &mut groups {
             let sockets = sockets.as_ref().expect("`route` has set it");
-            self.send_group(now, group, sockets, batch);
+            self.send_group(group, sockets, batch);
         }
         // Empty groups keep no keys, only their room.
         self.groups = groups;
@@ -221,7 +228,7 @@ impl Sealer {
     }
 
     /// Finds the way of each packet; what has none yet goes to the device.
-    fn route(&mut self, state: &mut State, now: Instant, batch: &mut Batch) {
+    fn route(&mut self, state: &mut State, now: Instant, batch: &mut Slots) {
         self.sockets = Some(Arc::clone(state.wire.sockets()));
         let mut last = None;
         for place in 0..batch.len() {
@@ -253,6 +260,7 @@ impl Sealer {
                     peer,
                     ecn,
                     path,
+                    nonces: None,
                     packets,
                 });
             } else {
@@ -266,27 +274,33 @@ impl Sealer {
                 state.tap_sent(now, batch.packet(place), None);
             }
         }
-        for group in &self.groups {
-            let bytes = batch.bytes(&group.packets);
+    }
+
+    /// Takes the nonces of each group, and tells the device what they are for.
+    fn reserve(&mut self, state: &mut State, now: Instant, batch: &mut Slots) {
+        for group in &mut self.groups {
             let count = group.packets.len();
-            state
-                .device
-                .note_sealed(now, group.peer, count, bytes, true);
+            let nonces = u64::try_from(count).expect("a batch is small");
+            group.nonces = group.path.sealing.reserve(now, nonces);
+            if group.nonces.is_some() {
+                let bytes = batch.bytes(&group.packets);
+                state
+                    .device
+                    .note_sealed(now, group.peer, count, bytes, true);
+                continue;
+            }
+            // The session is used up.
+            for place in group.packets.clone() {
+                let discard = seal_by_device(state, now, group.peer, batch, place);
+                if let (Some(discard), Some(capture)) = (discard, &mut state.capture) {
+                    capture.discarded(discard.into(), 1);
+                }
+            }
         }
     }
 
-    fn send_group(&self, now: Instant, group: &Group, sockets: &Sockets, batch: &mut Batch) {
-        let count = u64::try_from(group.packets.len()).expect("a batch is small");
-        let Some(mut nonces) = group.path.sealing.reserve(now, count) else {
-            // Its peer was removed or its session ended in between.
-            self.tunnel.with(|state, now| {
-                for place in group.packets.clone() {
-                    let discard = seal_by_device(state, now, group.peer, batch, place);
-                    if let (Some(discard), Some(capture)) = (discard, &mut state.capture) {
-                        capture.discarded(discard.into(), 1);
-                    }
-                }
-            });
+    fn send_group(&self, group: &mut Group, sockets: &Sockets, batch: &mut Slots) {
+        let Some(nonces) = &mut group.nonces else {
             return;
         };
         for place in group.packets.clone() {
@@ -332,7 +346,7 @@ fn seal_by_device(
     state: &mut State,
     now: Instant,
     peer: PeerId,
-    batch: &mut Batch,
+    batch: &mut Slots,
     place: usize,
 ) -> Option<Discard> {
     let ecn = Ecn::of_packet(batch.packet(place));

@@ -21,10 +21,10 @@ use model::status::Happened;
 use node::capture::Capture;
 use os::{
     clock::{self, Clock, Effort},
-    tun::{self, Offload, Tun},
+    tun::{self, SuperPackets, Tun},
     udp::Runs,
 };
-use packet::ecn::Ecn;
+use packet::{ecn::Ecn, spread};
 use wireguard::{Agreement, Allowance, Device, Discard, Event, Gate, PeerId, Sealing};
 use zeroize::Zeroizing;
 
@@ -32,11 +32,9 @@ use super::{
     capture,
     configuration::{self, Changes},
     control::{Answer, refusal},
-    keylog::Writer,
-    lane,
-    outbound::Run,
+    keylog,
     uapi::{DeviceStatus, Errno, Report, Request, Status, Wanted},
-    wire::{self, Sockets, Wire},
+    wire::{self, Run, Sockets, Wire},
 };
 
 /// One interface with its peers.
@@ -75,8 +73,7 @@ pub(crate) struct Tunnel {
     refused: AtomicU64,
     /// Whether datagrams arrive in runs; `None` where that could not be tried.
     receives_runs: Option<bool>,
-    /// Super-packets that the TUN did not take; at `REFUSALS_MAX` no more are written.
-    refused_super: AtomicU64,
+    super_packets: SuperPackets,
 }
 
 /// The device, its sockets and what is counted.
@@ -88,7 +85,7 @@ pub(crate) struct State {
     armed: Option<Instant>,
     /// By `Discard::index`.
     discards: Vec<u64>,
-    pub(super) key_log: Option<Writer>,
+    pub(super) key_log: Option<keylog::Writer>,
     pub(super) capture: Option<Box<Capture>>,
     pub(super) happened: Happened,
     /// Answers to who may be one of a flood, sent once the lock is let go.
@@ -123,7 +120,7 @@ impl Tunnel {
         queues: NonZeroU8,
         sends_runs: bool,
         receives_runs: Option<bool>,
-        key_log: Option<Writer>,
+        key_log: Option<keylog::Writer>,
     ) -> anyhow::Result<(Arc<Self>, Wakeups)> {
         let tun = lanes.first().context("TUN: open a queue")?;
         let mut clock = Clock::start_through_suspend();
@@ -151,6 +148,7 @@ impl Tunnel {
             happened: Happened::default(),
             answers: Vec::new(),
         };
+        let super_packets = SuperPackets::new(tun.offload());
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         let tunnel = Self {
             name: name.to_owned(),
@@ -172,7 +170,7 @@ impl Tunnel {
             failed: AtomicBool::new(false),
             refused: AtomicU64::new(0),
             receives_runs,
-            refused_super: AtomicU64::new(0),
+            super_packets,
         };
         Ok((Arc::new(tunnel), Wakeups(wakeups)))
     }
@@ -188,13 +186,19 @@ impl Tunnel {
         &self.lanes[usize::from(queue) * count..][..count]
     }
 
-    /// Returns the lane that a packet is to be written to.
+    /// Writes packets to the TUN, and counts what it does not take.
     ///
-    /// The kernel then sends what belongs to its flow by the same lane.
-    pub(crate) fn lane_of(&self, packet: &[u8]) -> &Tun {
-        match &self.lanes[..] {
+    /// Each goes by the lane of its flow, and the kernel sends what belongs to that by the same.
+    pub(crate) fn write<'p>(&self, packets: impl Iterator<Item = &'p [u8]>) {
+        let lanes = &self.lanes[..];
+        let lane_of = |packet: &[u8]| match lanes {
             [only] => only,
-            all => &all[lane::place(packet, all.len())],
+            all => &all[spread::place(packet, all.len())],
+        };
+        let lost = |error: &io::Error, packets| self.note_lost(error, packets);
+        if let Some(error) = self.super_packets.write(packets, lane_of, lost) {
+            let name = &self.name;
+            tracing::warn!("{name}: TUN refuses joined packets ({error}), now written singly");
         }
     }
 
@@ -326,8 +330,8 @@ impl Tunnel {
         let state = self.lock();
         let discarded = |discard: &Discard| (discard.name(), self.discarded(&state, *discard));
         let report = Report {
-            tun: describe(self.tun().offload()),
-            joins: self.joins(),
+            tun: self.super_packets.offload(),
+            joins: self.super_packets.are_joined(),
             sends_runs: state.wire.sends_runs(),
             receives_runs: self.receives_runs,
             discarded: Discard::ALL.iter().map(discarded).collect(),
@@ -406,30 +410,29 @@ impl Tunnel {
         }
     }
 
-    /// Counts a packet that the TUN did not take, unless the interface is gone.
+    /// Notes an error of the TUN that is about no packet.
     pub(crate) fn note_tun_error(&self, error: &io::Error) {
+        self.note_lost(error, 1);
+    }
+
+    /// Counts packets that the TUN did not take, unless the interface is gone.
+    fn note_lost(&self, error: &io::Error, packets: usize) {
         if tun::is_gone(error) {
             self.gone.store(true, Ordering::Relaxed);
             self.wake();
         } else if error.kind() != io::ErrorKind::WouldBlock {
             // EIO while the interface is down, EINVAL for what the kernel takes for no packet.
-            self.refused.fetch_add(1, Ordering::Relaxed);
-            self.tap_not_taken();
+            let count = u64::try_from(packets).unwrap_or(u64::MAX);
+            self.refused.fetch_add(count, Ordering::Relaxed);
+            self.tap_not_taken(count);
         }
     }
 
-    /// Tells whether super-packets may be written.
-    pub(crate) fn joins(&self) -> bool {
-        let headers = self.tun().offload().vnet_header;
-        headers && self.refused_super.load(Ordering::Relaxed) < REFUSALS_MAX
-    }
-
-    /// Counts a super-packet that the TUN did not take: some kernels refuse those whose last part
-    /// is short.
-    pub(crate) fn note_super_refused(&self, error: &io::Error) {
-        if self.refused_super.fetch_add(1, Ordering::Relaxed) + 1 == REFUSALS_MAX {
+    /// Counts a packet of a lane that said to be a super-packet and is none.
+    pub(crate) fn note_malformed(&self, lane: &Tun) {
+        if self.super_packets.note_malformed(lane) {
             let name = &self.name;
-            tracing::warn!("{name}: TUN refuses joined packets ({error}), now written singly");
+            tracing::warn!("{name}: TUN gives super-packets that are none, now asked for no more");
         }
     }
 
@@ -650,16 +653,6 @@ impl Drop for Watchdog {
     }
 }
 
-/// Names what passes the TUN.
-pub(crate) fn describe(offload: Offload) -> &'static str {
-    match (offload.vnet_header, offload.tcp, offload.udp) {
-        (false, _, _) => "off",
-        (true, false, false) => "checksums only",
-        (true, true, false) => "TCP",
-        (true, _, true) => "TCP and UDP",
-    }
-}
-
 fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A thread that panicked ends the process; until then the others do no harm.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -672,5 +665,3 @@ fn is_initiation(datagram: &[u8]) -> bool {
 
 /// Peers that are shown in one go: within a millisecond.
 pub(super) const SHOWN_TOGETHER: usize = 256;
-/// A single refusal may be about the packet; so many are about the kernel.
-const REFUSALS_MAX: u64 = 16;

@@ -11,6 +11,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use os::tun::Offload;
 use wireguard::{KEY, PeerStatus, Prefix, PresharedKey, PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
@@ -397,7 +398,7 @@ impl From<std::io::Error> for Errno {
 /// What the interface does with large packets, and what it did not deliver.
 pub(crate) struct Report<'a> {
     /// What passes the TUN.
-    pub(crate) tun: &'a str,
+    pub(crate) tun: Offload,
     /// Received packets are joined before they are written to the TUN.
     pub(crate) joins: bool,
     /// Datagrams leave in runs.

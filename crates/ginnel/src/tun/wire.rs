@@ -16,7 +16,9 @@ use os::{
     udp::{Envelope, Options, Pair, Runs, SendError, Socket, Sources},
 };
 
-use super::{outbound::Run, uapi::Errno};
+use packet::ecn::Ecn;
+
+use super::uapi::Errno;
 
 /// All sockets of one port.
 pub(crate) struct Sockets {
@@ -29,6 +31,15 @@ pub(crate) struct Sockets {
     pub(crate) handshakes: Option<Pair>,
     /// Goes behind the sockets, and so tells that they are closed.
     _closed: mpsc::Sender<Infallible>,
+}
+
+/// Datagrams that leave together: all but the last are `segment` bytes long.
+#[derive(Debug)]
+pub(crate) struct Run<'a> {
+    pub(crate) destination: SocketAddr,
+    pub(crate) ecn: Ecn,
+    pub(crate) bytes: &'a [u8],
+    pub(crate) segment: usize,
 }
 
 /// Tells when the sockets that were exchanged are closed.
@@ -268,9 +279,9 @@ fn bind(
 const TRANSPORT_DATA: u8 = 4;
 /// As wireguard-go: enough for 40 ms at 1.4 Gb/s.
 const BUFFER_BYTES: usize = 7 << 20;
-/// About 2,000 messages, of which the kernel counts more than the payload: what comes while the
+/// About 10,000 messages, of which the kernel counts more than the payload: what comes while the
 /// first hundred of a flood are still computed. The rest of a flood is lost.
-const HANDSHAKE_BUFFER_BYTES: usize = 1 << 20;
+const HANDSHAKE_BUFFER_BYTES: usize = 4 << 20;
 /// A socket that has no room for so long is not going to have it.
 const WAITS_MAX: u32 = 3;
 const WAIT: Duration = Duration::from_millis(20);

@@ -41,6 +41,11 @@ pub(crate) enum At {
 impl Network {
     /// Starts the server and enrols both nodes.
     pub(crate) fn new() -> Option<Self> {
+        Self::with(|_| ())
+    }
+
+    /// Does the same with changes to the command of the server.
+    pub(crate) fn with(of_server: impl FnOnce(&mut Command)) -> Option<Self> {
         for tool in ["curl", "setpriv"] {
             if find(tool).is_none() {
                 lacks("NETNS", &format!("`{tool}` is not installed"));
@@ -73,14 +78,14 @@ impl Network {
             directory: tempfile::tempdir().expect("a temporary directory"),
             server: None,
         };
-        network.enrol();
+        network.enrol(of_server);
         Some(network)
     }
 
-    fn enrol(&mut self) {
+    fn enrol(&mut self, of_server: impl FnOnce(&mut Command)) {
         let data = self.path("data");
         let data = data.to_str().expect("UTF-8");
-        let (listen, wireguard) = ("10.99.0.2:8443", "10.99.0.2:51820");
+        let (listen, wireguard) = ("10.99.0.2:8443", "[::]:51820");
         let line = [
             "server",
             "--data",
@@ -90,7 +95,9 @@ impl Network {
             "--wireguard",
             wireguard,
         ];
-        let server = self.start(At::Server, &line, "ginnel-login-");
+        let mut server = self.command(At::Server, &line);
+        of_server(&mut server);
+        let server = self.spawn(&mut server, "ginnel-login-");
         let url = word(&server.said(), "https://");
         let admin = word(&server.said(), "ginnel-login-");
         self.server = Some(server);
@@ -278,6 +285,12 @@ impl Running {
             status.is_some()
         });
         (code, self.said())
+    }
+
+    /// Ends it without a chance to say so.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("our child");
+        self.child.wait().expect("our child");
     }
 
     pub(crate) fn terminate(&self) {

@@ -45,8 +45,8 @@ fn two_of_us_carry_everything_over_both_families() {
 
 #[test]
 fn without_offloads_on_one_side_or_both_everything_is_carried_too() {
-    carry_everything([Program::GinnelWithoutOffload; 2]);
-    carry_everything([Program::GinnelWithoutOffload, Program::Ginnel]);
+    carry_everything([Program::GinnelWithOffload("off"); 2]);
+    carry_everything([Program::GinnelWithOffload("off"), Program::Ginnel]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Skips loudly without root; fails then with `NETNS=required`.
 
 mod alias;
+mod allocation;
 mod attachment;
 mod capture;
 mod congestion;
@@ -19,6 +20,7 @@ mod peer;
 mod privileges;
 mod return_path;
 mod routed;
+mod shim;
 mod site;
 mod soak;
 mod ssh;

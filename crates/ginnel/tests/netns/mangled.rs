@@ -1,15 +1,15 @@
 //! A path that damages datagrams: cut off, prolonged, changed, joined with others of other sizes.
 //!
 //! ```text
-//!   space 0                                    space 1
-//!   tunnel ── lo ── relay: copies that ─veth── tunnel
-//!                   are no good, beside
+//!   a tunnel, or nodes ── relay: copies that ── a tunnel, or the gateway
+//!                         are no good, beside
 //! ```
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     os::fd::AsFd as _,
     sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -19,58 +19,72 @@ use os::{
 };
 
 use super::{
+    attachment::{At, Network},
     trouble::joined,
-    world::{SHORT, Space, inner, outer},
+    world::{SHORT, Space, inner, outer, within},
 };
 
-/// A sender's side and a receiver's side of the relay.
-struct Relay {
-    inward: Socket,
-    outward: Socket,
+/// Passes datagrams between those who call it and one address, as a NAT does.
+struct Relay<'s> {
+    space: &'s Space,
+    front: Socket,
+    to: SocketAddr,
 }
 
-impl Relay {
-    fn inside(space: &Space) -> Self {
-        let options = Options {
-            buffer_bytes: 4 << 20,
-            ..Options::default()
-        };
-        let bind = |address: Ipv4Addr| {
-            let bound = space.enter(|| Socket::bind((address, 0).into(), &options));
-            bound.expect("a free port")
-        };
+impl<'s> Relay<'s> {
+    fn new(space: &'s Space, at: SocketAddr, to: SocketAddr) -> Self {
         Self {
-            inward: bind(Ipv4Addr::LOCALHOST),
-            outward: bind(Ipv4Addr::UNSPECIFIED),
+            space,
+            front: bind(space, at),
+            to,
         }
     }
 
     /// Passes every datagram on, each in a train with copies that are no good.
     fn run(&self, done: &AtomicBool) {
-        let here: SocketAddr = (Ipv4Addr::LOCALHOST, 51820).into();
-        let there: SocketAddr = (outer(1, false), 51820).into();
+        let mut callers: Vec<(SocketAddr, Socket)> = Vec::new();
         let mut batch = Batch::default();
         let mut round = 0;
         while !done.load(Ordering::Relaxed) {
-            for (from, by, to) in [
-                (&self.inward, &self.outward, there),
-                (&self.outward, &self.inward, here),
-            ] {
-                wait_for(from.as_fd(), Interest::READ, Duration::from_millis(1)).expect("ours");
-                if from.recv_batch(&mut batch).is_err() {
-                    continue;
-                }
+            wait_for(self.front.as_fd(), Interest::READ, Duration::from_millis(1)).expect("ours");
+            if self.front.recv_batch(&mut batch).is_ok() {
                 for datagram in batch.datagrams() {
-                    round += 1;
-                    for train in trains(datagram.bytes, round) {
-                        let segment = train[0].len();
-                        let bytes = train.concat();
-                        by.send_run(&Envelope::to(to), &bytes, segment)
-                            .expect("room");
+                    let known = callers.iter().position(|(at, _)| *at == datagram.source);
+                    let place = known.unwrap_or_else(|| {
+                        let any = (Ipv4Addr::UNSPECIFIED, 0).into();
+                        callers.push((datagram.source, bind(self.space, any)));
+                        callers.len() - 1
+                    });
+                    pass(&callers[place].1, self.to, datagram.bytes, &mut round);
+                }
+            }
+            for (caller, socket) in &callers {
+                if socket.recv_batch(&mut batch).is_ok() {
+                    for datagram in batch.datagrams() {
+                        pass(&self.front, *caller, datagram.bytes, &mut round);
                     }
                 }
             }
         }
+    }
+}
+
+fn bind(space: &Space, at: SocketAddr) -> Socket {
+    let options = Options {
+        buffer_bytes: 4 << 20,
+        ..Options::default()
+    };
+    let bound = space.enter(|| Socket::bind(at, &options));
+    bound.expect("a free port")
+}
+
+fn pass(by: &Socket, to: SocketAddr, datagram: &[u8], round: &mut usize) {
+    *round += 1;
+    for train in trains(datagram, *round) {
+        let segment = train[0].len();
+        let bytes = train.concat();
+        by.send_run(&Envelope::to(to), &bytes, segment)
+            .expect("room");
     }
 }
 
@@ -110,35 +124,28 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-#[test]
-fn damaged_copies_of_every_datagram_change_nothing() {
-    let Some((world, [one, other])) = joined() else {
-        return;
-    };
-    let [here, there] = &world.spaces;
-    let relay = Relay::inside(here);
-    let endpoint = relay.inward.local_address().to_string();
-    one.set(&["peer", &other.public_key, "endpoint", &endpoint]);
+/// Sends datagrams there and back while `relay` runs, the largest of `full` bytes; all arrive.
+fn all_arrive(relay: &Relay<'_>, [here, there]: [&Space; 2], [from, to]: [IpAddr; 2], full: usize) {
     let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         scope.spawn(|| relay.run(&done));
         let _end = SetOnDrop(&done);
-        assert_eq!(here.ping(inner(1, false), 2), 2);
-        let echo = there.enter(|| UdpSocket::bind((inner(1, false), 0)));
-        let echo = echo.expect("inner address is there");
-        let socket = here.enter(|| UdpSocket::bind((inner(0, false), 0)));
-        let socket = socket.expect("inner address is there");
+        within(SHORT, "the first ping", || here.ping(to, 1) == 1);
+        assert_eq!(here.ping(to, 2), 2);
+        let bind = |space: &Space, address| space.enter(move || UdpSocket::bind((address, 0)));
+        let echo = bind(there, to).expect("inner address is there");
+        let socket = bind(here, from).expect("inner address is there");
         let mut buffer = [0; 2048];
         for one in [&echo, &socket] {
             one.set_read_timeout(Some(SHORT)).expect("a bound");
         }
-        let to = echo.local_addr().expect("bound");
+        let to_echo = echo.local_addr().expect("bound");
         for round in 0..400_usize {
             // Several at once, of equal and of other sizes, so that the kernel joins them.
-            let sizes = [1392, 1392, 1392, round % 1392, 1392, 700, 700, 1];
+            let sizes = [full, full, full, round % full, full, 700, 700, 1];
             for (number, size) in sizes.into_iter().enumerate() {
                 let bytes = vec![round.to_le_bytes()[number % 2]; size];
-                socket.send_to(&bytes, to).expect("room");
+                socket.send_to(&bytes, to_echo).expect("room");
             }
             for (number, size) in sizes.into_iter().enumerate() {
                 let (length, from) = echo.recv_from(&mut buffer).expect("all arrive, in order");
@@ -150,7 +157,39 @@ fn damaged_copies_of_every_datagram_change_nothing() {
                 assert_eq!(socket.recv(&mut buffer).expect("all come back"), size);
             }
         }
-        here.transfer(there, inner(1, true), 1_000_000);
+        here.transfer(there, to, 1_000_000);
     });
+}
+
+#[test]
+fn damaged_copies_of_every_datagram_change_nothing() {
+    let Some((world, [one, other])) = joined() else {
+        return;
+    };
+    let [here, there] = &world.spaces;
+    let to = (outer(1, false), 51820).into();
+    let relay = Relay::new(here, (Ipv4Addr::LOCALHOST, 0).into(), to);
+    let endpoint = relay.front.local_address().to_string();
+    one.set(&["peer", &other.public_key, "endpoint", &endpoint]);
+    let addresses = [inner(0, false), inner(1, false)];
+    all_arrive(&relay, [here, there], addresses, 1392);
     assert_eq!(one.show_peer("endpoints"), endpoint);
+}
+
+#[test]
+fn damaged_copies_of_every_datagram_change_nothing_between_nodes_and_a_gateway() {
+    // Nodes are told to call the relay.
+    let at = SocketAddr::from((outer(1, false), 51_830));
+    let public = at.to_string();
+    let network = Network::with(|server| {
+        server.args(["--endpoint", &public]);
+    });
+    let Some(network) = network else { return };
+    let to = (outer(1, false), 51_820).into();
+    let relay = Relay::new(network.space(At::Server), at, to);
+    let _alpha = network.start(At::Alpha, &["up"], "ready on ginnel0");
+    let _beta = network.start(At::Beta, &["up"], "ready on ginnel0");
+    let spaces = [At::Alpha, At::Beta].map(|at| network.space(at));
+    let addresses = ["alpha", "beta"].map(|name| network.address(name));
+    all_arrive(&relay, spaces, addresses, 1_200);
 }

@@ -1,11 +1,12 @@
-//! Offloads that prove broken while they are in use: a shim before the C library refuses them, as
-//! some kernels and network cards do.
+//! Offloads that are not there, and those that prove broken while they are in use: a shim before
+//! the C library refuses them, as some kernels and network cards do.
 
-use std::{path::Path, process::Command};
+use std::process::Command;
 
 use super::{
     attachment::{At, Network},
-    world::{GINNEL, LONG, Program, SHORT, Tunnel, World, find, inner, lacks, text, within},
+    shim::Shim,
+    world::{Background, GINNEL, LONG, Program, SHORT, Tunnel, World, inner, text, unique, within},
 };
 
 /// What the shim refuses; the self-test over loopback passes.
@@ -14,7 +15,9 @@ const SHIM: &str = r#"
 #include <dlfcn.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <stdarg.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -55,6 +58,33 @@ int sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int flags) {
     return real(fd, messages, whole, flags);
 }
 
+/* The TUNs, whose super-packets are to be none. */
+static int tuns[64];
+static int none_of(const char *path, int fd) {
+    if (fd >= 0 && fd < 64)
+        tuns[fd] = getenv("MANGLE_SUPER") && !strcmp(path, "/dev/net/tun");
+    return fd;
+}
+
+int open64(const char *path, int flags, ...) {
+    int (*real)(const char *, int, ...) = dlsym(RTLD_NEXT, "open64");
+    va_list rest;
+    va_start(rest, flags);
+    int mode = va_arg(rest, int);
+    va_end(rest);
+    return none_of(path, real(path, flags, mode));
+}
+
+/* A kernel that names no size of the parts. */
+ssize_t read(int fd, void *buffer, size_t length) {
+    ssize_t (*real)(int, void *, size_t) = dlsym(RTLD_NEXT, "read");
+    ssize_t got = real(fd, buffer, length);
+    char *header = buffer;
+    if (fd >= 0 && fd < 64 && tuns[fd] && got > 10 && header[1])
+        header[4] = header[5] = 0;
+    return got;
+}
+
 /* A kernel that takes no joined packets: a virtio_net_hdr of 10 bytes that names a kind of GSO. */
 ssize_t writev(int fd, const struct iovec *pieces, int count) {
     if (getenv("REFUSE_JOINED") && count > 1 && pieces[0].iov_len == 10)
@@ -65,25 +95,13 @@ ssize_t writev(int fd, const struct iovec *pieces, int count) {
 }
 "#;
 
-/// Builds the shim into `directory`; false, said loudly, without a compiler.
-fn build(directory: &Path) -> bool {
-    if find("cc").is_none() {
-        lacks("NETNS", "`cc` is not installed");
-        return false;
-    }
-    let source = directory.join("shim.c");
-    std::fs::write(&source, SHIM).expect("ours");
-    let mut cc = Command::new("cc");
-    cc.args(["-shared", "-fPIC", "-O1", "-o"]);
-    let output = cc.arg(directory.join("shim.so")).arg(&source).arg("-ldl");
-    let output = output.output().expect("cc runs");
-    assert!(output.status.success(), "{}", text(&output));
-    true
+fn status(tunnel: &Tunnel) -> String {
+    status_of(&tunnel.interface)
 }
 
-fn status(tunnel: &Tunnel) -> String {
+fn status_of(interface: &str) -> String {
     let mut ginnel = Command::new(GINNEL);
-    let output = ginnel.args(["status", "--interface", &tunnel.interface]);
+    let output = ginnel.args(["status", "--interface", interface]);
     let output = output.output().expect("ginnel runs");
     assert!(output.status.success(), "{}", text(&output));
     text(&output)
@@ -92,13 +110,10 @@ fn status(tunnel: &Tunnel) -> String {
 /// Two tunnels whose calls `variable` lets the shim refuse.
 fn refused(variable: &str, v6: bool) -> Option<(World, [Tunnel; 2])> {
     let world = World::new()?;
-    let directory = tempfile::tempdir().expect("a directory");
-    if !build(directory.path()) {
-        return None;
-    }
+    let shim = Shim::build(SHIM)?;
     let start = |number: usize| {
         Tunnel::start_as(&world.spaces[number], Program::Ginnel, |command| {
-            command.env("LD_PRELOAD", directory.path().join("shim.so"));
+            shim.put_before(command);
             command.env(variable, "1");
         })
     };
@@ -134,20 +149,86 @@ fn carries_on(variable: &str, before: &str, after: &str, v6: bool) {
 }
 
 #[test]
-fn what_is_switched_off_is_not_used_and_shown_so() {
-    let Some(world) = World::new() else { return };
-    let Some(tunnel) = world.tunnel(0, Program::GinnelWithoutOffload) else {
-        return;
-    };
-    let shown = status(&tunnel);
-    for what in [
-        "TUN, large packets: off",
-        "TUN, written joined: no",
-        "UDP, sent in runs: no",
-        "UDP, received in runs: no",
+fn what_is_switched_off_is_not_used_and_shown_so_and_all_arrives_as_it_was() {
+    for (max, shown) in [
+        ("off", ["off", "no", "no", "no"]),
+        ("checksums", ["checksums only", "no", "yes", "yes"]),
+        ("tcp", ["TCP", "yes", "yes", "yes"]),
+        ("all", ["TCP and UDP", "yes", "yes", "yes"]),
     ] {
-        assert!(shown.contains(what), "{what}: {shown}");
+        let Some(world) = World::new() else { return };
+        let start = |number| world.tunnel(number, Program::GinnelWithOffload(max));
+        let tunnels = [start(0), start(1)].map(|tunnel| tunnel.expect("our own program"));
+        world.join(tunnels.each_ref(), None, false);
+        let [here, there] = &world.spaces;
+        within(SHORT, "the tunnel carries", || {
+            here.ping(inner(1, false), 1) == 1
+        });
+        here.transfer(there, inner(1, false), 16_000_000);
+        there.transfer(here, inner(0, true), 16_000_000);
+        let said = status(&tunnels[0]);
+        let [large, joined, sent, received] = shown;
+        for what in [
+            format!("TUN, large packets: {large}"),
+            format!("TUN, written joined: {joined}"),
+            format!("UDP, sent in runs: {sent}"),
+            format!("UDP, received in runs: {received}"),
+        ] {
+            assert!(said.contains(&what), "{max}: {what}: {said}");
+        }
     }
+}
+
+#[test]
+fn what_is_allowed_holds_in_the_background_too() {
+    let Some(world) = World::new() else { return };
+    let space = &world.spaces[0];
+    let interface = unique("t");
+    let mut ginnel = space.command(GINNEL);
+    ginnel
+        .args(["tun", &interface])
+        .env("GINNEL_OFFLOAD", "tcp");
+    assert!(ginnel.status().expect("ginnel runs").success());
+    let background = Background { space, interface };
+    let shown = status_of(&background.interface);
+    assert!(shown.contains("TUN, large packets: TCP\n"), "{shown}");
+}
+
+#[test]
+fn a_node_carries_on_with_less_offload_and_shows_what_it_has() {
+    for (max, shown) in [
+        ("off", ["TUN, large packets: off", "UDP, sent in runs: no"]),
+        (
+            "tcp",
+            ["TUN, large packets: TCP\n", "UDP, sent in runs: yes"],
+        ),
+    ] {
+        let Some(network) = Network::new() else {
+            return;
+        };
+        let mut up = network.command(At::Alpha, &["up"]);
+        up.env("GINNEL_OFFLOAD", max);
+        let _alpha = network.spawn(&mut up, "ready on ginnel0");
+        let _beta = network.start(At::Beta, &["up"], "ready on ginnel0");
+        let [here, there] = [At::Beta, At::Alpha].map(|at| network.space(at));
+        let address = network.address("alpha");
+        within(SHORT, "the first ping", || here.ping(address, 1) == 1);
+        here.transfer(there, address, 4_000_000);
+        let said = network.run(At::Alpha, &["status"]);
+        for what in shown {
+            assert!(said.contains(what), "{max}: {said}");
+        }
+    }
+}
+
+#[test]
+fn an_offload_that_nobody_knows_is_refused_with_those_that_there_are() {
+    let mut ginnel = Command::new(GINNEL);
+    let output = { ginnel.args(["tun", "gnever", "-f"]) }.env("GINNEL_OFFLOAD", "on");
+    let output = output.output().expect("ginnel runs");
+    assert!(!output.status.success());
+    let said = text(&output);
+    assert!(said.contains("off, checksums, tcp or all"), "{said}");
 }
 
 #[test]
@@ -162,6 +243,13 @@ fn runs_that_the_network_card_refuses_are_sent_singly_from_then_on() {
 fn joined_packets_that_the_kernel_refuses_are_written_singly_from_then_on() {
     let [before, after] = ["yes", "no"].map(|word| format!("TUN, written joined: {word}"));
     carries_on("REFUSE_JOINED", &before, &after, false);
+}
+
+#[test]
+fn super_packets_that_the_kernel_mangles_are_asked_for_no_more() {
+    let large = |what| format!("TUN, large packets: {what}");
+    let [before, after] = ["TCP and UDP", "checksums only"].map(large);
+    carries_on("MANGLE_SUPER", &before, &after, false);
 }
 
 #[test]
@@ -187,6 +275,11 @@ fn a_node_writes_singly_what_its_kernel_refuses_joined() {
 }
 
 #[test]
+fn a_node_asks_for_no_more_super_packets_if_its_kernel_mangles_them() {
+    a_node_carries_on("MANGLE_SUPER", "asked for no more");
+}
+
+#[test]
 fn a_node_sends_singly_what_its_network_card_refuses_in_runs() {
     a_node_carries_on("REFUSE_RUNS", "now sent singly");
 }
@@ -196,12 +289,11 @@ fn a_node_carries_on(variable: &str, sign: &str) {
     let Some(network) = Network::new() else {
         return;
     };
-    let directory = tempfile::tempdir().expect("a directory");
-    if !build(directory.path()) {
+    let Some(shim) = Shim::build(SHIM) else {
         return;
-    }
+    };
     let mut up = network.command(At::Alpha, &["up"]);
-    up.env("LD_PRELOAD", directory.path().join("shim.so"));
+    shim.put_before(&mut up);
     up.env(variable, "1");
     let alpha = network.spawn(&mut up, "ready on ginnel0");
     let _beta = network.start(At::Beta, &["up"], "ready on ginnel0");

@@ -2,9 +2,12 @@
 
 use std::{fs, net::UdpSocket};
 
-use super::world::{
-    Background, GINNEL, Program, SHORT, World, inner, lacks, outer, socket_path, text, unique,
-    within,
+use super::{
+    attachment::{At, Network},
+    world::{
+        Background, GINNEL, Program, SHORT, Space, World, find, inner, lacks, outer, socket_path,
+        text, unique, within,
+    },
 };
 
 /// CAP_NET_BIND_SERVICE and CAP_NET_ADMIN (capabilities(7)).
@@ -131,4 +134,55 @@ fn a_user_that_cannot_be_is_refused_with_the_reason() {
         "{said}"
     );
     assert_eq!(world.spaces[0].enter(|| os::link::index(&name)), None);
+}
+
+/// Asks the kernel for one more queue of an interface, as another user if one is named.
+const TAKE_A_QUEUE: &str = r#"
+import fcntl, os, struct, sys
+tun = os.open("/dev/net/tun", os.O_RDWR)
+if sys.argv[2:]:
+    os.setgroups([])
+    os.setgid(int(sys.argv[2]))
+    os.setuid(int(sys.argv[2]))
+TUNSETIFF, IFF_TUN, IFF_MULTI_QUEUE, IFF_NO_PI, IFF_VNET_HDR = 0x400454ca, 1, 0x100, 0x1000, 0x4000
+flags = IFF_TUN | IFF_MULTI_QUEUE | IFF_NO_PI | IFF_VNET_HDR
+try:
+    fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", sys.argv[1].encode(), flags))
+except PermissionError:
+    sys.exit(7)
+"#;
+
+/// Nobody but root gets a queue of an interface, where a part of what passes could be read.
+fn keeps_its_queues(space: &Space, interface: &str) {
+    if find("python3").is_none() {
+        lacks("NETNS", "`python3` is not installed");
+        return;
+    }
+    for (user, expected) in [(&["65534"][..], 7), (&[][..], 0)] {
+        let mut python = space.command("python3");
+        python.args(["-c", TAKE_A_QUEUE, interface]).args(user);
+        let output = python.output().expect("python3 runs");
+        let code = output.status.code();
+        assert_eq!(code, Some(expected), "{user:?}: {}", text(&output));
+    }
+}
+
+#[test]
+fn no_other_user_gets_a_queue_of_a_tunnel() {
+    let Some(world) = World::new() else { return };
+    let tunnel = world.tunnel(0, Program::Ginnel).expect("our own program");
+    keeps_its_queues(&world.spaces[0], &tunnel.interface);
+}
+
+#[test]
+fn no_other_user_gets_a_queue_of_a_node_and_no_second_program_its_interface() {
+    let Some(network) = Network::new() else {
+        return;
+    };
+    let _alpha = network.start(At::Alpha, &["up"], "ready on ginnel0");
+    keeps_its_queues(network.space(At::Alpha), "ginnel0");
+    let second = network.output(At::Alpha, &["tun", "-f", "ginnel0", "--queues", "2"]);
+    let said = text(&second);
+    let refused = !second.status.success() && said.contains("in use");
+    assert!(refused, "{said}");
 }

@@ -66,8 +66,8 @@ impl Drop for Background<'_> {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Program {
     Ginnel,
-    /// Ginnel with every packet moved by itself.
-    GinnelWithoutOffload,
+    /// Ginnel that lets only so much pass as one: what `GINNEL_OFFLOAD` may say.
+    GinnelWithOffload(&'static str),
     /// Ginnel that writes the file of [`key_log`].
     GinnelWithKeyLog,
     /// Ginnel that is the user `nobody` once it runs.
@@ -435,7 +435,7 @@ impl Program {
     fn command(self, space: &Space, interface: &str) -> Option<Command> {
         let mut command = match self {
             Self::Ginnel
-            | Self::GinnelWithoutOffload
+            | Self::GinnelWithOffload(_)
             | Self::GinnelWithKeyLog
             | Self::GinnelAsNobody
             | Self::GinnelWithQueues => {
@@ -450,8 +450,8 @@ impl Program {
                 if self == Self::GinnelWithQueues {
                     command.args(["--queues", "4"]);
                 }
-                if self == Self::GinnelWithoutOffload {
-                    command.env("GINNEL_OFFLOAD", "off");
+                if let Self::GinnelWithOffload(max) = self {
+                    command.env("GINNEL_OFFLOAD", max);
                 }
                 command
             }

@@ -174,7 +174,7 @@ impl Node {
         packet[HOP_LIMIT_V6] = hop_limit - 1;
         self.fit_to_tunnels(from, peer, packet);
         Way::On(On {
-            from,
+            from: Some(from),
             to: peer,
             ecn: Ecn::of_packet(packet),
             length,
@@ -231,7 +231,9 @@ impl Node {
             Seal::Discarded(discard) => {
                 self.counters.add(discard, 1);
                 self.release_sent(now, Some(discard.into()));
-                if discard == wireguard::Discard::NoEndpoint {
+                if let Some(from) = from
+                    && discard == wireguard::Discard::NoEndpoint
+                {
                     // The node exists and is not there: its sender need not wait for a timeout.
                     self.refuse(
                         now,
@@ -252,6 +254,17 @@ impl Node {
         slot: &mut [u8],
         length: usize,
     ) -> Option<(SocketAddr, usize)> {
+        let peer = self.choose(now, slot, length)?;
+        self.sealed(now, peer, slot, length)
+    }
+
+    /// Chooses the peer that the packet in `slot` is for, or takes it to the own side.
+    pub(super) fn choose(
+        &mut self,
+        now: Instant,
+        slot: &mut [u8],
+        length: usize,
+    ) -> Option<PeerId> {
         let packet = slot.get(HEADER..HEADER + length);
         let addresses = packet.map(ip::addresses);
         let (Some(packet), Some(Ok(addresses))) = (packet, addresses) else {
@@ -292,7 +305,7 @@ impl Node {
         if self.filters() {
             self.filter.sent(now, &slot[HEADER..HEADER + length]);
         }
-        self.sealed(now, peer, slot, length)
+        Some(peer)
     }
 
     /// Tells whether a packet of a gateway's own stack stays within one organisation.

@@ -3,12 +3,14 @@
 //! ```text
 //!   opening? ─► open ─► report, which way? ─► path? ─► seal ─► datagram
 //!   node                node                  node
+//!         packet of the interface, which way? ─┘
+//!                               node
 //! ```
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
 use packet::{ecn::Ecn, ip};
-use wireguard::{Discard, HEADER, OVERHEAD, Opening, PeerId, Sealing};
+use wireguard::{Discard, HEADER, Heard, OVERHEAD, Opening, PeerId, Sealing};
 
 use super::Node;
 
@@ -24,11 +26,11 @@ pub enum Way {
     On(On),
 }
 
-/// A packet on its way from one peer to another.
+/// A packet on its way to a peer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct On {
-    /// Who sent it.
-    pub from: PeerId,
+    /// Who sent it; `None` when it comes from the interface.
+    pub from: Option<PeerId>,
     /// For whom it is to be sealed.
     pub to: PeerId,
     /// What its outer header is to say, as the packet inside does (RFC 6040, 4.1).
@@ -69,20 +71,9 @@ impl Node {
         self.discard_late(discard, 1);
     }
 
-    /// Reports datagrams from `source` that were opened with the half of `index`: `bytes` in all,
-    /// `data` unless all were keepalives, `newest` when one of them was.
-    pub fn note_opened(
-        &mut self,
-        now: Instant,
-        source: SocketAddr,
-        index: u32,
-        datagrams: usize,
-        bytes: usize,
-        newest: bool,
-        data: bool,
-    ) {
-        self.device
-            .note_opened(now, source, index, datagrams, bytes, newest, data);
+    /// Reports datagrams from `source` that were opened with [`Node::opening`].
+    pub fn note_opened(&mut self, now: Instant, source: SocketAddr, heard: &Heard) {
+        self.device.note_opened(now, source, heard);
     }
 
     /// Takes a datagram that was opened in place with the half of `index`, which is `peer`'s, and
@@ -107,6 +98,24 @@ impl Node {
                 Way::Ended
             }
         }
+    }
+
+    /// Finds the way of a packet of `length` bytes from the interface; `None` when it goes to no
+    /// peer. It lies behind the header in `slot`, which is as [`Node::handle_packet`] wants it with
+    /// [`Node::PACKET_GROWTH`] bytes more.
+    pub fn route_packet(&mut self, now: Instant, slot: &mut [u8], length: usize) -> Option<On> {
+        if self.take_probed(now, &slot[HEADER..HEADER + length]) {
+            return None;
+        }
+        let ecn = Ecn::of_packet(&slot[HEADER..HEADER + length]);
+        let length = self.departing(slot, length).unwrap_or(length);
+        let to = self.choose(now, slot, length)?;
+        Some(On {
+            from: None,
+            to,
+            ecn,
+            length,
+        })
     }
 
     /// Returns how to seal for `peer` outside of the node; `None` when [`Node::pass_on`] must see

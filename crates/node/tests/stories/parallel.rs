@@ -2,9 +2,9 @@
 
 use std::{net::SocketAddr, time::Instant};
 
-use node::{Node, Outcome, Way};
+use node::{Node, On, Outcome, Way};
 use packet::ecn::Ecn;
-use wireguard::{Discard, HEADER, KEEPALIVE, OVERHEAD, PeerId, transport_data};
+use wireguard::{Discard, HEADER, Heard, KEEPALIVE, OVERHEAD, PeerId, transport_data};
 
 /// Does what [`Node::handle_datagram`] does, with transport data outside of the node.
 pub(crate) fn handle_datagram<'a>(
@@ -22,21 +22,23 @@ pub(crate) fn handle_datagram<'a>(
         return Outcome::Refused;
     };
     let bytes = datagram.len();
-    let data = bytes > KEEPALIVE;
     match opening.open(now, counter, &mut datagram[HEADER..]) {
-        Ok(opened) => node.note_opened(now, source, index, 1, bytes, opened.newest, data),
+        Ok(opened) => {
+            let heard = Heard::one(index, bytes, opened.newest);
+            node.note_opened(now, source, &heard);
+        }
         Err(discard) => {
             node.note_refused(index, discard);
             return Outcome::Refused;
         }
     }
-    if !data {
+    if bytes <= KEEPALIVE {
         return Outcome::Nothing;
     }
     take(node, now, (index, peer), ecn, datagram)
 }
 
-/// Takes an opened packet to its way, and seals it outside of the node if that is to another peer.
+/// Takes an opened packet to its way.
 fn take<'a>(
     node: &'a mut Node,
     now: Instant,
@@ -44,13 +46,27 @@ fn take<'a>(
     ecn: Ecn,
     datagram: &'a mut [u8],
 ) -> Outcome<'a> {
-    let on = match node.handle_opened(now, session, ecn, datagram) {
-        Way::Ended => return Outcome::Nothing,
-        Way::Interface(length) => {
-            return Outcome::Packet(&mut datagram[HEADER..HEADER + length]);
-        }
-        Way::On(on) => on,
-    };
+    match node.handle_opened(now, session, ecn, datagram) {
+        Way::Ended => Outcome::Nothing,
+        Way::Interface(length) => Outcome::Packet(&mut datagram[HEADER..HEADER + length]),
+        Way::On(on) => seal(node, now, on, datagram),
+    }
+}
+
+/// Does what [`Node::handle_packet`] does, sealed outside of the node.
+pub(crate) fn handle_packet<'a>(
+    node: &'a mut Node,
+    now: Instant,
+    slot: &'a mut [u8],
+    length: usize,
+) -> Outcome<'a> {
+    match node.route_packet(now, slot, length) {
+        Some(on) => seal(node, now, on, slot),
+        None => Outcome::Nothing,
+    }
+}
+
+fn seal<'a>(node: &'a mut Node, now: Instant, on: On, datagram: &'a mut [u8]) -> Outcome<'a> {
     let Some(path) = node.path_to(now, on.to) else {
         return node.pass_on(now, on, datagram);
     };

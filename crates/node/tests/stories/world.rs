@@ -278,7 +278,14 @@ impl World {
         let mut slot = vec![0; HEADER + packet.len() + 128];
         slot[HEADER..HEADER + packet.len()].copy_from_slice(packet);
         let now = self.now;
-        let outcome = self.node(host).handle_packet(now, &mut slot, packet.len());
+        self.apart = !self.apart;
+        let apart = self.apart;
+        let node = self.node(host);
+        let outcome = if apart && !node.is_captured() {
+            parallel::handle_packet(node, now, &mut slot, packet.len())
+        } else {
+            node.handle_packet(now, &mut slot, packet.len())
+        };
         if let Outcome::Send {
             destination,
             ecn,

@@ -1,10 +1,11 @@
 //! Reading: many datagrams at once, those of one sender joined by the kernel (UDP_GRO).
 
 use std::{
-    io,
+    array, io,
     net::{IpAddr, SocketAddr},
     os::fd::AsRawFd as _,
     ptr,
+    slice::{Chunks, ChunksMut},
 };
 
 use packet::ecn::Ecn;
@@ -61,6 +62,12 @@ pub struct Arrival<'a> {
     pub segment: usize,
 }
 
+/// The runs of a batch, to be handled a few at a time.
+pub struct Portions<'a> {
+    all: [Option<Arrival<'a>>; Socket::RUNS_MAX],
+    taken: usize,
+}
+
 impl Default for Batch {
     fn default() -> Self {
         Self {
@@ -94,10 +101,47 @@ impl Batch {
         })
     }
 
+    /// Yields the runs in the order of their arrival, a few at a time.
+    pub fn portions(&mut self) -> Portions<'_> {
+        let mut arrivals = self.arrivals();
+        Portions {
+            all: array::from_fn(|_| arrivals.next()),
+            taken: 0,
+        }
+    }
+
     /// Returns how many messages were lost since the last call because they, or what the kernel
     /// said about them, did not fit.
     pub fn take_truncated(&mut self) -> u64 {
         std::mem::take(&mut self.truncated)
+    }
+}
+
+impl<'a> Portions<'a> {
+    /// Returns the next runs, until they have so many datagrams or there are no more; `None` when
+    /// all were returned.
+    pub fn next(&mut self, datagrams: usize) -> Option<&mut [Option<Arrival<'a>>]> {
+        let rest = &mut self.all[self.taken..];
+        let mut found = 0;
+        let end = rest.iter().position(|arrival| {
+            found += arrival.as_ref().map_or(0, |run| run.datagrams().len());
+            found >= datagrams
+        });
+        let portion = &mut rest[..end.map_or(Socket::RUNS_MAX - self.taken, |end| end + 1)];
+        self.taken += portion.len();
+        portion.iter().any(Option::is_some).then_some(portion)
+    }
+}
+
+impl Arrival<'_> {
+    /// Yields the datagrams, but no empty one.
+    pub fn datagrams(&self) -> Chunks<'_, u8> {
+        self.bytes.chunks(self.segment)
+    }
+
+    /// Yields the same, to be changed in place.
+    pub fn datagrams_mut(&mut self) -> ChunksMut<'_, u8> {
+        self.bytes.chunks_mut(self.segment)
     }
 }
 

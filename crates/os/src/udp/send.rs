@@ -8,6 +8,7 @@ use std::{
 };
 
 use packet::ecn::Ecn;
+use smallvec::SmallVec;
 use thiserror::Error;
 
 use super::{
@@ -172,12 +173,12 @@ impl Socket {
         let segments = self.segments();
         let parcels = parcels.iter().take(MESSAGES_MAX);
         let parcels = parcels.take_while(|parcel| segments || parcel.datagrams.len() == 1);
-        let addresses: Vec<_> = parcels
+        let addresses: Several<_> = parcels
             .clone()
             .map(|parcel| socket2::SockAddr::from(parcel.envelope.to))
             .collect();
-        let mut controls = vec![Control::EMPTY; addresses.len()];
-        let mut headers: Vec<libc::mmsghdr> = Vec::with_capacity(addresses.len());
+        let mut controls: Several<_> = addresses.iter().map(|_| Control::EMPTY).collect();
+        let mut headers: Several<libc::mmsghdr> = Several::new();
         for ((parcel, address), control) in parcels.zip(&addresses).zip(&mut controls) {
             // SAFETY: all zeros is a valid mmsghdr.
             let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
@@ -216,7 +217,7 @@ impl Socket {
             datagrams: std::slice::from_ref(datagram),
             ..*parcel
         };
-        let singles: Vec<_> = parcel.datagrams.iter().map(single).collect();
+        let singles: Several<_> = parcel.datagrams.iter().map(single).collect();
         let mut sent = 0;
         while sent < singles.len() {
             match self.send_messages(&singles[sent..]) {
@@ -307,12 +308,12 @@ impl Socket {
         // SAFETY: all zeros is a valid mmsghdr.
         let mut first: libc::mmsghdr = unsafe { std::mem::zeroed() };
         control::emit(&mut first.msg_hdr, &mut control, envelope, None);
-        let mut vectors: Vec<_> = bytes
+        let mut vectors: Several<_> = bytes
             .chunks(segment)
             .take(SEGMENTS_MAX)
             .map(vector_of)
             .collect();
-        let mut headers: Vec<_> = vectors
+        let mut headers: Several<_> = vectors
             .iter_mut()
             .map(|vector| {
                 let mut header = first;
@@ -401,6 +402,8 @@ fn last_errno() -> i32 {
         .unwrap_or(libc::EIO)
 }
 
+/// What one call has, on the stack.
+type Several<T> = SmallVec<[T; MESSAGES_MAX]>;
 /// One call sends no more messages; the kernel allows 1,024.
 const MESSAGES_MAX: usize = 64;
 const FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;

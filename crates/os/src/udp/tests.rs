@@ -563,3 +563,41 @@ fn what_is_said_about_congestion_arrives_with_each_run() {
         assert_eq!(told, expected, "{localhost}");
     }
 }
+
+#[test]
+fn runs_are_handed_out_until_they_have_so_many_datagrams() {
+    let (receiver, sender) = pair("127.0.0.1");
+    // Each run by itself: the sizes differ, and an empty datagram is none.
+    for (count, size) in [(20, 100), (12, 200), (0, 0), (31, 300), (40, 400), (1, 500)] {
+        let bytes = vec![7; count * size];
+        let to = Envelope::to(receiver.local_address());
+        match count {
+            0 => assert_eq!(sender.send(&to, &[]), Ok(())),
+            _ => assert_eq!(sender.send_run(&to, &bytes, size), Ok(bytes.len())),
+        }
+    }
+    let mut batch = Batch::default();
+    assert_eq!(receiver.recv_batch(&mut batch).unwrap(), 6);
+    let portions = |batch: &mut Batch, datagrams| {
+        let mut portions = batch.portions();
+        let mut counts = Vec::new();
+        while let Some(portion) = portions.next(datagrams) {
+            let runs = portion.iter().flatten();
+            counts.push(runs.map(|run| run.datagrams().len()).collect::<Vec<_>>());
+        }
+        counts
+    };
+    let counts = portions(&mut batch, 32);
+    assert_eq!(counts, [vec![20, 12], vec![0, 31, 40], vec![1]]);
+    let all = vec![20, 12, 0, 31, 40, 1];
+    assert_eq!(portions(&mut batch, usize::MAX), [all]);
+    assert_eq!(
+        portions(&mut batch, 1).len(),
+        5,
+        "an empty one goes with the next"
+    );
+    assert_eq!(
+        portions(&mut Batch::default(), 32),
+        Vec::<Vec<usize>>::new()
+    );
+}

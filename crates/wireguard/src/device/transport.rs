@@ -8,6 +8,7 @@ use crate::{
         HEADER, KEEPALIVE_TIMEOUT, OVERHEAD, REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_TIMEOUT,
     },
     crypto::scrub_stack,
+    inbound::Heard,
     message::{KEEPALIVE, Message},
     peer::Place,
     session::{Opening, Sealing},
@@ -120,23 +121,13 @@ impl Device {
         }
     }
 
-    /// Reports datagrams that a thread has opened with the half of `index`: `bytes` in all, `data`
-    /// unless all were keepalives, `newest` when one of them was and it came from `source`.
-    pub fn note_opened(
-        &mut self,
-        now: Instant,
-        source: SocketAddr,
-        index: u32,
-        datagrams: usize,
-        bytes: usize,
-        newest: bool,
-        data: bool,
-    ) {
-        if let Some(place) = self.table.by_index(index)
+    /// Reports datagrams from `source` that a thread has opened with [`Device::opening`].
+    pub fn note_opened(&mut self, now: Instant, source: SocketAddr, heard: &Heard) {
+        if let Some(place) = self.table.by_index(heard.index)
             && let Some(hot) = &self.table.peer(place).hot
-            && let Some(session) = hot.place(index)
+            && let Some(session) = hot.place(heard.index)
         {
-            self.opened(now, source, place, session, datagrams, bytes, newest, data);
+            self.opened(now, source, place, session, heard);
         }
     }
 
@@ -147,7 +138,7 @@ impl Device {
         };
         let nonces = peer
             .current()
-            .and_then(|session| session.sealing.reserve(now, 1));
+            .and_then(|session| Sealing::reserve_from(&*session.sealing, now, 1));
         if let Some(mut nonces) = nonces {
             let total = nonces
                 .seal(slot, length, self.mtu)
@@ -207,9 +198,9 @@ impl Device {
             Ok(opened) => opened,
             Err(discard) => return Received::Discarded(self.refuse(place, discard)),
         };
-        let data = !opened.text.is_empty();
-        self.opened(now, source, place, at, 1, bytes, opened.newest, data);
-        if !data {
+        let heard = Heard::one(receiver, bytes, opened.newest);
+        self.opened(now, source, place, at, &heard);
+        if !heard.data {
             return Received::Handled;
         }
         let Ok(addresses) = packet::ip::addresses(opened.text) else {
@@ -251,24 +242,21 @@ impl Device {
         source: SocketAddr,
         place: u32,
         session: Place,
-        datagrams: usize,
-        bytes: usize,
-        newest: bool,
-        data: bool,
+        heard: &Heard,
     ) {
         let peer = self.table.peer_mut(place);
-        peer.note_received(now, datagrams, bytes);
-        if data {
+        peer.note_received(now, heard.datagrams, heard.bytes);
+        if heard.data {
             peer.note_data_received(now);
         }
-        if newest {
+        if heard.newest {
             self.move_endpoint(place, source);
         }
         match session {
             Place::Next => self.confirm(now, place),
             Place::Current | Place::Previous => {}
         }
-        if data && self.table.peer(place).is_overdue(now) {
+        if heard.data && self.table.peer(place).is_overdue(now) {
             self.overdue = Some(now);
         }
         let peer = self.table.peer_mut(place);
@@ -352,7 +340,7 @@ impl Device {
         };
         let nonces = peer
             .current()
-            .and_then(|session| session.sealing.reserve(now, 1));
+            .and_then(|session| Sealing::reserve_from(&*session.sealing, now, 1));
         let Some(mut nonces) = nonces else {
             return false;
         };

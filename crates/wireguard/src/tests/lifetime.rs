@@ -338,7 +338,8 @@ fn halves_that_other_threads_use_do_the_same_as_the_device() {
         .expect("fresh");
     assert_eq!(opened.text[..60], bytes);
     let from = "203.0.113.1:1".parse().unwrap();
-    pair.devices[B].note_opened(now, from, index, 1, length, opened.newest, true);
+    let heard = Heard::one(index, length, opened.newest);
+    pair.devices[B].note_opened(now, from, &heard);
     assert_eq!(pair.endpoint(B), Some(from));
     pair.addresses[A] = from;
     pair.pass(SECOND * 11);

@@ -4,16 +4,17 @@
 //! everything else.
 
 use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use base64::Engine as _;
+use os::udp::{Batch, Envelope, Options, Socket};
 use wireguard::{COOKIE_REPLY, Device, INITIATION, PublicKey, RESPONSE, Random, StaticSecret};
 
-use crate::world::{Space, now, outer};
+use crate::world::{SHORT, Space, now, outer, within};
 
 /// What is sent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -27,6 +28,8 @@ pub(crate) enum Kind {
     Response,
     CookieReply,
     Transport,
+    /// An initiation of somebody who is known, which was answered before.
+    Replayed,
 }
 
 /// Datagrams a second.
@@ -34,6 +37,8 @@ pub(crate) enum Kind {
 pub(crate) struct Rates {
     pub(crate) valid: u32,
     pub(crate) wrong: u32,
+    /// Those that one call sends pass as one until they arrive; else each is sent by itself.
+    pub(crate) joined: bool,
 }
 
 /// Datagrams after which a flood has reached its victim.
@@ -45,14 +50,19 @@ pub(crate) struct Sent {
     pub(crate) datagrams: u64,
     pub(crate) bytes: u64,
     pub(crate) bytes_back: u64,
+    /// Handshakes that were answered.
+    pub(crate) responses: u64,
     pub(crate) time: Duration,
 }
 
 /// Sockets on many ports, and messages of many strangers.
 pub(crate) struct Generator {
-    sockets: Vec<UdpSocket>,
+    sockets: Vec<Socket>,
     to: SocketAddr,
+    victim: PublicKey,
     initiations: Vec<Vec<u8>>,
+    /// See [`Kind::Replayed`].
+    replayed: Option<Vec<u8>>,
 }
 
 impl Sent {
@@ -63,7 +73,7 @@ impl Sent {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const STRANGERS: [Self; 6] = [
         Self::Valid,
         Self::Wrong,
         Self::Short,
@@ -83,24 +93,42 @@ impl Generator {
         os::process::raise_descriptor_limit().expect("as many as we may have");
         let sockets = space.enter(|| {
             let any = SocketAddr::from((outer(0, to.is_ipv6()), 0));
-            let bind = || UdpSocket::bind(any).expect("a free port");
+            let bind = || Socket::bind(any, &Options::default()).expect("a free port");
             (0..PORTS).map(|_| bind()).collect::<Vec<_>>()
         });
-        for socket in &sockets {
-            socket.set_nonblocking(true).expect("a socket");
-        }
         let key = base64::engine::general_purpose::STANDARD.decode(public_key);
         let key = PublicKey(key.expect("wg prints keys").try_into().expect("32 bytes"));
         Self {
             sockets,
             to,
-            initiations: (0..STRANGERS).map(|_| initiation(key)).collect(),
+            victim: key,
+            initiations: (0..STRANGERS).map(|_| initiation(key, None)).collect(),
+            replayed: None,
         }
+    }
+
+    /// Shakes hands as whoever has `private_key`, and remembers how for [`Kind::Replayed`].
+    pub(crate) fn shake_hands(&mut self, private_key: &str) {
+        let key = base64::engine::general_purpose::STANDARD.decode(private_key.trim());
+        let key: [u8; 32] = key.expect("base64").try_into().expect("32 bytes");
+        let (mut sent, mut batch) = (Sent::default(), Batch::default());
+        // Under load, which does not end at once, it gets a cookie at first.
+        within(SHORT, "an answer to somebody who is known", || {
+            let message = initiation(self.victim, Some(StaticSecret::new(key)));
+            self.replayed = Some(message);
+            assert!(self.try_send(Kind::Replayed, 0, 1, &mut sent));
+            thread::sleep(TICK * 100);
+            self.collect(self.sockets.iter().take(1), &mut batch, &mut sent);
+            sent.responses > 0
+        });
     }
 
     /// Floods until `done`; `begun` turns true when the flood is under way.
     pub(crate) fn run(&self, rates: Rates, begun: &AtomicBool, done: &AtomicBool) -> Sent {
-        let mut sent = Sent::default();
+        let (mut sent, mut batch) = (Sent::default(), Batch::default());
+        for socket in &self.sockets {
+            socket.set_segments(rates.joined);
+        }
         let start = now();
         let mut passed = [0_u64; 2];
         let mut turns = 0;
@@ -112,11 +140,18 @@ impl Generator {
                 let due = due(time, rate);
                 // What a busy machine cannot send in time is left out.
                 let from = passed[count].max(due.saturating_sub(BURST));
-                (from..due).for_each(|number| self.send(kind, number, &mut sent));
+                for group in from / TOGETHER..due / TOGETHER {
+                    // A full queue is as good as a sent datagram here.
+                    let _sent = self.try_send(kind, group, TOGETHER, &mut sent);
+                }
                 passed[count] = due;
             }
             // Each socket has its turn in time.
-            self.collect(self.sockets.iter().skip(turns % 10).step_by(10), &mut sent);
+            self.collect(
+                self.sockets.iter().skip(turns % 10).step_by(10),
+                &mut batch,
+                &mut sent,
+            );
             turns += 1;
             begun.store(sent.datagrams >= UNDER_WAY, Ordering::Relaxed);
             thread::sleep(TICK);
@@ -127,20 +162,20 @@ impl Generator {
 
     /// Sends `count` datagrams of one kind and waits for answers until none came for `patience`.
     pub(crate) fn burst(&self, kind: Kind, count: u64, patience: Duration) -> Sent {
-        let mut sent = Sent::default();
+        let (mut sent, mut batch) = (Sent::default(), Batch::default());
         for number in 0..count {
-            while !self.try_send(kind, number, &mut sent) {
+            while !self.try_send(kind, number, 1, &mut sent) {
                 thread::sleep(TICK);
             }
             if number % BURST == 0 {
-                self.collect(self.sockets.iter(), &mut sent);
+                self.collect(self.sockets.iter(), &mut batch, &mut sent);
                 thread::sleep(TICK);
             }
         }
         let mut last = now();
         while now() - last < patience {
             let before = sent.bytes_back;
-            self.collect(self.sockets.iter(), &mut sent);
+            self.collect(self.sockets.iter(), &mut batch, &mut sent);
             if sent.bytes_back > before {
                 last = now();
             }
@@ -149,42 +184,54 @@ impl Generator {
         sent
     }
 
-    fn send(&self, kind: Kind, number: u64, sent: &mut Sent) {
-        // A full queue is as good as a sent datagram here.
-        let _sent = self.try_send(kind, number, sent);
-    }
-
-    fn try_send(&self, kind: Kind, number: u64, sent: &mut Sent) -> bool {
-        let number = usize::try_from(number).expect("64 bits");
-        let mut message = self.initiations[number % STRANGERS].clone();
-        match kind {
-            Kind::Valid => {}
-            Kind::Wrong => message[INITIATION - 20] ^= 1,
-            Kind::Short => message.truncate(INITIATION - 1),
-            Kind::Response => {
-                message[0] = 2;
-                message.truncate(RESPONSE);
+    /// Sends `count` messages by the socket of `number`; false when none was taken.
+    fn try_send(&self, kind: Kind, number: u64, count: u64, sent: &mut Sent) -> bool {
+        let place = |number: u64| usize::try_from(number).expect("64 bits");
+        let mut bytes = Vec::new();
+        let mut length = 0;
+        for message in number * count..(number + 1) * count {
+            let mut message = match (&self.replayed, kind) {
+                (Some(replayed), Kind::Replayed) => replayed.clone(),
+                _ => self.initiations[place(message) % STRANGERS].clone(),
+            };
+            match kind {
+                Kind::Valid | Kind::Replayed => {}
+                Kind::Wrong => message[INITIATION - 20] ^= 1,
+                Kind::Short => message.truncate(INITIATION - 1),
+                Kind::Response => {
+                    message[0] = 2;
+                    message.truncate(RESPONSE);
+                }
+                Kind::CookieReply => {
+                    message[0] = 3;
+                    message.truncate(COOKIE_REPLY);
+                }
+                Kind::Transport => message[0] = 4,
             }
-            Kind::CookieReply => {
-                message[0] = 3;
-                message.truncate(COOKIE_REPLY);
-            }
-            Kind::Transport => message[0] = 4,
+            length = message.len();
+            bytes.append(&mut message);
         }
-        let socket = &self.sockets[number % PORTS];
-        let Ok(length) = socket.send_to(&message, self.to) else {
+        let socket = &self.sockets[place(number) % PORTS];
+        let Ok(taken) = socket.send_run(&Envelope::to(self.to), &bytes, length) else {
             return false;
         };
-        sent.datagrams += 1;
-        sent.bytes += u64::try_from(length).expect("64 bits");
+        sent.datagrams += u64::try_from(taken / length).expect("64 bits");
+        sent.bytes += u64::try_from(taken).expect("64 bits");
         true
     }
 
-    fn collect<'s>(&self, sockets: impl Iterator<Item = &'s UdpSocket>, sent: &mut Sent) {
-        let mut buffer = [0; 2_048];
+    fn collect<'s>(
+        &self,
+        sockets: impl Iterator<Item = &'s Socket>,
+        batch: &mut Batch,
+        sent: &mut Sent,
+    ) {
         for socket in sockets {
-            while let Ok(length) = socket.recv(&mut buffer) {
-                sent.bytes_back += u64::try_from(length).expect("64 bits");
+            while socket.recv_batch(batch).is_ok() {
+                for datagram in batch.datagrams() {
+                    sent.bytes_back += u64::try_from(datagram.bytes.len()).expect("64 bits");
+                    sent.responses += u64::from(datagram.bytes.len() == RESPONSE);
+                }
             }
         }
     }
@@ -214,10 +261,12 @@ impl Random for SystemRandom {
     }
 }
 
-fn initiation(key: PublicKey) -> Vec<u8> {
+/// Makes one of `whom`, or of a stranger.
+fn initiation(key: PublicKey, whom: Option<StaticSecret>) -> Vec<u8> {
     let at: Instant = now();
     let mut device = Device::new(at, os::clock::wall(), Box::new(SystemRandom));
-    device.set_private_key(at, Some(StaticSecret::new(os::random::bytes())));
+    let whom = whom.unwrap_or_else(|| StaticSecret::new(os::random::bytes()));
+    device.set_private_key(at, Some(whom));
     let peer = device.add_peer(at, key).expect("a good key");
     device.set_endpoint(peer, Some(([192, 0, 2, 1], 1).into()));
     device.initiate(at, peer);
@@ -236,4 +285,6 @@ const PORTS: usize = 1_000;
 const STRANGERS: usize = 256;
 /// Datagrams of one kind sent in one go, at most.
 const BURST: u64 = 500;
+/// Datagrams of a flood that one call sends.
+const TOGETHER: u64 = 10;
 const TICK: Duration = Duration::from_millis(1);

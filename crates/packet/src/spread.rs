@@ -1,11 +1,15 @@
-//! Which lane of the TUN a flow has: one for both directions, so that it stays in order.
+//! Which of several queues a flow has: one for both directions, so that it stays in order.
 
 use std::net::IpAddr;
 
-use packet::flow::{Flow, Part, Transport};
+use crate::flow::{Flow, Part, Transport};
 
-/// Returns one of `count` places for the flow of a packet; `count` is not zero.
-pub(crate) fn place(packet: &[u8], count: usize) -> usize {
+/// Returns one of `count` places for the flow of a packet.
+///
+/// # Panics
+/// When `count` is zero.
+#[must_use]
+pub fn place(packet: &[u8], count: usize) -> usize {
     let hash = match Part::of(packet) {
         Some(
             Part::Opening(flow) | Part::Continuing(flow) | Part::Ending(flow) | Part::Error(flow),
@@ -19,7 +23,7 @@ pub(crate) fn place(packet: &[u8], count: usize) -> usize {
     usize::try_from(hash).map_or(0, |hash| hash % count)
 }
 
-/// Not keyed: who chooses ports so that they share a lane slows down nobody but that lane.
+/// Not keyed: who chooses ports so that they share a queue slows down nobody but that queue.
 fn hash_of(flow: &Flow) -> u32 {
     let (from, to) = match flow.transport {
         Transport::Tcp {
@@ -57,9 +61,8 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 mod tests {
     use std::{collections::BTreeSet, net::Ipv6Addr};
 
-    use packet::{ip, udp};
-
     use super::*;
+    use crate::{ip, udp};
 
     fn datagram(from: (IpAddr, u16), to: (IpAddr, u16)) -> Vec<u8> {
         let header = ip::Header {
@@ -82,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_has_one_lane_in_both_directions_and_flows_are_spread() {
+    fn a_flow_has_one_queue_in_both_directions_and_flows_are_spread() {
         for (one, other) in [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")] {
             let [one, other]: [IpAddr; 2] = [one, other].map(|text| text.parse().unwrap());
             let mut places = BTreeSet::new();
