@@ -20,7 +20,7 @@ use os::{
     udp::{Arrival, Batch, Datagram},
 };
 use tokio::{task, time};
-use wireguard::{Discard, Heard, KEEPALIVE, Sessions, transport_data};
+use wireguard::{Discard, Heard, KEEPALIVE, Sessions, scrub_stack, transport_data};
 
 use super::{Shared, Turn, core::Taken, onward::Onward};
 
@@ -213,6 +213,8 @@ impl Lane {
                 Some((session, Err(discard))) => Entry::Refused { session, discard },
             });
         }
+        drop(openers);
+        scrub_stack();
     }
 
     /// Reports what was opened, and learns from the node where each packet goes.

@@ -15,7 +15,7 @@ use node::On;
 use os::udp::{Envelope, Parcel, SendError, Socket};
 use packet::ecn::Ecn;
 use smallvec::SmallVec;
-use wireguard::{HEADER, Nonces, OVERHEAD, PeerId, Sealing, padded};
+use wireguard::{HEADER, Nonces, OVERHEAD, PeerId, Sealing, padded, scrub_stack};
 
 use super::{Shared, Turn};
 
@@ -136,6 +136,9 @@ impl Onward {
         }
         for group in &mut self.groups {
             group.nonces = None;
+        }
+        if !self.groups.is_empty() {
+            scrub_stack();
         }
     }
 

@@ -179,8 +179,11 @@ fn nonce(counter: u64) -> Nonce {
 
 /// Overwrites the stack that the calls before this one have used: moved values and the cipher leave
 /// copies of keys there, which nothing else erases in a thread that then waits.
+///
+/// The device does so itself after handshakes; a thread that opens or seals does it once for what
+/// it has handled together.
 #[inline(never)]
-pub(crate) fn scrub_stack() {
+pub fn scrub_stack() {
     std::hint::black_box(&mut [0_u64; SCRUBBED / 8]);
 }
 

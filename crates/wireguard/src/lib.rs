@@ -40,6 +40,7 @@ pub use agreement::Agreement;
 pub use allowance::Allowance;
 pub use allowed::Prefix;
 pub use constants::*;
+pub use crypto::scrub_stack;
 pub use details::{Details, SessionDetails};
 pub use device::Device;
 pub use discard::Discard;

@@ -43,7 +43,8 @@ impl Slots {
         &mut self.buffer[self.end..self.end + SLOT_MAX]
     }
 
-    /// Appends the packet of `length` bytes that was written into the slot; there must be room for more. It will be padded, but not beyond `mtu`.
+    /// Appends the packet of `length` bytes that was written into the slot, when they are not full.
+    /// It will be padded, but not beyond `mtu`.
     pub fn push(&mut self, length: usize, mtu: usize) {
         let total = padded(length).min(mtu.max(length)) + OVERHEAD;
         self.packets.push(Span {

@@ -21,7 +21,7 @@ use packet::{
     ecn::{self, Ecn, NotEct},
     ip,
 };
-use wireguard::{Discard, HEADER, Heard, KEEPALIVE, Sessions, transport_data};
+use wireguard::{Discard, HEADER, Heard, KEEPALIVE, Sessions, scrub_stack, transport_data};
 
 use super::{
     tap::{Copies, Verdict},
@@ -218,6 +218,8 @@ impl Opener {
                 });
             }
         }
+        drop(openers);
+        scrub_stack();
     }
 
     /// Reports what was opened, and discards what its sender may not send.

@@ -21,7 +21,7 @@ use packet::{
     ip,
     vnet::{self, Given},
 };
-use wireguard::{Discard, HEADER, Nonces, PeerId, Seal, Slots};
+use wireguard::{Discard, HEADER, Nonces, PeerId, Seal, Slots, scrub_stack};
 
 use super::{
     tunnel::{Path, State, Tunnel, Watchdog},
@@ -225,6 +225,7 @@ impl Sealer {
         // Empty groups keep no keys, only their room.
         self.groups = groups;
         self.groups.clear();
+        scrub_stack();
     }
 
     /// Finds the way of each packet; what has none yet goes to the device.

@@ -127,7 +127,7 @@ fn asks_for_nothing(count: &Count, what: &str, exchange: impl Fn(usize)) {
     let took = (now() - begun).as_secs_f64() / (begun - start).as_secs_f64();
     let [asked, idle] = [count.read() - before, before - idle];
     note(&format!(
-        "{what}: {asked} times in {ROUNDS} rounds, which took {took:.1} times as long as {idle} before"
+        "{what}: {asked} times in {ROUNDS} rounds; idle, in {took:.1} times less, {idle} times"
     ));
     let number = |count: u64| f64::from(u32::try_from(count).expect("few"));
     let rounds = f64::from(u32::try_from(ROUNDS).expect("few"));
