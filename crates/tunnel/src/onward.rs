@@ -88,8 +88,9 @@ impl Onward {
 
     /// Takes the nonces of all that is to be sealed, and tells the node so.
     ///
-    /// What others seal for the same peer meanwhile may leave before it, with later nonces: at most
-    /// one batch of each, which the window of the peer (8,128 with Linux) has room for.
+    /// What others seal for the same peer meanwhile may leave before it, with later nonces: all
+    /// that they send while this thread stands still. The window of the peer decides how long that
+    /// may be (8,128 datagrams with Linux, 1,024 with boringtun); what comes later is lost.
     pub(super) fn reserve<'d>(
         &mut self,
         turn: &mut Turn<'_>,
